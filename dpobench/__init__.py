@@ -1,0 +1,63 @@
+"""dpobench: which preference loss to train with, at which strength, and how sure that is."""
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
+
+# In a wheel the plugin folders are inside this package; in a checkout they are its siblings.
+if not (_here := _Path(__file__).resolve().parent).joinpath("variants").is_dir():
+    __path__.append(str(_here.parent))
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dpobench.checkpoint import Checkpoint
+    from dpobench.errors import DpobenchError, UserError
+    from dpobench.heldout import HeldOut, Prompt
+    from dpobench.pairs import Pairs, PerPair, PerToken, Side
+    from dpobench.registry import evaluator, judge, loss
+    from dpobench.scores import Metric
+
+# Public name -> the module that defines it. Resolved on first use, so that `dpobench --help` imports no torch.
+_PUBLIC = {
+    "Checkpoint": "checkpoint",
+    "DpobenchError": "errors",
+    "HeldOut": "heldout",
+    "Metric": "scores",
+    "Pairs": "pairs",
+    "PerPair": "pairs",
+    "PerToken": "pairs",
+    "Prompt": "heldout",
+    "Side": "pairs",
+    "UserError": "errors",
+    "evaluator": "registry",
+    "judge": "registry",
+    "loss": "registry",
+}
+
+__all__ = [
+    "Checkpoint",
+    "DpobenchError",
+    "HeldOut",
+    "Metric",
+    "Pairs",
+    "PerPair",
+    "PerToken",
+    "Prompt",
+    "Side",
+    "UserError",
+    "__version__",
+    "evaluator",
+    "judge",
+    "loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dpobench' has no attribute {name!r}")
+    return getattr(_import_module(f"dpobench.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,184 @@
+"""Models on disk: a policy beside the reference it started from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpobench.errors import DpobenchError, UserError
+from dpobench.store import digest, file_hash
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+# What makes a model: weights, shape, tokenizer, template. Generation defaults are left out: sampling is always explicit.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "added_tokens.json",
+)
+
+
+def model_hash(folder: Path) -> str:
+    """Content key of a model folder: weights, configuration and tokenizer."""
+    files = sorted({file for pattern in (*_WEIGHTS, *_TOKENIZER) for file in folder.glob(pattern)})
+    return digest([(file.name, file_hash(file)) for file in files])
+
+
+def resolve(name: str) -> Path:
+    """The local folder of a model.
+
+    Args:
+        name: a folder, or a hub name (downloaded unless `HF_HUB_OFFLINE` is set and it is not cached).
+
+    Raises:
+        UserError: neither is there, or the folder holds no safetensors.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name!r}: {folder} has no config.json; name the folder that save_pretrained wrote")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"model {name!r}: {folder} has no *.safetensors; convert it, pickled weights are not loaded")
+    return folder.resolve()
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"model {name!r}: no such folder; name a folder that save_pretrained wrote, or a hub name like 'org/model'"
+        )
+    try:
+        allowed = [*_WEIGHTS, *_TOKENIZER, "generation_config.json"]
+        return Path(snapshot_download(name, allow_patterns=allowed))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model {name!r}: no such folder, and the hub does not give it ({reason}); check the name, or name a local folder"
+        ) from error
+
+
+def load_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
+    """Load a causal language model for evaluation, dropout off.
+
+    Raises:
+        UserError: the architecture is not a causal language model, or a weight is not finite.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True
+        )
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"model {folder}: {str(error).strip().splitlines()[0]}; a decoder-only model is expected"
+        ) from error
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise UserError(f"model {folder}: {name} holds {bad} values that are not finite; take another checkpoint")
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        UserError: there is none, or it knows no end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise UserError(f"tokenizer {folder}: {str(error).strip().splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {folder}: it has no end token; set eos_token in its tokenizer_config.json")
+    return tokenizer
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose ids reach past the embedding.
+
+    Raises:
+        UserError: both sizes are named.
+    """
+    size, top = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if top >= size:
+        raise UserError(
+            f"the model has {size} embeddings, its tokenizer uses ids up to {top}; they do not belong together"
+        )
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> float:
+    """Save as an ordinary Hugging Face folder, load it again and compare.
+
+    Returns: the largest difference of the logits on a probe of eight tokens (0.0 as a rule).
+
+    Raises:
+        DpobenchError: the saved model answers differently.
+    """
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    dtype = next(model.parameters()).dtype
+    again = load_model(folder, device=str(model.device), dtype={v: k for k, v in DTYPES.items()}[dtype])
+    probe = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        difference = float((model(input_ids=probe).logits - again(input_ids=probe).logits).abs().max())
+    model.train(training)
+    if not difference <= 1e-5:
+        raise DpobenchError(f"{folder}: the saved model differs from the trained one by {difference:g} in its logits")
+    return difference
+
+
+@dataclass
+class Checkpoint:
+    """A policy beside the reference it started from.
+
+    Args:
+        folder: the policy, an ordinary Hugging Face folder.
+        reference_folder: the reference; the same folder where the reference itself is scored.
+        device: where both are loaded.
+        precision: "float32" or "bf16": how both are loaded.
+        run: what `run.json` says of the run: variant, params, strength, unit, seed; empty for the reference.
+    """
+
+    folder: Path
+    reference_folder: Path
+    device: str = "cpu"
+    precision: str = "float32"
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is the reference itself."""
+        return self.folder == self.reference_folder
+
+    @cached_property
+    def policy(self) -> Any:
+        """The policy, loaded once."""
+        return load_model(self.folder, device=self.device, dtype=self.precision)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The reference, loaded once."""
+        if self.is_reference:
+            return self.policy
+        return load_model(self.reference_folder, device=self.device, dtype=self.precision)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer both share."""
+        return load_tokenizer(self.reference_folder)

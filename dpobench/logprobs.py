@@ -1,0 +1,129 @@
+"""Log-probabilities of completions under a model: the head at completion positions only, softmax in float32."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dpobench.errors import DpobenchError
+from dpobench.tokens import TokenPair
+
+Sequences = Sequence[tuple[Any, Any]]
+
+
+class Batch:
+    """Prompts and completions as one right-padded block.
+
+    Args:
+        sequences: N pairs of prompt ids and completion ids.
+        device: where the tensors live.
+
+    Attributes:
+        ids: token ids, shape [N, S].
+        attention: true at tokens, shape [N, S].
+        rows: row of each completion token, shape [K].
+        positions: position whose output predicts it, shape [K].
+        targets: its id, shape [K].
+        mask: true where `scatter` puts a value, shape [N, T].
+    """
+
+    def __init__(self, sequences: Sequences, device: torch.device | str = "cpu") -> None:
+        lengths = np.array([[len(prompt), len(completion)] for prompt, completion in sequences])
+        if (lengths < 1).any():
+            raise DpobenchError("a prompt or a completion has no tokens; nothing could be predicted from or of it")
+        ids = np.zeros((len(sequences), int(lengths.sum(1).max())), dtype=np.int64)
+        for row, (prompt, completion) in enumerate(sequences):
+            ids[row, : len(prompt)] = prompt
+            ids[row, len(prompt) : len(prompt) + len(completion)] = completion
+        ends = lengths.sum(1)
+        steps = np.arange(ids.shape[1])
+        predicts = (steps >= lengths[:, :1] - 1) & (steps < ends[:, None] - 1)
+        rows, positions = predicts.nonzero()
+        self.ids: Int[Tensor, "N S"] = torch.from_numpy(ids).to(device)
+        self.attention: Bool[Tensor, "N S"] = torch.from_numpy(steps < ends[:, None]).to(device)
+        self.rows: Int[Tensor, " K"] = torch.from_numpy(rows).to(device)
+        self.positions: Int[Tensor, " K"] = torch.from_numpy(positions).to(device)
+        self.targets: Int[Tensor, " K"] = torch.from_numpy(ids[rows, positions + 1]).to(device)
+        self.mask: Bool[Tensor, "N T"] = torch.from_numpy(np.arange(lengths[:, 1].max()) < lengths[:, 1:]).to(device)
+
+    def scatter(self, values: Float[Tensor, " K"]) -> Float[Tensor, "N T"]:
+        """Lay one value per completion token out as rows, zero elsewhere; differentiable."""
+        return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+
+
+@contextlib.contextmanager
+def _only(model: Any, batch: Batch) -> Iterator[list[Tensor]]:
+    """While open, the model's head sees the hidden states of completion tokens only.
+
+    The hook sits before the head, so whatever the architecture does after it (soft-capping, scaling) still applies.
+    Yields: a list that receives those hidden states, shape [1, K, H].
+    """
+    seen: list[Tensor] = []
+
+    def select(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(arguments[0][batch.rows, batch.positions].unsqueeze(0))
+        return (seen[-1], *arguments[1:])
+
+    inner = getattr(model, "module", model)
+    handle = inner.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def completion_logits(model: Any, batch: Batch) -> Float[Tensor, "K V"]:
+    """Logits at the positions that predict completion tokens, in the model's dtype."""
+    with _only(model, batch):
+        out = model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+    return out.logits[0]
+
+
+def completion_logps(model: Any, batch: Batch) -> Float[Tensor, "N T"]:
+    """Log-probability of every completion token, nats, float32 (float64 for a float64 model); zero where `batch.mask` is false."""
+    logits = completion_logits(model, batch)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return batch.scatter(-torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
+
+
+def pair_batch(pairs: Sequence[TokenPair], device: torch.device | str = "cpu") -> Batch:
+    """The chosen sides of B pairs, then their rejected sides, as one batch of 2B rows."""
+    chosen = [(pair.prompt, pair.chosen) for pair in pairs]
+    return Batch(chosen + [(pair.prompt, pair.rejected) for pair in pairs], device)
+
+
+def by_tokens(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Group indices so that a padded group stays within a token budget; equal lengths meet, so little is padding.
+
+    Args:
+        sizes: tokens of each item.
+        budget: most tokens of a group, padding counted; a larger item stands alone.
+
+    Returns: groups of indices, longest first, deterministic for given sizes.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        if groups and (len(groups[-1]) + 1) * sizes[groups[-1][0]] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+@torch.no_grad()
+def score_sequences(model: Any, sequences: Sequences, budget: int = 8192) -> list[np.ndarray]:
+    """Log-probability of every completion token, nats.
+
+    Returns: one float32 array per sequence, of the completion's length.
+    """
+    scored: list[np.ndarray] = [np.empty(0, np.float32)] * len(sequences)
+    for group in by_tokens([len(p) + len(c) for p, c in sequences], budget):
+        batch = Batch([sequences[i] for i in group], model.device)
+        values, mask = completion_logps(model, batch).float().cpu().numpy(), batch.mask.cpu().numpy()
+        for row, index in enumerate(group):
+            scored[index] = values[row][mask[row]]
+    return scored

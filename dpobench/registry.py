@@ -1,0 +1,434 @@
+"""Where losses, evaluators and judges are found: one file each, named by the function it decorates.
+
+Files are first *read* (their syntax tree, not their code), so that listing names or guessing at a typing mistake imports
+neither torch nor a stranger's code; a file is imported when its plugin is asked for.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Literal, TypeVar
+
+from dpobench.errors import PluginRefused, UnknownName, UserError
+
+Unit = Literal["nat", "nat per token", "target nat", "target nat per token", "weight"]
+Gradient = Literal["monotone", "target", "free"]
+
+UNITS: Mapping[str, str] = MappingProxyType(
+    {
+        "nat": "per nat of summed log-ratio",
+        "nat per token": "per nat of mean log-ratio per token",
+        "target nat": "sets a target margin in summed nats",
+        "target nat per token": "sets a target margin in nats per token",
+        "weight": "weight beside another term",
+    }
+)
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The values a number may take, as in `(0, inf)` or `[0, 0.5)`."""
+
+    text: str
+
+    @cached_property
+    def _parts(self) -> tuple[bool, float, float, bool]:
+        match = re.fullmatch(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])", self.text)
+        if match is None:
+            raise PluginRefused(f"{self.text!r} is no interval; write for example '(0, inf)' or '[0, 0.5)'")
+        return match[1] == "[", float(match[2]), float(match[3]), match[4] == "]"
+
+    def __contains__(self, value: float) -> bool:
+        closed_low, low, high, closed_high = self._parts
+        above = value >= low if closed_low else value > low
+        below = value <= high if closed_high else value < high
+        return math.isfinite(value) and above and below
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One hyper-parameter of a plugin: a keyword-only argument of its function."""
+
+    name: str
+    default: Any
+    bounds: Interval | None = None
+    grid: tuple[float, ...] = ()
+
+    def accept(self, value: Any, owner: str) -> Any:
+        """Return the value with the type of the default.
+
+        Raises:
+            UserError: the value has another type or lies out of bounds.
+        """
+        kind = type(self.default)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind is not type(None) and type(value) is not kind:
+            raise UserError(f"{owner}.{self.name} = {value!r}: a {kind.__name__} is expected, as in {self.default!r}")
+        if self.bounds is not None and value not in self.bounds:
+            raise UserError(f"{owner}.{self.name} = {value!r}: outside {self.bounds.text}")
+        return value
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A registered function together with what its decorator declared."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    declared: Mapping[str, Any]
+    file: Path
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Keyword-only arguments of the function, by name."""
+        bounds, grids = self.declared.get("bounds") or {}, self.declared.get("grids") or {}
+        found = {}
+        for name, argument in inspect.signature(self.function).parameters.items():
+            if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
+                continue
+            if argument.default is inspect.Parameter.empty:
+                raise PluginRefused(f"{self.kind} {self.name!r} ({self.file.name}): parameter {name!r} has no default")
+            interval = Interval(bounds[name]) if name in bounds else None
+            found[name] = Parameter(name, argument.default, interval, tuple(grids.get(name, ())))
+        return MappingProxyType(found)
+
+    @cached_property
+    def doc(self) -> str:
+        """Docstring, without indentation."""
+        return inspect.getdoc(self.function) or ""
+
+    @cached_property
+    def code_hash(self) -> str:
+        """Hash of the file's syntax tree: comments and layout do not change it, code does."""
+        tree = ast.parse(self.file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    value.value = ""
+        return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete and check hyper-parameters.
+
+        Returns: every keyword-only argument with its value, in the order of the signature.
+
+        Raises:
+            UserError: an unknown name, a wrong type or a value out of bounds.
+        """
+        for name in params:
+            if name not in self.parameters:
+                raise UnknownName(f"parameter of {self.name}", name, self.parameters)
+        return {p.name: p.accept(params.get(p.name, p.default), self.name) for p in self.parameters.values()}
+
+
+@dataclass(frozen=True)
+class Variant(Plugin):
+    """A registered preference loss."""
+
+    @property
+    def strength(self) -> str:
+        """Name of the parameter that `--beta-grid` sets."""
+        return str(self.declared["strength"])
+
+    @property
+    def beta_grid(self) -> tuple[float, ...]:
+        """The loss's own grid over its strength."""
+        return tuple(self.declared["beta_grid"])
+
+    @property
+    def unit(self) -> str:
+        """Unit of the strength, a key of `UNITS`."""
+        return str(self.declared["unit"])
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of the batch."""
+        return bool(self.declared["couples_batch"])
+
+    def bind(self, **params: Any) -> "Bound":
+        """Fix the hyper-parameters.
+
+        Raises:
+            UserError: an unknown name, a wrong type or a value out of bounds.
+        """
+        return Bound(self, MappingProxyType(self.arguments(params)))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A preference loss with its hyper-parameters fixed: `Pairs` in, one loss per pair out."""
+
+    variant: Variant
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, pairs: Any) -> Any:
+        """Loss of each pair, shape [B]."""
+        return self.variant.function(pairs, **self.params)
+
+    @property
+    def start(self) -> float | None:
+        """Declared loss per pair where the policy equals the reference; None where nothing is declared."""
+        declared = self.variant.declared["start"]
+        if not callable(declared):
+            return None if declared is None else float(declared)
+        wanted = inspect.signature(declared).parameters
+        return float(declared(**{name: self.params[name] for name in wanted}))
+
+
+def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
+    *,
+    source: str,
+    beta_grid: Sequence[float],
+    strength: str = "beta",
+    unit: Unit = "nat",
+    gradient: Gradient = "monotone",
+    reference: bool = True,
+    couples_batch: bool = False,
+    start: float | Callable[..., float] | None = None,
+    grids: Mapping[str, Sequence[float]] | None = None,
+    bounds: Mapping[str, str] | None = None,
+) -> Callable[[_Function], _Function]:
+    """Register a preference loss under the name of the decorated function.
+
+    The function maps `Pairs` and keyword-only hyper-parameters to one loss per pair. What is declared here is verified by
+    `dpobench.testing`, not trusted.
+
+    Args:
+        source: paper and equation, or "as implemented by ...".
+        beta_grid: the loss's own grid over its strength, in its own unit.
+        strength: name of the hyper-parameter that sets the strength.
+        unit: what one unit of the strength means; see `UNITS`.
+        gradient: "monotone" never pushes the chosen down or the rejected up; "target" reverses past a finite margin;
+            "free" promises neither.
+        reference: whether the value depends on the reference.
+        couples_batch: whether the loss of a pair depends on the other pairs.
+        start: loss per pair at policy = reference, a number or a function of hyper-parameters.
+        grids: grids of further hyper-parameters.
+        bounds: intervals of hyper-parameters; the strength is in "(0, inf)" unless said otherwise.
+    """
+    declared = {
+        "source": source,
+        "beta_grid": tuple(beta_grid),
+        "strength": strength,
+        "unit": unit,
+        "gradient": gradient,
+        "reference": reference,
+        "couples_batch": couples_batch,
+        "start": start,
+        "grids": {strength: tuple(beta_grid), **(grids or {})},
+        "bounds": {strength: "(0, inf)", **(bounds or {})},
+    }
+    return _declare("variant", declared)
+
+
+def evaluator(*, metrics: Mapping[str, Any], needs: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+    """Register an evaluator: `(checkpoint, held_out, **settings)` to a table of scores, one row per prompt and draw.
+
+    Args:
+        metrics: name of each metric to its `Metric` (unit, direction, role); "*" stands for names known only at run time.
+        needs: what must be there: "judge", "pairs", "tasks". An evaluator whose needs are not met is left out, and the
+            report says so.
+    """
+    return _declare("evaluator", {"metrics": dict(metrics), "needs": tuple(needs)})
+
+
+def judge(*, pointwise: bool, needs: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+    """Register a judge.
+
+    Args:
+        pointwise: true if the function maps prompts and completions to scores, false if it compares two completions.
+        needs: what must be there, as for an evaluator.
+    """
+    return _declare("judge", {"pointwise": pointwise, "needs": tuple(needs)})
+
+
+def _declare(kind: str, declared: Mapping[str, Any]) -> Callable[[_Function], _Function]:
+    def mark(function: _Function) -> _Function:
+        function.__dpobench__ = (kind, declared)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+_DECORATORS = {"variant": "loss", "evaluator": "evaluator", "judge": "judge"}
+
+
+def _decorated(file: Path, decorator: str) -> Iterator[str]:
+    """Names of the functions of a file that wear the decorator; read from the syntax tree."""
+    for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+        if isinstance(node, ast.FunctionDef):
+            for mark in node.decorator_list:
+                target = mark.func if isinstance(mark, ast.Call) else mark
+                if getattr(target, "id", getattr(target, "attr", None)) == decorator:
+                    yield node.name
+
+
+@dataclass
+class Registry:
+    """All plugins of one kind: the folder's files, installed entry points, and files named by the user.
+
+    Args:
+        kind: "variant", "evaluator" or "judge".
+        package: dotted name of the folder, as importable.
+        required: whether an empty folder is an error.
+    """
+
+    kind: str
+    package: str
+    required: bool = True
+    extra_files: list[Path] = field(default_factory=list)
+    broken: dict[Path, str] = field(default_factory=dict)
+    _loaded: dict[str, Plugin] = field(default_factory=dict)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Folder of the shipped plugins."""
+        package, _, rest = self.package.partition(".")
+        for root in importlib.import_module(package).__path__:
+            if (found := Path(root, *rest.split("."))).is_dir():
+                return found
+        raise UserError(
+            f"the folder {self.package.replace('.', '/')} is missing from this installation; reinstall dpobench"
+        )
+
+    def sources(self) -> dict[str, Path | importlib.metadata.EntryPoint]:
+        """Where each name comes from.
+
+        Raises:
+            PluginRefused: two sources claim one name, a name is not allowed, or the shipped folder is empty.
+        """
+        found: dict[str, Path | importlib.metadata.EntryPoint] = {}
+        for file in [*sorted(self.folder.glob("*.py")), *self.extra_files]:
+            try:
+                names = list(_decorated(file, _DECORATORS[self.kind]))
+            except (SyntaxError, UnicodeDecodeError) as error:
+                self.broken[file] = f"cannot be read: {error}"
+                continue
+            for name in names:
+                self._claim(found, name, file)
+        if not found and self.required:
+            raise PluginRefused(
+                f"no {self.kind} found in {self.folder}; is another package called {self.package!r} in the way?"
+            )
+        for point in importlib.metadata.entry_points(group=f"dpobench.{self.kind}s"):
+            self._claim(found, point.name, point)
+        return found
+
+    def _claim(self, found: dict[str, Any], name: str, source: Any) -> None:
+        if not NAME.fullmatch(name):
+            raise PluginRefused(f"{source}: {name!r} is no {self.kind} name; use lower case, digits and underscores")
+        if name in found and found[name] != source:
+            raise PluginRefused(f"{self.kind} {name!r} is defined twice: in {found[name]} and in {source}")
+        found[name] = source
+
+    def names(self) -> list[str]:
+        """All names, sorted; nothing is imported."""
+        return sorted(self.sources())
+
+    def add_file(self, file: Path) -> list[str]:
+        """Add a user's file.
+
+        Returns: the names it registers.
+
+        Raises:
+            UserError: no such file, it cannot be read, or it registers nothing of this kind.
+        """
+        file = file.resolve()
+        if not file.is_file():
+            raise UserError(f"plugin {file}: no such file")
+        try:
+            names = list(_decorated(file, _DECORATORS[self.kind]))
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise PluginRefused(f"plugin {file.name} cannot be read: {error}") from error
+        if not names:
+            raise PluginRefused(f"plugin {file.name} has no function decorated with @{_DECORATORS[self.kind]}(...)")
+        if file not in self.extra_files:
+            self.extra_files.append(file)
+        self.sources()
+        return names
+
+    def get(self, name: str) -> Any:
+        """Load a plugin.
+
+        Raises:
+            UnknownName: nobody registered the name.
+            PluginRefused: its file does not import, or does not define it.
+        """
+        sources = self.sources()
+        if name not in sources:
+            broken = "".join(f" ({file.name} {why})" for file, why in self.broken.items())
+            raise UnknownName(self.kind, name, sources, broken)
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name, sources[name])
+        return self._loaded[name]
+
+    def _load(self, name: str, source: Path | importlib.metadata.EntryPoint) -> Plugin:
+        try:
+            function = source.load() if not isinstance(source, Path) else getattr(self._module(source), name)
+        except Exception as error:
+            raise PluginRefused(
+                f"{self.kind} {name!r} ({source}) does not import: {type(error).__name__}: {error}"
+            ) from error
+        kind, declared = getattr(function, "__dpobench__", (None, {}))
+        if kind != self.kind or function.__name__ != name:
+            raise PluginRefused(f"{source}: {name!r} is not a function decorated with @{_DECORATORS[self.kind]}(...)")
+        file = source if isinstance(source, Path) else Path(inspect.getfile(function))
+        cls = Variant if self.kind == "variant" else Plugin
+        plugin = cls(self.kind, name, function, MappingProxyType(dict(declared)), file)
+        if len(_positional(function)) != _POSITIONAL[self.kind]:
+            raise PluginRefused(
+                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position; see the docs of @{_DECORATORS[self.kind]}"
+            )
+        for declared_name in [*plugin.declared.get("bounds", ()), *plugin.declared.get("grids", ())]:
+            if declared_name not in plugin.parameters:
+                raise PluginRefused(
+                    f"{self.kind} {name!r} ({file.name}) declares {declared_name!r}, which its function does not take"
+                )
+        return plugin
+
+    def _module(self, file: Path) -> ModuleType:
+        if file.parent == self.folder:
+            return importlib.import_module(f"{self.package}.{file.stem}")
+        module_name = f"dpobench_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        if module_name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(module_name, file)
+            if spec is None or spec.loader is None:
+                raise PluginRefused(f"{file} is no Python file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[module_name]
+                raise
+        return sys.modules[module_name]
+
+
+_POSITIONAL = {"variant": 1, "evaluator": 2, "judge": 2}
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+
+
+variants = Registry("variant", "dpobench.variants")
+evaluators = Registry("evaluator", "dpobench.evals")
+judges = Registry("judge", "dpobench.evals.judges")

@@ -1,0 +1,298 @@
+"""The one training harness: every variant, the same start, the same data in the same order, the same optimizer.
+
+The main path is `train`: load the start policy, then for every step take the batch that `batch_at` names, let `step.gradient` add the
+gradient of the mean loss, clip, move, log. What a loss may change is the value per pair, nothing else.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpobench import checkpoint, store
+from dpobench.errors import Diverged, DpobenchError, UserError
+from dpobench.experiment import Run
+from dpobench.logprobs import completion_logps, pair_batch
+from dpobench.pairs import Pairs
+from dpobench.registry import Bound
+from dpobench.step import Step, at_start, gradient, pairs_of
+from dpobench.tokens import TokenPair
+
+Progress = Callable[[dict[str, Any]], None]
+_STATE = ("exp_avg", "exp_avg_sq")
+
+
+@lru_cache(maxsize=8)
+def order(seed: int, epoch: int, pairs: int) -> np.ndarray:
+    """Order of the pairs in an epoch: a pure function of seed and epoch, alike for every variant."""
+    return np.random.default_rng([seed, epoch]).permutation(pairs)
+
+
+def batch_at(step: int, batch: int, pairs: int, seed: int) -> list[int]:
+    """Indices of the pairs of a step; epochs follow each other without a gap, so that every batch is full."""
+    first = step * batch
+    return [int(order(seed, place // pairs, pairs)[place % pairs]) for place in range(first, first + batch)]
+
+
+@dataclass
+class Trained:
+    """What a training leaves beside its checkpoint and log.
+
+    Args:
+        steps: optimizer steps taken.
+        tokens: tokens of all sides that were computed, prompts once per side.
+        seconds: wall time of the steps.
+        checks: step-0 and reload figures.
+        flags: what a reader should know, in words.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    checks: dict[str, float | None] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a long run keeps its resumable state, and every how many seconds."""
+
+    folder: Path
+    every: float = 600.0
+
+
+def accelerator_for(device: str, precision: str) -> Any:
+    """Accelerate's device, precision and collectives; its data loading and state files are not used."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    mixed = "bf16" if precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+
+
+def load_policy(folder: Path, accelerator: Any) -> tuple[Any, torch.optim.AdamW]:
+    """The start policy in float32 with its optimizer, dropout off: a policy must equal its reference at step 0."""
+    model = checkpoint.load_model(folder, device=str(accelerator.device))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return accelerator.prepare(model, optimizer)
+
+
+def train(
+    run: Run,
+    bound: Bound,
+    pairs: Sequence[TokenPair],
+    start: Path,
+    target: Path,
+    *,
+    accelerator: Any,
+    saving: Saving | None = None,
+    progress: Progress = lambda row: None,
+) -> Trained:
+    """Train one run.
+
+    Args:
+        run: what to train.
+        bound: its loss.
+        pairs: training pairs with the reference's log-probabilities.
+        start: folder of the start policy.
+        target: folder to fill with `checkpoint/` and `log.jsonl`.
+        accelerator: from `accelerator_for`.
+        saving: where a long run keeps a state to go on from after a kill; None keeps none.
+        progress: called with every row of the log.
+
+    Raises:
+        Diverged: a loss or gradient is not finite; the log up to there lies in `target`.
+        DpobenchError: at step 0 the policy does not equal the reference.
+        UserError: the batch does not divide by the number of processes, or there are fewer pairs than a batch.
+    """
+    recipe = run.recipe
+    _check_size(recipe.batch, len(pairs), accelerator.num_processes)
+    model, optimizer = load_policy(start, accelerator)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = recipe.weight_decay
+    steps = recipe.steps(len(pairs))
+    first, result, log = _resume(saving, model, optimizer, accelerator)
+    saved = time.monotonic()
+    for step in range(first, steps):
+        began = time.monotonic()
+        torch.manual_seed(int(store.digest("step", run.seed, step), 16))
+        rows = [pairs[i] for i in batch_at(step, recipe.batch, len(pairs), run.seed)]
+        if step == 0:
+            result.checks |= check_start(model, bound, rows[: min(len(rows), 8)], accelerator)
+        seen = gradient(model, bound, rows, accelerator, recipe.micro_batch_tokens)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), recipe.clip))
+        rate = recipe.rate(step, steps, run.learning_rate)
+        log.append(_log_row(step, seen, norm, rate, bound, time.monotonic() - began))
+        if not np.isfinite(log[-1]["loss"]) or not np.isfinite(norm):
+            _write_log(target, log, accelerator)
+            raise Diverged(step, "loss" if not np.isfinite(log[-1]["loss"]) else "gradient")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        log[-1]["seconds"] = round(time.monotonic() - began, 4)
+        result.seconds += log[-1]["seconds"]
+        progress(log[-1])
+        if saving and time.monotonic() - saved > saving.every:
+            _save_state(saving.folder, step + 1, model, optimizer, {"log": log, "result": asdict(result)}, accelerator)
+            saved = time.monotonic()
+    result.steps, result.tokens = steps, sum(row["tokens"] for row in log)
+    result.flags = flags(log, recipe.clip)
+    _finish(model, start, target, log, accelerator, result)
+    return result
+
+
+def _check_size(batch: int, pairs: int, world: int) -> None:
+    if batch % world:
+        raise UserError(f"recipe.batch = {batch} does not divide among {world} processes; choose a multiple of {world}")
+    if pairs < batch:
+        raise UserError(f"recipe.batch = {batch}, but there are {pairs} training pairs; choose a smaller batch")
+
+
+def check_start(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any) -> dict[str, float | None]:
+    """Before the first step the policy is the reference: margins are 0 and the loss has its start value.
+
+    Returns: `start_margin` (largest margin per token, nats), `start_loss`, `start_declared`.
+
+    Raises:
+        DpobenchError: they are not; the reference's log-probabilities belong to something else.
+    """
+    with torch.no_grad(), accelerator.autocast():
+        batch = pair_batch(rows, accelerator.device)
+        pairs = pairs_of(completion_logps(model, batch), batch, rows)
+        loss, expected = float(bound(pairs).mean()), float(bound(at_start(pairs)).mean())
+    slack = 2e-5 if run_precision(accelerator) == "float32" else 5e-2
+    margin = float((pairs.margin.abs() / (pairs.chosen.length + pairs.rejected.length)).max())
+    declared = bound.start
+    if not margin <= slack:
+        raise DpobenchError(
+            f"at step 0 a margin is {margin:.3g} nats a token, not 0: the reference log-probabilities are not this model's"
+        )
+    moved = _tolerance(bound, pairs, slack)
+    for name, value in (("its value at policy = reference", expected), ("its declared start", declared)):
+        if value is not None and not abs(loss - value) <= moved:
+            raise DpobenchError(f"at step 0 {bound.variant.name} is {loss:.6g}; {name} is {value:.6g}")
+    return {"start_margin": margin, "start_loss": loss, "start_declared": declared}
+
+
+def run_precision(accelerator: Any) -> str:
+    """Precision of the arithmetic."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "float32"
+
+
+def _tolerance(bound: Bound, pairs: Pairs, slack: float) -> float:
+    """How far the loss may move when every token's log-probability moves by `slack`."""
+    start = at_start(pairs)
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(
+            bound(start).mean(), (start.chosen.policy, start.rejected.policy), allow_unused=True
+        )
+    return 1e-5 + slack * sum(float(slope.abs().sum()) for slope in slopes if slope is not None)
+
+
+def _log_row(step: int, seen: Step, norm: float, rate: float, bound: Bound, seconds: float) -> dict[str, Any]:
+    """One line of the log: means over the global batch, gathered over processes and micro-batches."""
+    values = {name: value.double().cpu() for name, value in seen.values.items()}
+    margin, mean = values["margin"], {name: float(value.mean()) for name, value in values.items()}
+    factor = float(bound.params[bound.variant.strength]) if bound.variant.unit == "nat" else 1.0
+    return {
+        "step": step,
+        "loss": mean["loss"],
+        "margin": mean["margin"],
+        "accuracy": float((margin > 0).double().mean()),
+        "ties": float((margin == 0).double().mean()),
+        "reward_chosen": factor * mean["chosen_logratio"],
+        "reward_rejected": factor * mean["rejected_logratio"],
+        "reward_beta": factor,
+        "chosen_logp": mean["chosen_logp"],
+        "rejected_logp": mean["rejected_logp"],
+        "chosen_logratio": mean["chosen_logratio"],
+        "rejected_logratio": mean["rejected_logratio"],
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "saturation": float((values["slope"] < 0.01 * values["slope_at_start"]).double().mean()),
+        "tokens": seen.tokens,
+        "tokens_per_s": round(seen.tokens / max(seconds, 1e-9), 1),
+    }
+
+
+def flags(log: Sequence[dict[str, Any]], clip: float) -> list[str]:
+    """What a reader of the report should know about a training, in words."""
+    found = []
+    clipped = sum(row["gradient_norm"] > clip for row in log) / len(log)
+    if clipped > 0.9:
+        found.append(
+            f"gradient clipped at {clipped:.0%} of the steps: the learning rate, not the loss, set the step size"
+        )
+    if log[-1]["loss"] > 10 * abs(log[0]["loss"]) + 1:
+        found.append(f"loss rose from {log[0]['loss']:.3g} to {log[-1]['loss']:.3g}: unstable")
+    tail = log[-max(1, len(log) // 5) :]
+    if np.mean([row["saturation"] for row in tail]) > 0.5:
+        found.append(
+            "more than half the pairs were saturated (pull below 1 % of its start) in the last fifth of the steps"
+        )
+    if np.mean([row["chosen_logratio"] for row in tail]) < -1.0:
+        found.append("the likelihood of chosen answers fell below the reference's")
+    return found
+
+
+def _finish(
+    model: Any, start: Path, target: Path, log: list[dict[str, Any]], accelerator: Any, result: Trained
+) -> None:
+    if accelerator.is_main_process:
+        _write_log(target, log, accelerator)
+        tokenizer = checkpoint.load_tokenizer(start)
+        result.checks["reload_max_difference"] = checkpoint.save(
+            accelerator.unwrap_model(model), tokenizer, target / "checkpoint"
+        )
+    accelerator.wait_for_everyone()
+
+
+def _write_log(target: Path, log: list[dict[str, Any]], accelerator: Any) -> None:
+    if accelerator.is_main_process:
+        store.write_bytes(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log).encode())
+
+
+def _save_state(folder: Path, step: int, model: Any, optimizer: Any, note: dict[str, Any], accelerator: Any) -> None:
+    """Keep weights, optimizer moments, step and log, so that a killed run goes on to the same numbers, bit for bit."""
+    if accelerator.is_main_process:
+        inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
+        tensors = {f"weight.{name}": value.detach().contiguous() for name, value in inner.named_parameters()}
+        for name, weight in inner.named_parameters():
+            tensors |= {f"{kind}.{name}": base.state[weight][kind] for kind in _STATE}
+        with store.building(folder) as part:
+            save_file(tensors, part / "state.safetensors")
+            store.write_json(part / "state.json", {"step": step, **note})
+            store.seal(part)
+    accelerator.wait_for_everyone()
+
+
+def _resume(
+    saving: Saving | None, model: Any, optimizer: Any, accelerator: Any
+) -> tuple[int, Trained, list[dict[str, Any]]]:
+    """Load a state that was kept whole; start over where there is none."""
+    if saving is None or not store.sealed(saving.folder):
+        return 0, Trained(), []
+    store.verify(saving.folder)
+    note = store.read_json(saving.folder / "state.json")
+    tensors = load_file(saving.folder / "state.safetensors", device=str(accelerator.device))
+    inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
+    with torch.no_grad():
+        for name, weight in inner.named_parameters():
+            weight.copy_(tensors[f"weight.{name}"])
+            step = torch.tensor(float(note["step"]), device=accelerator.device)
+            base.state[weight] = {"step": step, **{kind: tensors[f"{kind}.{name}"] for kind in _STATE}}
+    return note["step"], Trained(**note["result"]), note["log"]
