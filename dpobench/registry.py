@@ -342,6 +342,19 @@ class Registry:
         """All names, sorted; nothing is imported."""
         return sorted(self.sources())
 
+    def holds(self, file: Path) -> bool:
+        """Whether a user's file registers something of this kind.
+
+        Raises:
+            UserError: no such file, or it is no Python.
+        """
+        if not file.is_file():
+            raise UserError(f"plugin {file}: no such file")
+        try:
+            return any(_decorated(file, _DECORATORS[self.kind]))
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise PluginRefused(f"plugin {file.name} cannot be read: {error}") from error
+
     def add_file(self, file: Path) -> list[str]:
         """Add a user's file.
 

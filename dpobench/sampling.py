@@ -1,6 +1,7 @@
 """Answers drawn from a model: settings explicit, the same prompts in the same batches for every checkpoint."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,18 +55,35 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sett
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    out = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        do_sample=True,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        num_beams=1,
-        repetition_penalty=1.0,
-        max_new_tokens=settings.max_new_tokens,
-        pad_token_id=end,
-        eos_token_id=end,
-    )
+    with _no_generation_defaults(model):
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=True,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=end,
+            eos_token_id=end,
+        )
     answers = out[:, width:].tolist()
     return [answer[: answer.index(end) + 1] if end in answer else answer for answer in answers]
+
+
+@contextlib.contextmanager
+def _no_generation_defaults(model: Any) -> Iterator[None]:
+    """While open, the model's own generation defaults are off.
+
+    `generate` fills from them whatever its caller leaves unset (`min_p`, `no_repeat_ngram_size`, `suppress_tokens`, ...), also
+    where it is given a whole GenerationConfig.
+    """
+    from transformers import GenerationConfig
+
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept

@@ -82,15 +82,30 @@ def building(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(part: Path, target: Path) -> None:
+    """Make a folder durable and move it to its place by one rename, replacing what stood there."""
+    for file in part.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    if target.exists():
+        old = part.with_name(f".{target.name}.old.part")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old)
+    else:
+        part.rename(target)
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def sweep_parts(folder: Path) -> None:

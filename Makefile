@@ -1,0 +1,47 @@
+# Each target first makes .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := results/demo
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check wheel bench gpu clean help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## run the main job on the embedded default and write a report
+	$(BIN)/dpobench run --variants dpo,ipo,cdpo --beta-grid --preset small --out $(DEMO) $(ARGS)
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: $(STAMP) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dpobench variants evals
+
+wheel: $(STAMP) ## build the wheel, install it elsewhere, run the demo's tiny preset from another folder
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
+	rm -rf dist .wheel && $(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .wheel
+	.wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(BIN)/python -m zipfile -l dist/*.whl | awk 'NR>1 {split($$1, part, "/"); print part[1]}' | sort -u
+	cd .wheel && bin/dpobench run --preset tiny --variants dpo,ipo,cdpo --beta-grid 0.1,0.5 --out run
+
+bench: $(STAMP) ## our training step against TRL's on the same work
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[parity]'
+	$(BIN)/dpobench bench $(ARGS)
+
+gpu: $(STAMP) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+clean: ## remove what the targets made, results apart
+	rm -rf $(VENV) .wheel dist build .mypy_cache .ruff_cache .pytest_cache

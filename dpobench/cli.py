@@ -1,0 +1,255 @@
+"""The command line. Nothing heavy is imported before a command runs."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpobench import __version__
+from dpobench.errors import DpobenchError, UnknownName, UserError
+
+PRESETS = ("tiny", "small", "large")
+
+
+class Group(click.Group):
+    """A group that guesses what a mistyped command was meant to be."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command.
+
+        Raises:
+            UsageError: there is none of this name; the nearest is named.
+        """
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(str(UnknownName("command", args[0], self.list_commands(ctx))))
+        return super().resolve_command(ctx, args)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: a mistake of the user's is one line and status 2, never a traceback."""
+    try:
+        status = commands.main(arguments, prog_name="dpobench", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except DpobenchError as error:
+        if "--debug" in (arguments or sys.argv):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks of mistakes, too.")
+def commands(debug: bool) -> None:
+    """Compare preference losses: which one, at which strength, and how sure that is."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _list(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _numbers(text: str | None, option: str, kind: type[int] | type[float]) -> list[Any]:
+    try:
+        return [kind(part) for part in _list(text)]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r}: numbers separated by commas are expected ({error})") from error
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+_RUN_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option("--variants", "variant_names", metavar="NAMES", help="Losses to compare, e.g. dpo,ipo; the first is the control."),
+    click.option("--beta-grid", multiple=True, is_flag=False, flag_value="auto", metavar="[GRID]",
+                 help="Bare: each variant's own grid. '0.05,0.1': for all. 'dpo=0.05,0.1': for one (repeatable)."),
+    click.option("--grid", multiple=True, metavar="VARIANT.PARAM=VALUES", help="Grid of any hyper-parameter (repeatable)."),
+    click.option("--lr-grid", metavar="VALUES", help="Grid of learning rates, alike for all variants."),
+    click.option("--seeds", metavar="NUMBERS", help="Seeds, e.g. 0,1,2. With one seed the report claims nothing about methods."),
+    click.option("--control", metavar="NAME", help="Variant the others are tested against (default: the first)."),
+    click.option("--preset", type=click.Choice(PRESETS), help="Embedded default (without --model and --data: small)."),
+    click.option("--model", metavar="FOLDER|HUB", help="Start policy, which is also the reference."),
+    click.option("--data", "data_source", metavar="FILE|HUB", help="Preference pairs; the layout is found out by itself."),
+    click.option("--heldout", metavar="FILE|HUB", help="Held-out pairs (default: a tenth of the prompts of --data)."),
+    click.option("--judge", metavar="NAME", help="Judge of the win-rate."),
+    click.option("--tasks", metavar="NAMES", help="lm-eval tasks."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: one under results/)."),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss, evaluator or judge of yours."),
+    click.option("-c", "--config", type=click.Path(path_type=Path), help="Experiment file (TOML); options go before it."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. recipe.learning_rate=5e-7."),
+]  # fmt: skip
+_MACHINE_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option("--device", type=click.Choice(("cpu", "cuda")), help="Default: CUDA where there is one."),
+    click.option("--workers", type=click.IntRange(1), help="Runs at a time (default: one per core, or per GPU)."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads of each run."),
+]
+
+
+def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+@commands.command()
+@_with(_RUN_OPTIONS)
+@_with(_MACHINE_OPTIONS)
+@click.option("--dry-run", is_flag=True, help="Check everything and list the runs; train nothing.")
+def run(
+    dry_run: bool, device: str | None, workers: int | None, threads: int | None, out: Path | None, **asked: Any
+) -> int:
+    """Train every variant over its grid, score the checkpoints, write the report. Again: only what is missing."""
+    from dpobench import runner, settings
+
+    console = _console()
+    experiment, warnings = settings.experiment(
+        settings.Asked(
+            variants=_list(asked["variant_names"]),
+            beta_grid=asked["beta_grid"],
+            grid=asked["grid"],
+            learning_rates=_numbers(asked["lr_grid"], "--lr-grid", float),
+            seeds=_numbers(asked["seeds"], "--seeds", int),
+            tasks=_list(asked["tasks"]),
+            **{name: asked[name] for name in ("control", "preset", "model", "data_source", "heldout", "judge")},
+            **{name: asked[name] for name in ("plugins", "config", "assignments")},
+        )
+    )
+    for warning in warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    if dry_run:
+        runner.dry_run(experiment, console)
+        return 0
+    where = runner.machine(device, workers, threads)
+    return runner.run(experiment, out or settings.default_folder(experiment), where, console)
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the report of an experiment again, from its files alone."""
+    from dpobench.report import write_report
+
+    if not (folder / "plan.json").is_file():
+        raise UserError(f"{folder}: no plan.json, so no experiment; name the folder that `dpobench run --out` wrote")
+    click.echo(write_report(folder))
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """Say which runs of an experiment are done, missing or failed."""
+    from dpobench.runner import summary
+
+    rows = summary(folder)
+    for run_id, state, reason in rows:
+        click.echo(f"{run_id}  {state}{f'  {reason}' if reason else ''}")
+    done = sum(state in ("done", "diverged") for _, state, _ in rows)
+    click.echo(f"{done} of {len(rows)} runs done")
+
+
+@commands.command()
+@click.argument("checkpoints", nargs=-1, required=True)
+@click.option("--reference", required=True, metavar="FOLDER|HUB", help="The policy they all started from.")
+@click.option("--data", "data_source", required=True, metavar="FILE|HUB", help="Held-out preference pairs.")
+@click.option("--judge", metavar="NAME", help="Judge of the win-rate.")
+@click.option("--tasks", metavar="NAMES", help="lm-eval tasks.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with an evaluator or judge of yours.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. evaluation.draws=2.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of scores and report."
+)
+@_with(_MACHINE_OPTIONS)
+def evaluate(
+    checkpoints: tuple[str, ...], out: Path, device: str | None, workers: int | None, threads: int | None, **asked: Any
+) -> int:
+    """Score checkpoints trained elsewhere against their reference and write the same report."""
+    from dpobench import foreign, runner, settings
+
+    wanted = {name: asked[name] for name in ("data_source", "judge", "plugins", "assignments")}
+    experiment = settings.scoring(settings.Asked(model=asked["reference"], tasks=_list(asked["tasks"]), **wanted))
+    where = runner.machine(device, workers, threads)
+    return foreign.evaluate(checkpoints, experiment, out, where, _console())
+
+
+@commands.group(cls=Group, invoke_without_command=True)
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss of yours.")
+@click.pass_context
+def variants(ctx: click.Context, plugins: tuple[str, ...]) -> None:
+    """List the losses; `show`, `check` and `new` look closer."""
+    from dpobench import gallery
+
+    gallery.add(plugins)
+    if ctx.invoked_subcommand is None:
+        for line in gallery.listing():
+            click.echo(line)
+
+
+@variants.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Everything about one loss."""
+    from dpobench import gallery
+
+    for line in gallery.portrait(name):
+        click.echo(line)
+
+
+@variants.command(name="check")
+@click.argument("file", type=click.Path(path_type=Path))
+def check_file(file: Path) -> int:
+    """Try the laws on the losses of a file of yours."""
+    from dpobench import gallery
+
+    lines, passed = gallery.verdict(file)
+    for line in lines:
+        click.echo(line)
+    return 0 if passed else 2
+
+
+@variants.command()
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where to write it.")
+def new(name: str, folder: Path) -> None:
+    """Write a loss to start from, and a test for it."""
+    from dpobench import gallery
+
+    for file in gallery.template(name, folder):
+        click.echo(file)
+
+
+@commands.command()
+def doctor() -> int:
+    """Check this installation: versions, device, plugins, disk, offline mode."""
+    from dpobench import doctor as clinic
+
+    lines, healthy = clinic.examine()
+    for line in lines:
+        click.echo(line)
+    return 0 if healthy else 2
+
+
+@commands.command()
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows as JSON, too.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions.")
+def bench(target: Path | None, quick: bool) -> None:
+    """Measure our training step against TRL's on the same work, in this process (needs the extra `parity`)."""
+    from dpobench import bench as stopwatch
+
+    for line in stopwatch.run(target, quick=quick):
+        click.echo(line)

@@ -1,0 +1,219 @@
+"""One run, from nothing to a sealed folder: train, publish, score, seal. Done twice, it does only what is missing."""
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dpobench import provenance, store
+from dpobench.checkpoint import Checkpoint
+from dpobench.errors import Diverged
+from dpobench.evaluate import plan, score
+from dpobench.experiment import Evaluation, Run
+from dpobench.registry import evaluators, judges, variants
+from dpobench.tokens import TokenPair, read_pairs
+from dpobench.train import Saving, Trained, accelerator_for, train
+
+_TRAINED = ("done", "unscored")
+Report = Callable[[dict[str, Any]], None]
+
+
+class Job(BaseModel):
+    """All a worker needs to do one run; plain data, so that it travels between processes.
+
+    Args:
+        run: what to train.
+        out: the experiment's folder.
+        model: folder of the start policy.
+        shared: folder of training tokens and reference log-probabilities.
+        heldout: folder of the held-out inputs.
+        evaluation: how to score.
+        plugins: files to register first.
+        device: "cpu" or "cuda".
+        data_hash: content key of the training pairs.
+        model_hash: content key of the start policy.
+        save_every: seconds between resumable states of a long training.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    run: Run
+    out: Path
+    model: Path
+    shared: Path
+    heldout: Path
+    evaluation: Evaluation
+    plugins: tuple[str, ...] = ()
+    device: str = "cpu"
+    data_hash: str = ""
+    model_hash: str = ""
+    save_every: float = 600.0
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out / "runs" / self.run.id
+
+
+def register(plugins: tuple[str, ...]) -> None:
+    """Make the losses, evaluators and judges of user files known; a file may hold any of them."""
+    for file in plugins:
+        for registry in (variants, evaluators, judges):
+            if registry.holds(Path(file)):
+                registry.add_file(Path(file))
+
+
+@lru_cache(maxsize=2)
+def _pairs(folder: Path) -> list[TokenPair]:
+    return read_pairs(folder / "pairs.parquet")
+
+
+def is_done(job: Job) -> bool:
+    """Whether the run's folder is sealed, whole, and scored as asked now."""
+    if not store.sealed(job.folder):
+        return False
+    store.verify(job.folder, hashes=False)
+    note = store.read_json(job.folder / "run.json")
+    return note["status"] == "diverged" or note.get("scored_as") == _scoring_key(job)
+
+
+def _scoring_key(job: Job) -> str:
+    planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
+    return store.digest(planned.key, [(plugin.name, plugin.code_hash, dict(told)) for plugin, told in planned.chosen])
+
+
+def execute(job: Job, report: Report = lambda event: None) -> str:
+    """Do one run.
+
+    Returns: its status, "done", "diverged", "unscored" or "failed". A failure is written down with its traceback, not raised.
+    """
+    if is_done(job):
+        return str(store.read_json(job.folder / "run.json")["status"])
+    register(job.plugins)
+    accelerator = accelerator_for(job.device, job.run.recipe.precision)
+    try:
+        if _status(job.folder) not in (*_TRAINED, "diverged"):
+            _train(job, accelerator, report)
+        if accelerator.is_main_process and _status(job.folder) in _TRAINED:
+            _score(job, str(accelerator.device), report)
+    except Exception as error:
+        if accelerator.num_processes > 1:
+            # The other processes wait in a collective; only the launcher can end them all.
+            raise
+        if accelerator.is_main_process:
+            record_failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
+    accelerator.wait_for_everyone()
+    return _status(job.folder)
+
+
+def _status(folder: Path) -> str:
+    note = folder / "run.json"
+    return str(store.read_json(note)["status"]) if note.is_file() else "missing"
+
+
+def record_failure(job: Job, reason: str, trace: str = "") -> None:
+    """Write a failed run's folder: it stands in the report with its reason, and is tried again next time."""
+    if _status(job.folder) in _TRAINED:
+        # Training is whole; only its scoring failed. Keep the checkpoint and say so.
+        note = store.read_json(job.folder / "run.json") | {"status": "unscored", "reason": reason, "traceback": trace}
+        store.write_json(job.folder / "run.json", note)
+        return
+    with store.building(job.folder) as part:
+        store.write_json(part / "run.json", _note(job, "failed", reason, Trained()) | {"traceback": trace})
+
+
+def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[str, Any]:
+    recipe = job.run.recipe
+    return {
+        **job.run.describe(),
+        "status": status,
+        "reason": reason,
+        "checks": trained.checks,
+        "seconds": {"train": round(trained.seconds, 3)},
+        "tokens": trained.tokens,
+        "steps": trained.steps,
+        "flags": trained.flags,
+        "provenance": {
+            **provenance.environment(job.device, recipe.precision),
+            "data_hash": job.data_hash,
+            "model_hash": job.model_hash,
+        },
+    }
+
+
+def _train(job: Job, accelerator: Any, report: Report) -> None:
+    """Train into a folder that appears whole, or not at all."""
+    if accelerator.is_main_process and job.folder.exists():
+        shutil.rmtree(job.folder)
+    bound = variants.get(job.run.variant).bind(**job.run.params)
+    saving = Saving(job.out / "states" / job.run.id, job.save_every)
+    steps = job.run.recipe.steps(len(_pairs(job.shared)))
+    part = job.folder.with_name(f".{job.run.id}.{os.environ.get('MASTER_PORT', os.getpid())}.part")
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    status, reason, trained = "done", None, Trained()
+
+    def progress(row: dict[str, Any]) -> None:
+        report({"event": "step", "run": job.run.id, "steps": steps, **row})
+
+    try:
+        trained = train(
+            job.run,
+            bound,
+            _pairs(job.shared),
+            job.model,
+            part,
+            accelerator=accelerator,
+            saving=saving,
+            progress=progress,
+        )
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if accelerator.is_main_process:
+        store.write_json(part / "run.json", _note(job, status, reason, trained))
+        if status == "diverged":
+            store.seal(part)
+        store.publish(part, job.folder)
+        shutil.rmtree(saving.folder, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _score(job: Job, device: str, report: Report) -> None:
+    """Score the checkpoint and seal the folder."""
+    began = time.monotonic()
+    checkpoint = Checkpoint(job.folder / "checkpoint", job.model, device, run=job.run.describe())
+    planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
+    (job.folder / store.MANIFEST).unlink(missing_ok=True)
+    seconds: dict[str, float] = {}
+    clock = {"at": time.monotonic(), "part": ""}
+
+    def progress(name: str) -> None:
+        _lap(seconds, clock, name)
+        report({"event": "score", "run": job.run.id, "part": name})
+
+    score(checkpoint, job.folder, job.heldout, job.evaluation, planned, seed=job.run.seed, progress=progress)
+    _lap(seconds, clock, "")
+    note = store.read_json(job.folder / "run.json")
+    note["seconds"] |= {name: round(value, 3) for name, value in seconds.items()}
+    note["seconds"]["evaluate"] = round(time.monotonic() - began - seconds.get("sampling", 0.0), 3)
+    note |= {"status": "done", "reason": None}
+    note.pop("traceback", None)
+    note["scored_as"] = _scoring_key(job)
+    store.write_json(job.folder / "run.json", note)
+    store.seal(job.folder)
+
+
+def _lap(seconds: dict[str, float], clock: dict[str, Any], part: str) -> None:
+    now = time.monotonic()
+    if clock["part"]:
+        seconds[clock["part"]] = seconds.get(clock["part"], 0.0) + now - clock["at"]
+    clock["at"], clock["part"] = now, part

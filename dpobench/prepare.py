@@ -1,0 +1,284 @@
+"""What all runs of an experiment share, made once: tokens, the reference's log-probabilities, its answers and scores."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dpobench import store
+from dpobench.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer, model_hash, resolve
+from dpobench.data import files, layouts
+from dpobench.data.check import DataReport, examine
+from dpobench.data.heldout_split import hold_out
+from dpobench.data.overlap import overlaps, question
+from dpobench.data.rows import Preference, prompt_id
+from dpobench.data.tokenise import TokenReport, tokenise, tokenise_prompt
+from dpobench.errors import BadRow, UserError
+from dpobench.evaluate import HELDOUT, Plan, score, write_prompts
+from dpobench.experiment import Data, Evaluation, Experiment
+from dpobench.heldout import Prompt
+from dpobench.logprobs import score_sequences
+from dpobench.provenance import environment
+from dpobench.tokens import TokenPair, pairs_hash, write_pairs
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an experiment is made of, read, checked and tokenised; no model has run yet.
+
+    Args:
+        model: folder of the start policy.
+        model_hash: its content key.
+        train: training pairs.
+        heldout: held-out pairs.
+        prompts: held-out prompts.
+        evaluation: how to score, local tasks included.
+        note: counts and findings, for plan and report.
+    """
+
+    model: Path
+    model_hash: str
+    train: Sequence[TokenPair]
+    heldout: Sequence[TokenPair]
+    prompts: Sequence[Prompt]
+    evaluation: Evaluation
+    note: Mapping[str, Any]
+
+
+def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda line: None) -> Inputs:
+    """Read and check everything an experiment needs.
+
+    Args:
+        experiment: what was asked for.
+        out: its folder.
+        cache: where an embedded default is kept between experiments.
+        say: shows a line to the user.
+
+    Raises:
+        UserError: model, data or settings cannot be used; nothing has been trained yet.
+    """
+    if experiment.world:
+        experiment = _with_world(experiment, out, cache, say)
+    if experiment.model is None or experiment.data.source is None:
+        missing = "--model" if experiment.model is None else "--data"
+        raise UserError(f"{missing} is missing: give --model and --data together, or neither for the embedded default")
+    model = resolve(experiment.model)
+    tokenizer = load_tokenizer(model)
+    _check_context(model, experiment.recipe.max_tokens)
+    train, heldout, note = _rows(experiment.data, experiment.evaluation, tokenizer, say)
+    tokens, report = _tokens(train, tokenizer, experiment)
+    note["tokens"] = report.to_json()
+    for line in report.lines():
+        say(line)
+    held, report = _tokens(heldout, tokenizer, experiment)
+    note["heldout_tokens"] = report.to_json()
+    prompts = _prompts(experiment, heldout, tokenizer)
+    note["prompts"] = {split: sum(p.split == split for p in prompts) for split in ("selection", "test")}
+    if min(note["prompts"].values()) < 2:
+        raise UserError(
+            f"{len(prompts)} held-out prompts split into {note['prompts']}; at least 2 are needed on each side"
+        )
+    say(f"{len(tokens):,} training pairs, {len(held):,} held-out pairs, {len(prompts):,} held-out prompts")
+    return Inputs(model, model_hash(model), tokens, held, prompts, experiment.evaluation, note)
+
+
+def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inputs:
+    """Read what scoring alone needs: all rows of `data.source` are held out, nothing is trained.
+
+    Raises:
+        UserError: model, data or settings cannot be used.
+    """
+    assert experiment.model is not None
+    assert experiment.data.source is not None
+    model = resolve(experiment.model)
+    tokenizer = load_tokenizer(model)
+    report = _read(experiment.data.source, experiment.data, tokenizer, say)
+    rows = sorted(report.kept, key=lambda row: row.id)[: experiment.evaluation.heldout_pairs]
+    held, tokens = _tokens(rows, tokenizer, experiment)
+    note = {"heldout": report.to_json(), "heldout_tokens": tokens.to_json()}
+    return Inputs(
+        model, model_hash(model), (), held, _prompts(experiment, rows, tokenizer), experiment.evaluation, note
+    )
+
+
+def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) -> tuple[list[TokenPair], TokenReport]:
+    recipe, template = experiment.recipe, experiment.data.template
+    return tokenise(
+        rows, tokenizer, template=template, max_tokens=recipe.max_tokens, max_prompt_tokens=recipe.max_prompt_tokens
+    )
+
+
+def _with_world(experiment: Experiment, out: Path, cache: Path, say: Say) -> Experiment:
+    """Build the embedded default, or find it in the cache, and lay its files into the experiment's folder."""
+    from dpobench import synthetic
+
+    say("embedded default: building its world and base model, or finding them in the cache")
+    built = synthetic.build(experiment.world, cache)
+    world = out / "world"
+    if not (world / "world.json").is_file() or store.folder_hash(world) != store.folder_hash(built):
+        with store.building(world) as part:
+            shutil.copytree(built, part, dirs_exist_ok=True)
+    data = {
+        "source": str(world / "train.jsonl"),
+        "heldout": str(world / "heldout.jsonl"),
+        "prompts": str(world / "prompts.jsonl"),
+    }
+    folders = (str(world / "tasks"), *experiment.evaluation.task_folders)
+    return experiment.model_copy(
+        update={
+            "model": str(world / "model"),
+            "data": experiment.data.model_copy(update=data),
+            "evaluation": experiment.evaluation.model_copy(update={"task_folders": folders}),
+        }
+    )
+
+
+def _check_context(model: Path, max_tokens: int) -> None:
+    from transformers import AutoConfig
+
+    limit = getattr(
+        AutoConfig.from_pretrained(model, local_files_only=True).get_text_config(), "max_position_embeddings", None
+    )
+    if limit is not None and max_tokens > limit:
+        raise UserError(
+            f"recipe.max_tokens = {max_tokens}, but the model reads {limit} at most; --set recipe.max_tokens={limit}"
+        )
+
+
+def _read(source: str, data: Data, tokenizer: Any, say: Say) -> DataReport:
+    raw, name = files.load(source, split=data.split)
+    converted = layouts.convert(raw, name, layout=data.format, columns=data.columns, on_bad_row=data.on_bad_row)
+    report = examine(
+        converted.rows,
+        name=name,
+        layout=converted.layout,
+        findings=converted.findings,
+        control_tokens=tokenizer.all_special_tokens,
+    )
+    report = replace(report, columns=converted.columns, ignored=converted.ignored)
+    for line in report.lines():
+        say(line)
+    return report.require_usable()
+
+
+def _rows(
+    data: Data, evaluation: Evaluation, tokenizer: Any, say: Say
+) -> tuple[list[Preference], list[Preference], dict[str, Any]]:
+    """Training and held-out rows, disjoint in their prompts."""
+    assert data.source is not None
+    report = _read(data.source, data, tokenizer, say)
+    note: dict[str, Any] = {"train": report.to_json()}
+    if data.heldout is None:
+        train, heldout = hold_out(report.kept, data.heldout_share, seed=0)
+    else:
+        held = _read(data.heldout, data, tokenizer, say)
+        note["heldout"] = held.to_json()
+        train = list(report.kept)
+        hits = {
+            hit.heldout
+            for hit in overlaps([question(row.prompt) for row in held.kept], [question(row.prompt) for row in train])
+        }
+        heldout = [row for index, row in enumerate(held.kept) if index not in hits]
+        note["overlap"] = len(hits)
+        if hits:
+            say(f"{len(hits)} held-out rows left out: their prompts are training prompts too")
+    by_hash = sorted(train, key=lambda row: row.id) if data.limit else train
+    kept = sorted(heldout, key=lambda row: row.id)[: evaluation.heldout_pairs]
+    return by_hash[: data.limit], kept, note
+
+
+def _prompts(experiment: Experiment, heldout: Sequence[Preference], tokenizer: Any) -> list[Prompt]:
+    """Held-out prompts: those of a file, or those of the held-out pairs; each once, short enough, the first by hash."""
+    found: dict[str, tuple[tuple[Any, ...], str | None]] = {}
+    if experiment.data.prompts is not None:
+        raw, name = files.load(experiment.data.prompts)
+        for number, asked in enumerate(raw):
+            messages = _messages(asked.get("prompt"), name, number)
+            found.setdefault(prompt_id(messages), (messages, None))
+    else:
+        for row in heldout:
+            found.setdefault(row.prompt_id, (row.prompt, row.chosen))
+    prompts = []
+    for identity in sorted(found):
+        messages, chosen = found[identity]
+        ids = tokenise_prompt(messages, tokenizer, experiment.data.template)
+        if len(ids) <= experiment.recipe.max_prompt_tokens:
+            prompts.append(Prompt(identity, tuple(messages), tuple(ids), chosen))
+    return prompts[: experiment.evaluation.prompts]
+
+
+def _messages(prompt: Any, name: str, row: int) -> tuple[Any, ...]:
+    if isinstance(prompt, str) and prompt.strip():
+        return ({"role": "user", "content": prompt},)
+    turns = prompt if isinstance(prompt, list) else []
+    if not turns or not all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns):
+        raise BadRow(name, row, "prompt", f"is {prompt!r:.60}", "a text or a list of messages is expected")
+    if turns[-1].get("role") != "user":
+        raise BadRow(
+            name, row, "prompt", f"ends with role {turns[-1].get('role')!r}", "the last message must be the user's"
+        )
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def training_folder(
+    inputs: Inputs, out: Path, recipe_precision: str, device: str, say: Say = lambda line: None
+) -> Path:
+    """Tokens with the reference's log-probabilities, computed once and shared by every run.
+
+    The key holds weights, tokenizer, token ids and precision; no variant and no strength.
+    """
+    key = store.digest("training", inputs.model_hash, pairs_hash(inputs.train), recipe_precision)
+    folder = out / "reference" / key
+    if store.sealed(folder):
+        store.verify(folder)
+        return folder
+    say("reference: log-probabilities of the training pairs")
+    with store.building(folder) as part:
+        write_pairs(part / "pairs.parquet", _with_reference(inputs.model, inputs.train, device, recipe_precision))
+        store.write_json(
+            part / "provenance.json", environment(device, recipe_precision) | {"model_hash": inputs.model_hash}
+        )
+        store.seal(part)
+    return folder
+
+
+def _with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
+    """Score both sides of every pair under the reference, in the arithmetic the runs will use."""
+    import torch
+
+    model = load_model(model_folder, device=device)
+    check_vocabulary(model, load_tokenizer(model_folder))
+    with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logps = score_sequences(model, [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
+    return [p.with_reference(logps[i], logps[len(pairs) + i]) for i, p in enumerate(pairs)]
+
+
+def heldout_folder(
+    inputs: Inputs, planned: Callable[[str], Plan], out: Path, device: str, say: Say = lambda line: None
+) -> Path:
+    """Held-out prompts and pairs, with the reference's log-probabilities, answers and scores."""
+    told = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]
+    key = store.digest(
+        "heldout", inputs.model_hash, pairs_hash(inputs.heldout), told, inputs.evaluation.sampling.__dict__
+    )
+    folder = out / "reference" / key
+    plan = planned(key)
+    if store.sealed(folder):
+        store.verify(folder)
+    else:
+        say("reference: log-probabilities of the held-out pairs")
+        with store.building(folder) as part:
+            write_prompts(part, inputs.prompts)
+            write_pairs(part / HELDOUT, _with_reference(inputs.model, inputs.heldout, device, "float32"))
+            store.write_json(
+                part / "provenance.json", environment(device, "float32") | {"model_hash": inputs.model_hash}
+            )
+    say("reference: answers and scores")
+    checkpoint = Checkpoint(inputs.model, inputs.model, device)
+    (folder / store.MANIFEST).unlink(missing_ok=True)
+    score(checkpoint, folder, folder, inputs.evaluation, plan, progress=lambda name: say(f"reference: {name}"))
+    store.seal(folder)
+    return folder

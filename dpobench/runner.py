@@ -1,0 +1,268 @@
+"""An experiment from what was asked to the report: check, prepare once, run what is missing, report."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dpobench import store
+from dpobench.errors import UserError
+from dpobench.evaluate import Plan, plan
+from dpobench.execute import Job, execute, is_done, register
+from dpobench.experiment import Experiment, Run, check_experiment, unfold
+from dpobench.prepare import Inputs, gather, heldout_folder, training_folder
+from dpobench.progress import Display, describe
+from dpobench.registry import variants
+from dpobench.testing import require
+from dpobench.workers import Workers, quiet
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how wide to work; decides no result but through the number of threads.
+
+    Args:
+        device: "cpu" or "cuda".
+        workers: runs at a time.
+        threads: of each run.
+        cache: where embedded defaults are kept between experiments.
+        save_every: seconds between resumable states of a long training.
+    """
+
+    device: str
+    workers: int
+    threads: int
+    cache: Path
+    save_every: float = 600.0
+
+
+def default_cache() -> Path:
+    """`$DPOBENCH_CACHE`, or a folder in the user's cache folder."""
+    if named := os.environ.get("DPOBENCH_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpobench"
+
+
+def machine(device: str | None, workers: int | None, threads: int | None) -> Machine:
+    """Choose device and width.
+
+    On a CPU: one worker per core with one thread each, so that the number of threads (on which rounding depends) does not
+    depend on how many runs are left. On GPUs: one worker per device.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: torch sees no CUDA device; leave --device out, or install a CUDA build of torch"
+        )
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or (torch.cuda.device_count() if device == "cuda" else cores)
+    return Machine(device, workers, threads or max(1, cores // workers), default_cache())
+
+
+def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
+    """Do what is missing of an experiment and write its report.
+
+    Returns: exit status: 0; 2 if some runs failed; 4 if all did.
+
+    Raises:
+        UserError: something asked for is impossible; nothing has been trained.
+        Locked: another process holds the folder.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _run_together(experiment, out, where, console)
+    with store.locked(out):
+        check(experiment)
+        store.sweep_parts(out)
+        with Workers(where.workers, where.threads, _devices(where)) as workers:
+            quiet(where.threads)
+            jobs = plan_jobs(experiment, out, where, console)
+            missing = [job for job in jobs if not is_done(job)]
+            _check_disk(missing, out, where.workers)
+            ended = {job.run.id: _status(job) for job in jobs if job not in missing}
+            console.print(f"{len(jobs)} runs planned, {len(jobs) - len(missing)} done already", highlight=False)
+            with Display({job.run.id: job.run for job in jobs}, console, ended) as display:
+                ended |= workers.run(missing, display)
+        return finish(out, ended, console)
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse what cannot work before anything is computed.
+
+    Raises:
+        UserError: an unknown name or value; a plugin that breaks its laws.
+    """
+    register(experiment.plugins)
+    check_experiment(experiment)
+    for one in unfold(experiment, variants, reference=""):
+        require(variants.get(one.variant), one.params)
+    plan(experiment.evaluation, has_pairs=True, heldout="")
+
+
+def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Console) -> list[Job]:
+    """Prepare what runs share, unfold them, and write the plan down."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    def planned(key: str) -> Plan:
+        return plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
+
+    inputs = gather(experiment, out, where.cache, say)
+    heldout = heldout_folder(inputs, planned, out, where.device, say)
+    shared = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
+    runs = unfold(experiment, variants, shared.name)
+    jobs = [
+        Job(
+            run=one,
+            out=out,
+            model=inputs.model,
+            shared=shared,
+            heldout=heldout,
+            evaluation=inputs.evaluation,
+            plugins=experiment.plugins,
+            device=where.device,
+            data_hash=shared.name,
+            model_hash=inputs.model_hash,
+            save_every=where.save_every,
+        )
+        for one in runs
+    ]
+    _write_plan(experiment, inputs, planned(heldout.name), runs, heldout, out)
+    return jobs
+
+
+def _write_plan(
+    experiment: Experiment, inputs: Inputs, planned: Plan, runs: Sequence[Run], heldout: Path, out: Path
+) -> None:
+    told = experiment.model_dump(mode="json")
+    told |= {
+        "name": out.name,
+        "control": experiment.control or experiment.variants[0],
+        "alpha": experiment.evaluation.alpha,
+    }
+    store.write_json(out / "experiment.json", told)
+    content = {
+        "runs": [one.describe() for one in runs],
+        "left_out": list(planned.left_out),
+        "data": dict(inputs.note),
+        "model_hash": inputs.model_hash,
+        "reference": heldout.name,
+        "training": runs[0].reference if runs else "",
+    }
+    store.write_json(out / "plan.json", content)
+
+
+def _devices(where: Machine) -> list[str]:
+    return [str(index) for index in range(where.workers)] if where.device == "cuda" else []
+
+
+def _status(job: Job) -> str:
+    return str(store.read_json(job.folder / "run.json")["status"])
+
+
+def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
+    """Refuse a sweep whose checkpoints would not fit."""
+    if not missing:
+        return
+    weights = sum(file.stat().st_size for file in missing[0].model.glob("*.safetensors"))
+    needed = int(1.1 * weights * (len(missing) + 3 * workers))
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise UserError(
+            f"{len(missing)} runs need about {needed / 1e9:.1f} GB in {out}, {free / 1e9:.1f} GB are free; "
+            "free some, choose another --out, or fewer grid points"
+        )
+
+
+def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
+    """Write the report and say what came out."""
+    from dpobench.report import write_report
+
+    report = write_report(out)
+    console.print(
+        (report.parent / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip(),
+        highlight=False,
+        markup=False,
+    )
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    bad = {name: status for name, status in ended.items() if status not in ("done", "diverged")}
+    for name, status in bad.items():
+        note = store.read_json(out / "runs" / name / "run.json")
+        console.print(f"{status}: {name}: {note['reason']} (run again to retry)", highlight=False, markup=False)
+    if not bad:
+        return 0
+    return 4 if len(bad) == len(ended) else 2
+
+
+def dry_run(experiment: Experiment, console: Console) -> None:
+    """Check everything that needs no model and list the runs."""
+    check(experiment)
+    runs = unfold(experiment, variants, reference="")
+    for one in runs:
+        console.print(describe(one), highlight=False, markup=False)
+    trials = Counter(one.variant for one in runs)
+    told = ", ".join(f"{name} {count // len(experiment.seeds)}" for name, count in trials.items())
+    console.print(f"{len(runs)} runs; configurations per variant: {told}", highlight=False)
+
+
+def _run_together(experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
+    """Under torchrun: every process takes part in every run; the first one prepares, scores and reports."""
+    from accelerate.utils import broadcast_object_list
+
+    from dpobench.train import accelerator_for
+
+    quiet(where.threads)
+    register(experiment.plugins)
+    accelerator = accelerator_for(where.device, experiment.recipe.precision)
+    world = int(os.environ["WORLD_SIZE"])
+    if accelerator.num_processes != world:
+        raise UserError(
+            f"{world} processes were started, accelerate sees {accelerator.num_processes}; start with torchrun"
+        )
+    told: list[Any] = [None]
+    if accelerator.is_main_process:
+        check(experiment)
+        with store.locked(out):
+            jobs = plan_jobs(experiment, out, where, console)
+            told = [[job.model_dump_json() for job in jobs]]
+            _execute_all(told, accelerator, broadcast_object_list)
+            return finish(out, {job.run.id: _status(job) for job in jobs}, console)
+    _execute_all(told, accelerator, broadcast_object_list)
+    return 0
+
+
+def _execute_all(told: list[Any], accelerator: Any, broadcast: Any) -> None:
+    broadcast(told)
+    for text in told[0]:
+        execute(Job.model_validate_json(text))
+    accelerator.wait_for_everyone()
+
+
+def summary(out: Path) -> list[tuple[str, str, str]]:
+    """State of every planned run: id, status, reason.
+
+    Raises:
+        UserError: the folder holds no plan.
+    """
+    if not (out / "plan.json").is_file():
+        raise UserError(f"{out}: no plan.json, so no experiment; name the folder that `dpobench run --out` wrote")
+    rows = []
+    for entry in store.read_json(out / "plan.json")["runs"]:
+        note = out / "runs" / entry["id"] / "run.json"
+        if not note.is_file():
+            rows.append((entry["id"], "missing", ""))
+            continue
+        content = store.read_json(note)
+        status = content["status"] if store.sealed(note.parent) or content["status"] == "failed" else "scoring"
+        rows.append((entry["id"], status, content["reason"] or ""))
+    return rows

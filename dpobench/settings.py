@@ -1,0 +1,105 @@
+"""From options, files and presets to one experiment: defaults < preset < file < --set < options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpobench.errors import UnknownName, UserError
+from dpobench.execute import register
+from dpobench.experiment import Experiment, check_experiment, merge, parse, parse_grids, read_toml, set_path
+from dpobench.registry import variants
+from dpobench.store import digest
+
+PRESETS = Path(__file__).resolve().parent / "synthetic" / "presets"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What stood on the command line; empty where nothing did."""
+
+    variants: Sequence[str] = ()
+    beta_grid: Sequence[str] = ()
+    grid: Sequence[str] = ()
+    learning_rates: Sequence[float] = ()
+    seeds: Sequence[int] = ()
+    tasks: Sequence[str] = ()
+    control: str | None = None
+    preset: str | None = None
+    model: str | None = None
+    data_source: str | None = None
+    heldout: str | None = None
+    judge: str | None = None
+    plugins: Sequence[str] = ()
+    config: Path | None = None
+    assignments: Sequence[str] = ()
+
+    def tree(self) -> dict[str, Any]:
+        """As settings, where something was said."""
+        plain = {
+            "variants": list(self.variants),
+            "learning_rates": list(self.learning_rates),
+            "seeds": list(self.seeds),
+            "control": self.control,
+            "preset": self.preset,
+            "model": self.model,
+            "plugins": [str(Path(file).resolve()) for file in self.plugins],
+            "data": {name: value for name, value in (("source", self.data_source), ("heldout", self.heldout)) if value},
+            "evaluation": {
+                name: value for name, value in (("judge", self.judge), ("tasks", list(self.tasks))) if value
+            },
+        }
+        return {name: value for name, value in plain.items() if value}
+
+
+def experiment(asked: Asked) -> tuple[Experiment, list[str]]:
+    """Merge everything that was said.
+
+    Returns: the experiment, and warnings to show.
+
+    Raises:
+        UserError: an unknown name, key or value; only one of model and data; nothing to compare.
+    """
+    said: dict[str, Any] = read_toml(asked.config) if asked.config else {}
+    for assignment in asked.assignments:
+        set_path(said, assignment)
+    said = merge(said, asked.tree())
+    own = "model" in said or "source" in said.get("data", {})
+    if own and said.get("preset"):
+        raise UserError("--preset brings its own model and data; leave it out, or leave out --model and --data")
+    tree = said if own else merge(preset(said.setdefault("preset", "small")), said)
+    register(tuple(tree.get("plugins", ())))
+    for name in tree.get("variants", ()):
+        variants.get(name)
+    grid, warnings = parse_grids(asked.beta_grid, asked.grid, tree.get("variants", ()), variants)
+    for name, values in grid.items():
+        tree["grid"] = merge(tree.get("grid", {}), {name: values} if values else {})
+    found = parse(tree)
+    check_experiment(found)
+    return found, warnings
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Settings of an embedded default.
+
+    Raises:
+        UnknownName: there is none of this name.
+    """
+    known = sorted(file.stem for file in PRESETS.glob("*.toml"))
+    if name not in known:
+        raise UnknownName("preset", name, known)
+    return read_toml(PRESETS / f"{name}.toml")
+
+
+def scoring(asked: Asked) -> Experiment:
+    """The settings of scoring alone: no variants, nothing to train."""
+    said: dict[str, Any] = {"variants": []}
+    for assignment in asked.assignments:
+        set_path(said, assignment)
+    return parse(merge(said, asked.tree()))
+
+
+def default_folder(asked: Experiment) -> Path:
+    """Where an experiment lands that named no folder: the same for the same experiment, so that it goes on there."""
+    what = asked.preset or Path(asked.model or "model").name
+    return Path("results") / f"{what}-{'-'.join(asked.variants)[:40]}-{digest(asked.model_dump(mode='json'))[:6]}"

@@ -1,0 +1,124 @@
+"""The command line as a user meets it: exact options, guesses at typing mistakes, no heavy import before it is needed."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from dpobench import cli
+
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "matplotlib", "scipy", "pydantic")
+
+
+def dpobench(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "dpobench", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def imported(*arguments):
+    code = f"import sys\nfrom dpobench.cli import commands\ncommands.main({list(arguments)!r}, standalone_mode=False)\nprint(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("run", "--help"), ("variants", "--help"), ("report", "--help"), ("variants",)]
+)
+def test_help_and_the_list_of_variants_import_nothing_heavy(arguments):
+    assert imported(*arguments) == []
+
+
+def test_options_of_run_are_pinned():
+    names = {option for parameter in cli.run.params for option in parameter.opts}
+    assert names == {
+        "--variants", "--beta-grid", "--grid", "--lr-grid", "--seeds", "--control", "--preset", "--model", "--data", "--heldout",
+        "--judge", "--tasks", "--out", "--plugin", "-c", "--config", "--set", "--device", "--workers", "--threads", "--dry-run",
+    }  # fmt: skip
+
+
+def test_commands_are_pinned():
+    assert set(cli.commands.commands) == {"run", "report", "evaluate", "variants", "status", "doctor", "bench"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (("--variants", "dpo,ipo", "--beta-grid"), 10),
+        (("--variants", "dpo,ipo", "--beta-grid", "0.05,0.1"), 4),
+        (("--variants", "dpo,ipo", "--beta-grid", "dpo=0.05,0.1", "--beta-grid", "ipo=0.1,0.5"), 4),
+        (("--beta-grid", "--variants", "dpo,ipo"), 10),
+        (("--variants", "cdpo", "--grid", "cdpo.flip=0.1,0.2"), 2),
+        (("--variants", "dpo", "--seeds", "0,1,2", "--lr-grid", "1e-4,5e-4"), 6),
+        (("--variants", "dpo"), 1),
+    ],
+)
+def test_grids_unfold_as_written(arguments, runs):
+    done = CliRunner().invoke(
+        cli.commands, ["run", *arguments, "--dry-run"], standalone_mode=False, catch_exceptions=False
+    )
+    assert f"\n{runs} runs;" in "\n" + done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--variants", "dppo"), "no variant is called 'dppo'. Did you mean 'dpo'?"),
+        (("run",), "no variant is chosen"),
+        (("rnu",), "no command is called 'rnu'. Did you mean 'run'?"),
+        (("run", "--variant", "dpo"), "--variants"),
+        (("run", "--variants", "dpo", "--set", "recipe.batchs=3"), "Did you mean 'recipe.batch'"),
+        (("run", "--variants", "dpo", "--seeds", "a"), "--seeds 'a'"),
+        (("run", "--variants", "dpo", "--model", "x", "--preset", "tiny"), "--preset brings its own"),
+        (("run", "--variants", "dpo", "--judge", "golden"), "Did you mean 'gold'"),
+        (("run", "--variants", "dpo", "--plugin", "nowhere.py"), "no such file"),
+        (("run", "--variants", "dpo", "-c", "nowhere.toml"), "nowhere.toml"),
+        (("report", "nowhere"), "no plan.json"),
+        (("status", "nowhere"), "no plan.json"),
+        (("variants", "show", "dppo"), "Did you mean 'dpo'"),
+        (("variants", "new", "dpo"), "exists already"),
+        (("variants", "new", "My-Loss"), "no name for a loss"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, said, tmp_path):
+    done = dpobench(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_missing_model_is_named_before_anything_is_trained(tmp_path):
+    done = dpobench(
+        "run", "--variants", "dpo", "--model", "./nowhere", "--data", "x.jsonl", "--out", "out", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "model './nowhere': no such folder" in done.stderr
+
+
+def test_a_new_loss_passes_its_own_test_and_the_laws(tmp_path):
+    assert dpobench("variants", "new", "mine", "--folder", str(tmp_path)).returncode == 0
+    checked = dpobench("variants", "check", str(tmp_path / "mine.py"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "laws hold" in checked.stdout
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in tested.stdout, tested.stdout
+
+
+def test_a_portrait_names_source_grid_and_laws():
+    done = dpobench("variants", "show", "ipo")
+    assert "arXiv:2310.12036" in done.stdout
+    assert "sets a target margin in nats per token" in done.stdout
+    assert "broken" not in done.stdout
+
+
+def test_doctor_finds_this_installation_ready():
+    done = dpobench("doctor")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "ready"
