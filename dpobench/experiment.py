@@ -114,6 +114,7 @@ class Data(_Settings):
         columns: column of the file for each column of ours.
         template: "auto", "plain" or a Jinja file.
         on_bad_row: "error", or "drop" and count.
+        most_lost: share of the rows that may be left out because their prompt is too long.
         limit: most training pairs used, the first by hash.
     """
 
@@ -126,6 +127,7 @@ class Data(_Settings):
     columns: dict[str, str] = Field(default_factory=dict)
     template: str = "auto"
     on_bad_row: Literal["error", "drop"] = "error"
+    most_lost: float = Field(0.1, ge=0, le=1)
     limit: int | None = Field(None, ge=1)
 
 

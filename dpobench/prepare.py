@@ -105,9 +105,13 @@ def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inpu
 
 
 def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) -> tuple[list[TokenPair], TokenReport]:
-    recipe, template = experiment.recipe, experiment.data.template
     return tokenise(
-        rows, tokenizer, template=template, max_tokens=recipe.max_tokens, max_prompt_tokens=recipe.max_prompt_tokens
+        rows,
+        tokenizer,
+        template=experiment.data.template,
+        max_tokens=experiment.recipe.max_tokens,
+        max_prompt_tokens=experiment.recipe.max_prompt_tokens,
+        most_lost=experiment.data.most_lost,
     )
 
 

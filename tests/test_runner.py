@@ -1,0 +1,299 @@
+"""The main job end to end on the smallest embedded default: run, run again, kill and run, break one run, read the report."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = ("run", "--preset", "tiny", "--variants", "dpo,ipo,cdpo", "--beta-grid", "0.1,0.5", "--seeds", "0,1")
+COLUMNS = {
+    "variant",
+    "beta",
+    "seeds",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "kl",
+    "kl_low",
+    "kl_high",
+    "benchmark_delta",
+    "p_adjusted",
+    "level",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def dpobench(cache):
+    def call(*arguments, **options):
+        environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "dpobench", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            **options,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(dpobench, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "tiny"
+    done = dpobench(*COMMAND, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def leaderboard(out):
+    with (out / "report" / "tables" / "leaderboard.csv").open() as stream:
+        return {row["variant"]: row for row in csv.DictReader(stream)}
+
+
+def hashes(folder, pattern="*"):
+    return {
+        f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.rglob(pattern))
+        if f.is_file()
+    }
+
+
+def test_leaderboard_has_its_columns_and_every_variant_beside_the_reference(finished):
+    rows = leaderboard(finished)
+    assert COLUMNS <= set(rows["dpo"])
+    assert set(rows) == {"dpo", "ipo", "cdpo", "reference"}
+    for name in ("dpo", "ipo", "cdpo"):
+        row = rows[name]
+        assert row["seeds"] == "2"
+        assert row["level"] == "method"
+        assert float(row["win_rate_low"]) <= float(row["win_rate"]) <= float(row["win_rate_high"])
+        assert 0 < float(row["kl_low"]) <= float(row["kl"])
+    assert float(rows["reference"]["win_rate"]) == 0.5
+    assert float(rows["reference"]["kl"]) == 0.0
+
+
+def test_every_number_leads_to_a_run_a_commit_a_data_hash_and_a_seed(finished):
+    plan = json.loads((finished / "plan.json").read_text())
+    assert len(plan["runs"]) == 3 * 2 * 2
+    for entry in plan["runs"]:
+        note = json.loads((finished / "runs" / entry["id"] / "run.json").read_text())
+        assert note["status"] == "done"
+        assert note["seed"] in (0, 1)
+        assert {"commit", "versions", "data_hash", "model_hash", "threads", "device"} <= set(note["provenance"])
+        assert note["checks"]["start_margin"] < 2e-5
+        assert note["checks"]["start_loss"] == pytest.approx(note["checks"]["start_declared"], rel=1e-4)
+        assert note["checks"]["reload_max_difference"] <= 1e-5
+    listed = leaderboard(finished)["dpo"]["run_ids"]
+    assert any(entry["id"] in listed for entry in plan["runs"])
+
+
+def test_the_same_run_again_does_nothing_and_writes_the_same_report(dpobench, finished):
+    before = hashes(finished / "report")
+    times = {f: f.stat().st_mtime_ns for f in (finished / "runs").rglob("*") if f.is_file()}
+    done = dpobench(*COMMAND, "--out", finished)
+    assert "12 runs planned, 12 done already" in done.stdout
+    assert hashes(finished / "report") == before
+    assert {f: f.stat().st_mtime_ns for f in (finished / "runs").rglob("*") if f.is_file()} == times
+
+
+def test_a_further_grid_point_trains_that_point_alone(dpobench, finished):
+    done = dpobench(*COMMAND, "--beta-grid", "dpo=0.1,0.3,0.5", "--out", finished)
+    assert "14 runs planned, 12 done already" in done.stdout
+    assert dpobench(*COMMAND, "--out", finished).returncode == 0
+
+
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_numbers(cache, dpobench, finished, tmp_path):
+    out = tmp_path / "tiny"
+    draw = random.Random(3)
+    environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dpobench", *COMMAND, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        time.sleep(draw.uniform(6, 14))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = dpobench(*COMMAND, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert hashes(out / "runs", "*.safetensors") == {
+        k: v for k, v in hashes(finished / "runs", "*.safetensors").items() if (out / "runs" / k).exists()
+    }
+    assert hashes(out / "runs", "*.parquet").items() <= hashes(finished / "runs", "*.parquet").items()
+    assert leaderboard(out) == leaderboard(finished)
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_run_that_fails_costs_itself_alone(dpobench, finished, tmp_path):
+    plugin = tmp_path / "faulty.py"
+    plugin.write_text(
+        '''"""Losses that pass the laws and fail in training."""
+import math
+import os
+import signal
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(source="a test", beta_grid=(0.1,), start=math.log(2))
+def raises(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Raises on a batch of training size, away from the start."""
+    if len(pairs) > 8 and float(pairs.margin.detach().abs().max()) > 1e-3 and pairs.margin.requires_grad:
+        raise RuntimeError("a fault in step two")
+    return -F.logsigmoid(beta * pairs.margin)
+
+
+@loss(source="a test", beta_grid=(0.1,), start=math.log(2))
+def dies(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Kills its process likewise."""
+    if len(pairs) > 8 and float(pairs.margin.detach().abs().max()) > 1e-3 and pairs.margin.requires_grad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -F.logsigmoid(beta * pairs.margin)
+'''
+    )
+    out = tmp_path / "faulty"
+    done = dpobench("run", "--preset", "tiny", "--variants", "dpo,raises,dies", "--plugin", plugin, "--out", out)
+    assert done.returncode == 2, done.stdout + done.stderr
+    states = {row.split("  ")[0].split("-")[0]: row for row in dpobench("status", out).stdout.splitlines()}
+    assert "done" in states["dpo"]
+    assert "RuntimeError: a fault in step two" in states["raises"]
+    assert "killed by signal 9" in states["dies"]
+    grid = (out / "report" / "tables" / "grid.csv").read_text()
+    assert "a fault in step two" in grid
+    assert "killed by signal 9" in grid
+
+
+def test_divergence_is_named_with_its_step_and_stands_in_the_report(dpobench, tmp_path):
+    out = tmp_path / "diverging"
+    done = dpobench(
+        "run",
+        "--preset",
+        "tiny",
+        "--variants",
+        "dpo",
+        "--lr-grid",
+        "5e-4,1.0",
+        "--set",
+        "recipe.clip=1e30",
+        "--set",
+        "recipe.weight_decay=1e30",
+        "--out",
+        out,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = [json.loads(f.read_text()) for f in sorted((out / "runs").glob("*/run.json"))]
+    bad = [state for state in states if state["status"] == "diverged"]
+    assert bad
+    assert all("is not finite at step" in state["reason"] for state in bad)
+    assert "not finite at step" in (out / "report" / "tables" / "grid.csv").read_text()
+
+
+def test_a_second_process_on_the_folder_is_told_who_holds_it(dpobench, tmp_path):
+    from dpobench.store import locked
+
+    with locked(tmp_path / "busy"):
+        done = dpobench("run", "--preset", "tiny", "--variants", "dpo", "--out", tmp_path / "busy")
+    assert done.returncode == 3
+    assert f"process {os.getpid()}" in done.stderr
+
+
+def test_a_damaged_file_is_named(dpobench, finished, tmp_path):
+    import shutil
+
+    out = tmp_path / "tiny"
+    shutil.copytree(finished, out)
+    weights = next((out / "runs").glob("dpo-*/checkpoint/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-7])
+    done = dpobench(*COMMAND, "--out", out)
+    assert done.returncode == 2
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_checkpoints_trained_elsewhere_enter_the_same_report(dpobench, finished, tmp_path):
+    checkpoint = next((finished / "runs").glob("ipo-*/checkpoint"))
+    elsewhere = tmp_path / "my-model"
+    elsewhere.symlink_to(checkpoint)
+    out = tmp_path / "scored"
+    world = finished / "world"
+    done = dpobench(
+        "evaluate", elsewhere, "--reference", world / "model", "--data", world / "heldout.jsonl", "--out", out, "--judge", "gold",
+        "--set", "evaluation.judge_settings.function='dpobench.synthetic.gold:score'", "--set", "evaluation.max_new_tokens=48",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = leaderboard(out)
+    assert {"reference"} < set(rows)
+    (own,) = set(rows) - {"reference"}
+    assert float(rows[own]["kl"]) > 0
+    assert rows[own]["win_rate"]
+
+
+def test_report_command_needs_the_files_alone(dpobench, finished):
+    before = hashes(finished / "report")
+    assert dpobench("report", finished).returncode == 0
+    assert hashes(finished / "report") == before
+
+
+def test_under_torchrun_two_processes_train_the_same_policy(cache, finished, tmp_path):
+    out = tmp_path / "tiny"
+    environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29533",
+        "-m",
+        "dpobench",
+    ]
+    arguments = [
+        "run",
+        "--preset",
+        "tiny",
+        "--variants",
+        "dpo",
+        "--beta-grid",
+        "0.1",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(launcher + arguments, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (alone,) = (
+        json.loads(f.read_text())
+        for f in (finished / "runs").glob("dpo-*/run.json")
+        if json.loads(f.read_text())["params"]["beta"] == 0.1 and json.loads(f.read_text())["seed"] == 0
+    )
+    logs = [
+        [json.loads(line) for line in (folder / alone["id"] / "log.jsonl").read_text().splitlines()]
+        for folder in (finished / "runs", out / "runs")
+    ]
+    for one, two in zip(*logs, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=5e-5)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=2e-3)
+    note = json.loads((Path(out) / "runs" / alone["id"] / "run.json").read_text())
+    assert note["provenance"]["world_size"] == 2
