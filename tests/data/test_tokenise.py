@@ -135,7 +135,7 @@ def test_answers_that_are_equal_once_cut_are_dropped_and_counted(plain_tokenizer
     assert [pair.id for pair in pairs] == [rows[0].id]
     assert report.dropped == {"answers identical once cut": 1}
     assert report.dropped_rows == {"answers identical once cut": (4,)}
-    with pytest.raises(UserError, match=r"all 1 rows are lost .*identical once cut: 1.*raise recipe.max_tokens"):
+    with pytest.raises(UserError, match=r"all 1 rows are lost .*identical once cut: 1.*raise --set recipe.max_tokens"):
         tokenise([same], plain_tokenizer, max_tokens=size + 20, max_prompt_tokens=size)
 
 
@@ -155,7 +155,7 @@ def test_more_than_ten_percent_long_prompts_are_an_error(plain_tokenizer):
         tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=50)
     pairs, report = tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=50, most_lost=0.2)
     assert (len(pairs), report.dropped) == (8, {"prompt too long": 1})
-    with pytest.raises(UserError, match=r"all 9 rows: prompt > max_prompt_tokens 4 .*raise recipe.max_prompt_tokens"):
+    with pytest.raises(UserError, match=r"all 9 rows: prompt > max_prompt_tokens 4 .*raise --set recipe.max_prompt_tokens"):
         tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=4)
 
 
