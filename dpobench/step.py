@@ -93,7 +93,7 @@ def gradient(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: A
                 objective = (pull * logps).sum()
             # DDP averages over processes; each holds its part of the mean over the whole batch, so the parts must add up.
             accelerator.backward(objective * world)
-        _note(seen, group, pairs, losses, logps, bound, len(rows) * world)
+        _note(seen, group, pairs, losses, logps, bound, len(rows) / world)
     gathered = {name: accelerator.gather(value.detach()) for name, value in seen.items()}
     return Step(gathered, sum(pair.size for pair in rows))
 
@@ -133,7 +133,7 @@ def _regroup(pull: Tensor, group: list[int], share: int, batch: Batch) -> Tensor
 
 
 def _note(
-    seen: dict[str, Tensor], group: list[int], pairs: Pairs, losses: Tensor, logps: Tensor, bound: Bound, scale: int
+    seen: dict[str, Tensor], group: list[int], pairs: Pairs, losses: Tensor, logps: Tensor, bound: Bound, scale: float
 ) -> None:
     """Write a micro-batch's numbers to their places in the batch."""
     half = len(pairs)

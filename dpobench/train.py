@@ -79,14 +79,15 @@ def accelerator_for(device: str, precision: str) -> Any:
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
 
 
-def load_policy(folder: Path, accelerator: Any) -> tuple[Any, torch.optim.AdamW]:
-    """The start policy in float32 with its optimizer, dropout off: a policy must equal its reference at step 0."""
+def load_policy(folder: Path, accelerator: Any, weight_decay: float = 0.0) -> tuple[Any, torch.optim.AdamW]:
+    """The start policy in float32 with its optimizer, in evaluation mode: a policy must equal its reference at step 0.
+
+    Not every dropout is a module whose rate could be set; in evaluation mode none acts.
+    """
     model = checkpoint.load_model(folder, device=str(accelerator.device))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True
+    )
     return accelerator.prepare(model, optimizer)
 
 
@@ -120,9 +121,7 @@ def train(
     """
     recipe = run.recipe
     _check_size(recipe.batch, len(pairs), accelerator.num_processes)
-    model, optimizer = load_policy(start, accelerator)
-    for group in optimizer.param_groups:
-        group["weight_decay"] = recipe.weight_decay
+    model, optimizer = load_policy(start, accelerator, recipe.weight_decay)
     steps = recipe.steps(len(pairs))
     first, result, log = _resume(saving, model, optimizer, accelerator)
     saved = time.monotonic()
@@ -136,9 +135,7 @@ def train(
         norm = float(accelerator.clip_grad_norm_(model.parameters(), recipe.clip))
         rate = recipe.rate(step, steps, run.learning_rate)
         log.append(_log_row(step, seen, norm, rate, bound, time.monotonic() - began))
-        if not np.isfinite(log[-1]["loss"]) or not np.isfinite(norm):
-            _write_log(target, log, accelerator)
-            raise Diverged(step, "loss" if not np.isfinite(log[-1]["loss"]) else "gradient")
+        _require_finite(log, target, accelerator)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -155,6 +152,14 @@ def train(
     return result
 
 
+def _require_finite(log: list[dict[str, Any]], target: Path, accelerator: Any) -> None:
+    """Stop at the first value that is not finite; the log up to it is kept."""
+    for name, what in (("loss", "loss"), ("gradient_norm", "gradient")):
+        if not np.isfinite(log[-1][name]):
+            _write_log(target, log, accelerator)
+            raise Diverged(log[-1]["step"], what)
+
+
 def _check_size(batch: int, pairs: int, world: int) -> None:
     if batch % world:
         raise UserError(f"recipe.batch = {batch} does not divide among {world} processes; choose a multiple of {world}")
@@ -163,7 +168,7 @@ def _check_size(batch: int, pairs: int, world: int) -> None:
 
 
 def check_start(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any) -> dict[str, float | None]:
-    """Before the first step the policy is the reference: margins are 0 and the loss has its start value.
+    """Before the first step the policy is the reference: log-ratios are 0 and the loss has its start value.
 
     Returns: `start_margin` (largest margin per token, nats), `start_loss`, `start_declared`.
 
@@ -175,11 +180,14 @@ def check_start(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator
         pairs = pairs_of(completion_logps(model, batch), batch, rows)
         loss, expected = float(bound(pairs).mean()), float(bound(at_start(pairs)).mean())
     slack = 2e-5 if run_precision(accelerator) == "float32" else 5e-2
-    margin = float((pairs.margin.abs() / (pairs.chosen.length + pairs.rejected.length)).max())
+    lengths = pairs.chosen.length + pairs.rejected.length
+    margin = float((pairs.margin.abs() / lengths).max())
+    # Both sides may be off by the same amount, which no margin shows.
+    drift = float(((pairs.chosen.logratio.abs() + pairs.rejected.logratio.abs()) / lengths).max())
     declared = bound.start
-    if not margin <= slack:
+    if not drift <= slack:
         raise DpobenchError(
-            f"at step 0 a margin is {margin:.3g} nats a token, not 0: the reference log-probabilities are not this model's"
+            f"at step 0 a log-ratio is {drift:.3g} nats a token, not 0: the reference log-probabilities are not this model's"
         )
     moved = _tolerance(bound, pairs, slack)
     for name, value in (("its value at policy = reference", expected), ("its declared start", declared)):
@@ -255,9 +263,9 @@ def _finish(
     if accelerator.is_main_process:
         _write_log(target, log, accelerator)
         tokenizer = checkpoint.load_tokenizer(start)
-        result.checks["reload_max_difference"] = checkpoint.save(
-            accelerator.unwrap_model(model), tokenizer, target / "checkpoint"
-        )
+        # Without the autocast that `prepare` laid around it, the model answers in float32, as it will when loaded again.
+        bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        result.checks["reload_max_difference"] = checkpoint.save(bare, tokenizer, target / "checkpoint")
     accelerator.wait_for_everyone()
 
 
@@ -267,7 +275,10 @@ def _write_log(target: Path, log: list[dict[str, Any]], accelerator: Any) -> Non
 
 
 def _save_state(folder: Path, step: int, model: Any, optimizer: Any, note: dict[str, Any], accelerator: Any) -> None:
-    """Keep weights, optimizer moments, step and log, so that a killed run goes on to the same numbers, bit for bit."""
+    """Keep weights, optimizer moments, step and log, so that a killed run goes on to the same numbers, bit for bit.
+
+    Each process decides by its own clock, so there is no barrier here: the first one writes, the others wait in the next step.
+    """
     if accelerator.is_main_process:
         inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
         tensors = {f"weight.{name}": value.detach().contiguous() for name, value in inner.named_parameters()}
@@ -277,7 +288,6 @@ def _save_state(folder: Path, step: int, model: Any, optimizer: Any, note: dict[
             save_file(tensors, part / "state.safetensors")
             store.write_json(part / "state.json", {"step": step, **note})
             store.seal(part)
-    accelerator.wait_for_everyone()
 
 
 def _resume(

@@ -1,0 +1,49 @@
+"""Whether what a loss declares makes sense by itself, before the loss is called at all."""
+
+import inspect
+from itertools import pairwise
+from typing import get_args
+
+from dpobench.errors import UserError
+from dpobench.registry import UNITS, Gradient, Variant
+
+
+def declaration(variant: Variant) -> str:
+    """What is declared makes sense by itself: source, unit, class, strength, grids within bounds, docstring."""
+    declared, strength = variant.declared, variant.strength
+    if not variant.doc.strip():
+        return "the function has no docstring; give the formula and say what each argument is"
+    if not str(declared["source"]).strip():
+        return "no source; name the paper and equation, or 'as implemented by ...'"
+    if variant.unit not in UNITS:
+        return f"unit={variant.unit!r} is none of {', '.join(map(repr, UNITS))}"
+    if declared["gradient"] not in get_args(Gradient):
+        return f"gradient={declared['gradient']!r} is none of {', '.join(map(repr, get_args(Gradient)))}"
+    try:
+        if strength not in variant.parameters:
+            return f"strength={strength!r} is no keyword-only argument of the function"
+        if not isinstance(variant.parameters[strength].default, float):
+            return f"the default of {strength} is {variant.parameters[strength].default!r}; write a float"
+        for parameter in variant.parameters.values():
+            for value in (parameter.default, *parameter.grid):
+                parameter.accept(value, variant.name)
+    except UserError as error:
+        return str(error)
+    for name in variant.declared["grids"]:
+        grid = variant.parameters[name].grid
+        if not grid:
+            return f"the grid of {name} is empty; declare the values a user should try"
+        if any(low >= high for low, high in pairwise(grid)):
+            return f"the grid of {name} is {grid}; write distinct values in rising order"
+    return _start_declared(variant)
+
+
+def _start_declared(variant: Variant) -> str:
+    start = variant.declared["start"]
+    if callable(start):
+        unknown = [name for name in inspect.signature(start).parameters if name not in variant.parameters]
+        if unknown:
+            return f"start takes {unknown[0]!r}, which is no hyper-parameter of the loss"
+    elif start is not None and not isinstance(start, int | float):
+        return f"start={start!r} is neither a number nor a function of hyper-parameters"
+    return ""

@@ -1,0 +1,11 @@
+"""Subtracts the mean of the batch and does not say so."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1))
+def batch_mean(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return -F.logsigmoid(beta * (pairs.margin - 0.5 * pairs.margin.mean()))

@@ -1,0 +1,11 @@
+"""Returns a list."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1))
+def no_tensor(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return (-F.logsigmoid(beta * pairs.margin)).tolist()
