@@ -1,0 +1,45 @@
+"""The report: a pure function of an experiment's folder, in HTML, Markdown, CSV, LaTeX, SVG and PNG."""
+
+from pathlib import Path
+
+from dpobench.store import building, write_bytes
+
+__all__ = ["write_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of an experiment; what was there before is replaced at once, or not at all.
+
+    Args:
+        folder: what `dpobench run --out` was given.
+
+    Returns: the path of `report/report.html`.
+
+    Raises:
+        UserError: the folder holds no experiment.
+        Damaged: one of its files cannot be read.
+    """
+    # Drawing and statistics are imported when a report is written: `dpobench --help` needs neither.
+    from dpobench.report import diagnostics, figures, leaderboard, page
+    from dpobench.report.findings import read
+    from dpobench.report.results import load
+
+    findings = read(load(folder))
+    made = [leaderboard.leaderboard(findings), leaderboard.grid(findings), leaderboard.benchmarks(findings)]
+    made += [leaderboard.compute(findings), leaderboard.trials(findings), *diagnostics.diagnostics(findings)]
+    tables = {table.name: table for table in made}
+    drawn = figures.draw(findings)
+    with building(folder / "report") as place:
+        for table in made:
+            write_bytes(place / "tables" / f"{table.name}.csv", table.csv().encode())
+            write_bytes(place / "tables" / f"{table.name}.tex", table.latex().encode())
+        inline = {}
+        for name, (caption, figure) in drawn.items():
+            markup = figures.svg(figure)
+            write_bytes(place / "figures" / f"{name}.svg", markup.encode())
+            write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
+            inline[name] = (caption, figures.inline(markup, name))
+        given = page.context(findings, tables, inline)
+        write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
+        write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
+    return folder / "report" / "report.html"

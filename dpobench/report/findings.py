@@ -1,0 +1,230 @@
+"""What the scores say: configurations, the one that stands for each variant, and how it compares with the control."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dpobench.report.results import BENCHMARK, DISTANCE, HEADLINE, LENGTH, PREFERENCE, REFERENCE, Results, Run
+from dpobench.scores import Metric
+from dpobench.stats import (
+    Candidate,
+    Comparison,
+    Estimate,
+    crossed_difference,
+    crossed_mean,
+    crossed_ratio,
+    select,
+    share_interval,
+)
+from dpobench.stats.compare import family
+
+TEST, SELECTION = "test", "selection"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A variant with its hyper-parameters and learning rate: one cell of the grid, with all its seeds."""
+
+    key: str
+    runs: tuple[Run, ...]
+
+    @property
+    def variant(self) -> str:
+        """Name of the loss."""
+        return self.runs[0].variant
+
+    @property
+    def beta(self) -> Any:
+        """Value of the strength."""
+        return self.runs[0].fields.get("beta")
+
+    @property
+    def unit(self) -> str:
+        """Unit of the strength."""
+        return str(self.runs[0].fields.get("unit") or "")
+
+    @property
+    def learning_rate(self) -> Any:
+        """Peak learning rate."""
+        return self.runs[0].fields.get("learning_rate")
+
+    @property
+    def params(self) -> str:
+        """Hyper-parameters besides the strength, as text."""
+        strength = self.runs[0].fields.get("strength")
+        return ", ".join(f"{name}={value}" for name, value in sorted(self.runs[0].params.items()) if name != strength)
+
+    @property
+    def done(self) -> list[Run]:
+        """Runs that trained and were scored, by seed."""
+        return sorted((run for run in self.runs if run.status == "done"), key=lambda run: run.seed)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the finished runs, by seed."""
+        return [run.id for run in self.done]
+
+    def count(self, status: str) -> int:
+        """Runs of a status."""
+        return sum(run.status == status for run in self.runs)
+
+    @property
+    def reasons(self) -> str:
+        """Why runs did not finish."""
+        troubled = [run for run in self.runs if run.status != "done"]
+        return "; ".join(
+            f"seed {run.seed} {run.status}: {run.fields.get('reason') or 'no reason recorded'}" for run in troubled
+        )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results, read.
+
+    Args:
+        results: what was read.
+        configurations: every cell of the grid, in the order of the plan.
+    """
+
+    results: Results
+    configurations: tuple[Configuration, ...]
+
+    @cached_property
+    def headline(self) -> str | None:
+        """Name of the metric that a judge gives, where there is one."""
+        return self.results.first(HEADLINE)
+
+    @cached_property
+    def distance(self) -> str | None:
+        """Name of the distance to the reference."""
+        return self.results.first(DISTANCE)
+
+    @cached_property
+    def preference(self) -> str | None:
+        """Name of the metric on held-out pairs."""
+        return self.results.first(PREFERENCE)
+
+    @cached_property
+    def length(self) -> str | None:
+        """Name of the metric of the answers' length."""
+        return self.results.first(LENGTH)
+
+    @property
+    def ranking(self) -> str | None:
+        """The metric that ranks: the headline, or the one on held-out pairs where no judge was at hand."""
+        return self.headline or self.preference
+
+    @property
+    def direction(self) -> str:
+        """Which direction of the ranking metric is better."""
+        return self.results.metrics[self.ranking].better if self.ranking else "none"
+
+    @property
+    def variants(self) -> list[str]:
+        """Variants in the order of the plan."""
+        return list(dict.fromkeys(c.variant for c in self.configurations))
+
+    def label(self, configuration: Configuration) -> str:
+        """Short name of a cell within its variant."""
+        parts = [f"{configuration.beta:g}" if isinstance(configuration.beta, float) else str(configuration.beta)]
+        if len({c.params for c in self.configurations if c.variant == configuration.variant}) > 1:
+            parts.append(configuration.params)
+        if len({c.learning_rate for c in self.configurations}) > 1:
+            parts.append(f"lr {configuration.learning_rate:g}")
+        return ", ".join(parts)
+
+    def estimate(
+        self, runs: Sequence[str], metric: str | None, split: str | None = TEST, group: str | None = None
+    ) -> Estimate | None:
+        """Mean of a metric over prompts and runs, with its interval; None where nothing was measured."""
+        if metric is None or not runs:
+            return None
+        table = self.results.table(metric, list(runs), group, split)
+        if table.shape[1] < 2:
+            return None
+        found = crossed_mean([table.to_numpy()])
+        known: Metric | None = self.results.metrics.get(metric)
+        return share_interval(found) if known and known.unit == "share" else found
+
+    def length_ratio(self, runs: Sequence[str]) -> Estimate | None:
+        """Length of the answers over the reference's on the same test prompts."""
+        if self.length is None or not runs:
+            return None
+        table = self.results.table(self.length, list(dict.fromkeys([*runs, REFERENCE])), None, TEST)
+        if table.shape[1] < 2 or table.loc[REFERENCE].mean() == 0:
+            return None
+        return crossed_ratio(table.loc[list(runs)].to_numpy(), table.loc[REFERENCE].to_numpy())
+
+    @cached_property
+    def tasks(self) -> list[tuple[str, str]]:
+        """Benchmark metrics and their tasks."""
+        return [(name, group) for name in self.results.of_role(BENCHMARK) for group in self.results.groups(name)]
+
+    def task_deltas(self, runs: Sequence[str]) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
+        """Per task, score less the reference's on the same documents: arrays [S, N]. All documents count, no split."""
+        found = {}
+        for metric, task in self.tasks if runs else ():
+            table = self.results.table(metric, list(dict.fromkeys([*runs, REFERENCE])), task)
+            if table.shape[1] > 1:
+                found[metric, task] = table.loc[list(runs)].to_numpy() - table.loc[REFERENCE].to_numpy()
+        return found
+
+    def benchmark_delta(self, runs: Sequence[str]) -> Estimate | None:
+        """Mean delta to the reference over the tasks, each weighing the same; only shares where more is better are averaged."""
+        averaged = {name for name, m in self.results.metrics.items() if m.unit == "share" and m.better == "higher"}
+        strata = [delta for (metric, _), delta in self.task_deltas(runs).items() if metric in averaged]
+        return crossed_mean(strata) if strata else None
+
+    @cached_property
+    def chosen(self) -> dict[str, Configuration]:
+        """The configuration that stands for each variant, picked on the selection prompts."""
+        by_key = {c.key: c for c in self.configurations}
+        picked = select(
+            [self._candidate(c) for c in self.configurations], "lower" if self.direction == "lower" else "higher"
+        )
+        return {variant: by_key[picked[variant].configuration] for variant in self.variants if variant in picked}
+
+    def _candidate(self, c: Configuration) -> Candidate:
+        value = self.estimate(c.ids, self.ranking, SELECTION)
+        far = self.estimate(c.ids, self.distance, SELECTION)
+        broken = c.count("diverged") + c.count("failed") > 0
+        if value is None:
+            return Candidate(c.key, c.variant, 0.0, 0.0, eligible=False, complete=False)
+        complete = len(c.done) == len(c.runs)
+        return Candidate(c.key, c.variant, value.value, value.se, far.value if far else None, not broken, complete)
+
+    def difference(self, runs: Sequence[str], others: Sequence[str]) -> Estimate | None:
+        """Ranking metric of some runs less that of others on the test prompts all of them have."""
+        if self.ranking is None or not runs or not others:
+            return None
+        table = self.results.table(self.ranking, list(dict.fromkeys([*runs, *others])), None, TEST)
+        if table.shape[1] < 2:
+            return None
+        return crossed_difference([table.loc[list(runs)].to_numpy()], [table.loc[list(others)].to_numpy()])
+
+    @cached_property
+    def comparisons(self) -> Mapping[str, Comparison]:
+        """The primary family: every variant but the control, at its chosen strength."""
+        control = self.chosen.get(self.results.control or "")
+        if control is None:
+            return {}
+        found = {v: self.difference(c.ids, control.ids) for v, c in self.chosen.items() if v != control.variant}
+        return family({v: d for v, d in found.items() if d is not None}, control.variant)
+
+
+def read(results: Results) -> Findings:
+    """Group the runs of an experiment into configurations."""
+    cells: dict[str, list[Run]] = {}
+    for run in results.runs:
+        cells.setdefault(run.configuration, []).append(run)
+    return Findings(results, tuple(Configuration(key, tuple(runs)) for key, runs in cells.items()))
+
+
+def put(row: dict[str, Any], name: str, found: Estimate | None) -> None:
+    """Add an estimate and its interval to a row."""
+    row[name] = found.value if found else None
+    row[f"{name}_low"] = found.low if found else None
+    row[f"{name}_high"] = found.high if found else None

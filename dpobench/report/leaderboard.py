@@ -1,0 +1,322 @@
+"""The tables of results: leaderboard, full grid, benchmarks, compute, trials."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpobench.report.findings import SELECTION, Configuration, Findings, put
+from dpobench.report.results import BENCHMARK, REFERENCE
+from dpobench.report.table import Column, Table
+from dpobench.stats import crossed_mean, pareto, step_up
+
+DIFFERENCE, DELTA, ENDED = "difference_to_control", "benchmark_delta", "ended"
+
+
+def leaderboard(f: Findings) -> Table:
+    """One row per variant at its chosen strength, best first, and the reference."""
+    sign = -1.0 if f.direction == "lower" else 1.0
+    rows = [_leader(f, configuration) for configuration in f.chosen.values()]
+    rows.sort(key=lambda row: -sign * (row.get(f.ranking or "") or 0.0))
+    rows += [_unfinished(f, variant) for variant in f.variants if variant not in f.chosen]
+    rows.append(_reference(f))
+    frame = pd.DataFrame(rows, dtype=object)
+    columns = [
+        Column("Variant", "variant", bold="significant"),
+        Column("β", "beta"),
+        Column("Other parameters", "params"),
+        Column("Learning rate", "learning_rate") if len({c.learning_rate for c in f.configurations}) > 1 else None,
+        Column(_name(f, f.ranking), f.ranking, 2, interval=True) if f.ranking else None,
+        Column(f"Difference to {f.results.control}", DIFFERENCE, 3, interval=True, signed=True, bold="significant"),
+        Column("p (Holm)", "p_adjusted", 3, bold="significant"),
+        Column(_name(f, f.distance), f.distance, 2, interval=True) if f.distance else None,
+        Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
+        Column("Length ratio", "length_ratio", 2, interval=True),
+        Column("Verdict", "verdict", bold="significant"),
+        Column("Seeds", "seeds", 0),
+        Column("Prompts", "n_prompts", 0),
+    ]
+    return Table(
+        "leaderboard",
+        "Leaderboard: each variant at its selected strength",
+        frame,
+        [column for column in columns if column],
+        hidden=("significant", "is_reference"),
+        marked="is_reference",
+    )
+
+
+def _name(f: Findings, metric: str | None) -> str:
+    return (
+        f.results.label(metric).capitalize()
+        if metric and f.results.label(metric).islower()
+        else f.results.label(metric or "")
+    )
+
+
+def _measure(f: Findings, runs: list[str], split: str = "test") -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    # Without a judge, or without a distance, the columns that other programs look for are there and empty.
+    put(row, f.headline or "win_rate", f.estimate(runs, f.headline, split))
+    put(row, f.distance or "distance", f.estimate(runs, f.distance, split))
+    per_token = f"{f.distance}_per_token"
+    put(row, per_token if f.distance else "distance_per_token", f.estimate(runs, per_token, split))
+    if f.preference:
+        put(row, f.preference, f.estimate(runs, f.preference, split))
+    if f.length:
+        put(row, f.length, f.estimate(runs, f.length, split))
+    put(row, "length_ratio", f.length_ratio(runs))
+    put(row, ENDED, f.estimate(runs, ENDED, split))
+    put(row, DELTA, f.benchmark_delta(runs))
+    return row
+
+
+def _identity(f: Findings, c: Configuration) -> dict[str, Any]:
+    return {
+        "variant": c.variant,
+        "beta": c.beta,
+        "unit": c.unit,
+        "params": c.params,
+        "learning_rate": c.learning_rate,
+        "seeds": len(c.done),
+        "seeds_planned": len(c.runs),
+    }
+
+
+def _leader(f: Findings, c: Configuration) -> dict[str, Any]:
+    own = [other for other in f.configurations if other.variant == c.variant]
+    measured = f.estimate(c.ids, f.ranking)
+    row = _identity(f, c) | {
+        "n_prompts": measured.n_prompts if measured else 0,
+        "level": measured.level if measured else "",
+        **_measure(f, c.ids),
+    }
+    comparison = f.comparisons.get(c.variant)
+    row |= {DIFFERENCE: None, f"{DIFFERENCE}_low": None, f"{DIFFERENCE}_high": None, "p": None, "p_adjusted": None}
+    row["verdict"] = "control" if c.variant == f.results.control else "not compared"
+    row["significant"] = False
+    if comparison:
+        row |= {
+            DIFFERENCE: comparison.estimate,
+            f"{DIFFERENCE}_low": comparison.low,
+            f"{DIFFERENCE}_high": comparison.high,
+        }
+        row |= {"p": comparison.p, "p_adjusted": comparison.p_adjusted, "level": comparison.level}
+        row["verdict"] = comparison.verdict(f.direction, f.results.alpha)  # type: ignore[arg-type]
+        row["significant"] = comparison.level == "method" and comparison.p_adjusted < f.results.alpha
+    return row | {
+        "complete": len(c.done) == len(c.runs),
+        "trials": len(own),
+        "runs": sum(len(other.runs) for other in own),
+        "runs_failed": sum(other.count("diverged") + other.count("failed") for other in own),
+        "run_ids": " ".join(c.ids),
+        "is_reference": False,
+    }
+
+
+def _unfinished(f: Findings, variant: str) -> dict[str, Any]:
+    own = [c for c in f.configurations if c.variant == variant]
+    return {
+        "variant": variant,
+        "seeds": 0,
+        "n_prompts": 0,
+        "level": "",
+        "verdict": "no eligible configuration",
+        "significant": False,
+        "trials": len(own),
+        "runs": sum(len(c.runs) for c in own),
+        "runs_failed": sum(c.count("diverged") + c.count("failed") for c in own),
+        "run_ids": "",
+        "is_reference": False,
+    }
+
+
+def _reference(f: Findings) -> dict[str, Any]:
+    measured = f.estimate([REFERENCE], f.ranking)
+    return {
+        "variant": REFERENCE,
+        "seeds": None,
+        "n_prompts": measured.n_prompts if measured else 0,
+        "level": REFERENCE,
+        "verdict": "the start of every run",
+        **_measure(f, [REFERENCE]),
+        "significant": False,
+        "run_ids": str(f.results.plan.get("reference", "")),
+        "is_reference": True,
+    }
+
+
+def grid(f: Findings) -> Table:
+    """Every cell, finished or not."""
+    selected = {c.key for c in f.chosen.values()}
+    rows = []
+    for c in f.configurations:
+        row = _identity(f, c) | _measure(f, c.ids)
+        measured = f.estimate(c.ids, f.ranking)
+        row |= {"n_prompts": measured.n_prompts if measured else 0, "level": measured.level if measured else ""}
+        if f.ranking:
+            put(row, f"{f.ranking}_{SELECTION}", f.estimate(c.ids, f.ranking, SELECTION))
+        logs = [run.log for run in c.done if len(run.log)]
+        row["final_loss"] = float(np.mean([_tail(log, "loss") for log in logs])) if logs else None
+        row["gradient_norm"] = float(np.mean([_tail(log, "gradient_norm") for log in logs])) if logs else None
+        row["status"] = _status(c)
+        row |= {"reason": c.reasons, "selected": c.key in selected, "run_ids": " ".join(run.id for run in c.runs)}
+        rows.append(row)
+    frame = pd.DataFrame(rows, dtype=object)
+    at = frame[f.distance or "distance"].astype(float)
+    value = frame[f.ranking].astype(float) if f.ranking in frame else at * np.nan
+    frame["pareto"] = [bool(flag) for flag in pareto(at, -value if f.direction == "lower" else value)]
+    frame["choice"] = ["selected" if s else "" for s in frame["selected"]]
+    frame["front"] = ["yes" if p else "" for p in frame["pareto"]]
+    columns = [
+        Column("Variant", "variant"),
+        Column("β", "beta"),
+        Column("Other parameters", "params"),
+        Column("Learning rate", "learning_rate") if len({c.learning_rate for c in f.configurations}) > 1 else None,
+        Column("Seeds", "seeds", 0),
+        Column(f"{_name(f, f.ranking)}, test", f.ranking, 2, interval=True) if f.ranking else None,
+        Column("on selection", f"{f.ranking}_{SELECTION}", 2, interval=True) if f.ranking else None,
+        Column(_name(f, f.distance), f.distance, 2, interval=True) if f.distance else None,
+        Column(_name(f, f.preference), f.preference, 2, interval=True) if f.preference and f.headline else None,
+        Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
+        Column("Final loss", "final_loss", 3),
+        Column("Pareto", "front"),
+        Column("Choice", "choice"),
+        Column("Status", "status"),
+    ]
+    return Table(
+        "grid",
+        "Full grid: every cell, also those that failed",
+        frame,
+        [column for column in columns if column],
+        _grid_note(f),
+        marked="selected",
+        hidden=("choice", "front"),
+    )
+
+
+def _grid_note(f: Findings) -> str:
+    counts = []
+    for split in ("test", SELECTION):
+        sizes = sorted(
+            {found.n_prompts for c in f.configurations if (found := f.estimate(c.ids, f.ranking, split)) is not None}
+        )
+        if sizes:
+            counts.append(f"{' to '.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))} {split} prompts")
+    said = f"{' and '.join(counts)}; seeds pooled. " if counts else ""
+    return (
+        said
+        + "Intervals are not adjusted for the number of cells; final loss is the mean over the last tenth of the steps."
+    )
+
+
+def _status(c: Configuration) -> str:
+    return "done" if len(c.done) == len(c.runs) else c.reasons
+
+
+def _tail(log: pd.DataFrame, column: str) -> float:
+    """Mean over the last tenth of the steps: a single step is one batch's luck."""
+    if column not in log:
+        return float("nan")
+    return float(log[column].astype(float).tail(max(1, len(log) // 10)).mean())
+
+
+def benchmarks(f: Findings) -> Table:
+    """Per chosen configuration and task: score, the reference's, paired delta."""
+    chance: dict[str, Any] = {}
+    for settings in f.results.settings.values():
+        known = settings.get("chance")
+        chance |= known if isinstance(known, dict) else {}
+    rows = []
+    for variant, c in f.chosen.items():
+        for (metric, task), delta in f.task_deltas(c.ids).items():
+            own, base = f.estimate(c.ids, metric, None, task), f.estimate([REFERENCE], metric, None, task)
+            found = crossed_mean([delta])
+            row: dict[str, Any] = {"variant": variant, "beta": c.beta, "task": task, "metric": metric}
+            put(row, "value", own)
+            put(row, "reference_value", base)
+            put(row, "delta", found)
+            row |= {"p": found.p, "documents": found.n_prompts, "seeds": found.seeds, "level": found.level}
+            rows.append(row | {"chance": chance.get(task)})
+    for row, p in zip(rows, step_up([float(row["p"] or 0.0) for row in rows]), strict=True):
+        row["p_adjusted"] = p
+    columns = [
+        Column("Variant", "variant"),
+        Column("β", "beta"),
+        Column("Task", "task"),
+        Column("Metric", "metric"),
+        Column("Chance", "chance", 2),
+        Column("Reference", "reference_value", 2, interval=True),
+        Column("Score", "value", 2, interval=True),
+        Column("Paired delta", "delta", 3, interval=True, signed=True),
+        Column("p (BH)", "p_adjusted", 3),
+        Column("Documents", "documents", 0),
+        Column("Seeds", "seeds", 0),
+    ]
+    note = (
+        "Deltas are on the same documents, p-values adjusted over tasks and variants by Benjamini and Hochberg. With one seed they "
+        "speak of a checkpoint."
+    )
+    empty = [c.key for c in columns] + ["p", "level"]
+    frame = pd.DataFrame(rows, columns=None if rows else empty, dtype=object)
+    return Table(f"{BENCHMARK}s", "Held-out benchmarks: paired deltas to the reference", frame, columns, note)
+
+
+def compute(f: Findings) -> Table:
+    """Where the time went, per variant."""
+    rows = []
+    for variant in f.variants:
+        done = [run for c in f.configurations if c.variant == variant for run in c.done]
+        seconds = {
+            s: sum(float((r.fields.get("seconds") or {}).get(s, 0)) for r in done)
+            for s in ("train", "sample", "evaluate")
+        }
+        tokens = sum(int(r.fields.get("tokens") or 0) for r in done)
+        row: dict[str, Any] = {
+            "variant": variant,
+            "runs_done": len(done),
+            "steps": sum(int(r.fields.get("steps") or 0) for r in done),
+        }
+        row |= {f"{stage}_seconds": value for stage, value in seconds.items()}
+        row |= {"tokens": tokens, "tokens_per_second": tokens / seconds["train"] if seconds["train"] else None}
+        rows.append(row)
+    columns = [
+        Column("Variant", "variant"),
+        Column("Finished runs", "runs_done", 0),
+        Column("Steps", "steps", 0),
+        Column("Training, s", "train_seconds", 1),
+        Column("Sampling, s", "sample_seconds", 1),
+        Column("Scoring, s", "evaluate_seconds", 1),
+        Column("Tokens trained", "tokens", 0),
+        Column("Tokens/s", "tokens_per_second", 0),
+    ]
+    return Table(
+        "compute", "Compute: sums over the finished runs of a variant", pd.DataFrame(rows, dtype=object), columns
+    )
+
+
+def trials(f: Findings) -> Table:
+    """How many tries each variant had."""
+    rows = []
+    for variant in f.variants:
+        own = [c for c in f.configurations if c.variant == variant]
+        row: dict[str, Any] = {"variant": variant, "trials": len(own), "runs": sum(len(c.runs) for c in own)}
+        row |= {status: sum(c.count(status) for c in own) for status in ("done", "diverged", "failed", "missing")}
+        row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in own))
+        row["unit"] = own[0].unit
+        rows.append(row)
+    counts = {row["trials"] for row in rows}
+    unequal = "The variants had unequal numbers of trials: the best of more tries looks better by luck alone."
+    columns = [
+        Column("Variant", "variant"),
+        Column("Configurations", "trials", 0),
+        Column("Runs", "runs", 0),
+        Column("Done", "done", 0),
+        Column("Diverged", "diverged", 0),
+        Column("Failed", "failed", 0),
+        Column("Missing", "missing", 0),
+        Column("β", "betas"),
+        Column("Unit of β", "unit"),
+    ]
+    note = unequal if len(counts) > 1 else "Every variant had the same number of trials."
+    return Table("trials", "Trials per variant", pd.DataFrame(rows, dtype=object), columns, note)

@@ -1,0 +1,170 @@
+"""One model of a table; CSV, LaTeX, Markdown and HTML are views of it."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from dpobench.report import text
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column as a reader sees it.
+
+    Args:
+        header: its title.
+        key: column of the frame it shows.
+        digits: decimals of numbers; None for text.
+        interval: whether `key_low` and `key_high` are shown beside it.
+        signed: whether a plus sign is shown.
+        bold: column of the frame that says whether the cell is printed bold.
+    """
+
+    header: str
+    key: str
+    digits: int | None = None
+    interval: bool = False
+    signed: bool = False
+    bold: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed cell."""
+
+    text: str
+    bold: bool = False
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with every number and, beside them, what of it is printed.
+
+    Args:
+        name: of its files.
+        title: above it.
+        frame: every column; goes to CSV in full.
+        columns: what the printed views show.
+        note: a sentence or two below it.
+        marked: column of the frame that says whether a row is set apart.
+    """
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    columns: Sequence[Column]
+    note: str = ""
+    marked: str = ""
+    hidden: Sequence[str] = field(default_factory=tuple)
+
+    @cached_property
+    def shown(self) -> list[Column]:
+        """Columns that have anything to show."""
+        return [c for c in self.columns if c.key in self.frame and not self.frame[c.key].map(is_missing).all()]
+
+    @cached_property
+    def cells(self) -> list[list[Cell]]:
+        """Printed cells, row by row."""
+        return [[_cell(column, row) for column in self.shown] for row in self._records]
+
+    @property
+    def _records(self) -> list[dict[str, Any]]:
+        return [{str(key): value for key, value in row.items()} for row in self.frame.to_dict("records")]
+
+    @property
+    def marks(self) -> list[bool]:
+        """Which rows are set apart."""
+        return [bool(value) for value in self.frame[self.marked]] if self.marked else [False] * len(self.frame)
+
+    def csv(self) -> str:
+        """Every column as CSV, shortest exact-enough numbers, formulas defused."""
+        clean = self.frame.drop(columns=[name for name in self.hidden if name in self.frame])
+        clean = clean.rename(columns=lambda name: str(text.csv_cell(str(name)))).map(_raw)
+        stream = io.StringIO()
+        clean.to_csv(stream, index=False, lineterminator="\n")
+        return stream.getvalue()
+
+    def markdown(self) -> str:
+        """A Markdown table."""
+        heads = [text.markdown(column.header) for column in self.shown]
+        rule = ["---" if column.digits is None else "---:" for column in self.shown]
+        body = [
+            [f"**{text.markdown(c.text)}**" if c.bold else text.markdown(c.text) for c in row] for row in self.cells
+        ]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [heads, rule, *body])
+
+    def latex(self) -> str:
+        """A LaTeX tabular for booktabs."""
+        align = "".join("l" if column.digits is None else "r" for column in self.shown)
+        heads = " & ".join(text.latex(column.header) for column in self.shown)
+        body = [
+            " & ".join(rf"\textbf{{{text.latex(c.text)}}}" if c.bold else text.latex(c.text) for c in row) + r" \\"
+            for row in self.cells
+        ]
+        inner = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", heads + r" \\", r"\midrule", *body])
+        return f"% {text.latex(self.title)}\n{inner}\n\\bottomrule\n\\end{{tabular}}\n"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def number(value: Any, digits: int, signed: bool = False) -> str:
+    """A number as tables print it: fixed decimals, or three figures where it is too large or small for them."""
+    if is_missing(value):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return text.line(value)
+    if value == 0 and digits > 3:
+        return "0"
+    sign = "+" if signed and value != 0 else ""
+    small = value != 0 and abs(value) < 0.5 * 10**-digits
+    shown = format(
+        value, f"{sign}.2g" if small and digits else f"{sign},.0f" if abs(value) >= 1000 else f"{sign}.{digits}f"
+    )
+    return shown.replace("-", "−")
+
+
+def interval(value: Any, low: Any, high: Any, digits: int = 2, signed: bool = False) -> str:
+    """An estimate with its interval, as in 0.62 [0.58, 0.66]."""
+    # Where all units agree, as for the reference against itself, the number is exact and has no interval.
+    if is_missing(low) or is_missing(high) or low == high:
+        return number(value, digits, signed)
+    return f"{number(value, digits, signed)} [{_fixed(low, digits)}, {_fixed(high, digits)}]"
+
+
+def probability(value: Any) -> str:
+    """A p-value as tables print it."""
+    return "–" if is_missing(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _fixed(value: float, digits: int) -> str:
+    shown = format(value, f".{digits}f")
+    return shown.replace("-", "−") if float(shown) else shown.replace("-", "")
+
+
+def _cell(column: Column, row: Mapping[str, Any]) -> Cell:
+    value, bold = row.get(column.key), bool(column.bold and row.get(column.bold))
+    if column.digits is None or isinstance(value, str):
+        shown = "–" if is_missing(value) else text.line(f"{value:g}" if isinstance(value, float) else value)
+        return Cell(shown, bold, isinstance(value, (int, float)) and not isinstance(value, bool))
+    if column.key.startswith("p_") or column.key == "p":
+        return Cell(probability(value), bold, True)
+    if column.interval:
+        ends = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
+        return Cell(interval(value, *ends, column.digits, column.signed), bold, True)
+    return Cell(number(value, column.digits, column.signed), bold, True)
+
+
+def _raw(value: Any) -> Any:
+    if is_missing(value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.10g}" if isinstance(value, float) else text.csv_cell(value)

@@ -1,0 +1,211 @@
+"""The report's sentences: the verdict, the warnings, what the numbers mean."""
+
+from typing import Any
+
+from dpobench.report.findings import Findings
+from dpobench.report.results import BENCHMARK
+from dpobench.report.table import interval, number, probability
+from dpobench.stats import Comparison
+
+
+def verdict(f: Findings) -> str:
+    """What was found, in one or two sentences."""
+    if f.ranking is None or not f.chosen:
+        return "Nothing can be ranked yet: no configuration has finished with scores on the selection prompts."
+    control, label = f.results.control, f.results.label(f.ranking)
+    if control not in f.chosen:
+        return f"Nothing is compared: the control {control} has no eligible configuration."
+    if not f.comparisons:
+        alone = f.estimate(f.chosen[control].ids, f.ranking)
+        shown = interval(alone.value, alone.low, alone.high, 3) if alone else "not measured"
+        return f"There is nothing to compare {control} with; at its selected strength its {label} is {shown}{_size(alone)}."
+    found = list(f.comparisons.values())
+    sign = -1 if f.direction == "lower" else 1
+    checkpoint = any(c.level != "method" for c in found)
+    claims = [c for c in found if c.p_adjusted < f.results.alpha]
+    better = [c for c in claims if sign * c.estimate > 0]
+    worse = [c for c in claims if sign * c.estimate < 0]
+    which = "one checkpoint each, at its selected β" if checkpoint else "at its selected β"
+    size = _size(found[0])[2:-1]
+    said = (
+        [
+            f"{_names(better)} {'beat' if len(better) > 1 else 'beats'} {control} on {label}, {which} ({_effects(better)}; {size})"
+        ]
+        if better
+        else []
+    )
+    said += (
+        [f"{_names(worse)} {'do' if len(worse) > 1 else 'does'} worse than {control} ({_effects(worse)})"]
+        if worse
+        else []
+    )
+    if not better:
+        top = max(found, key=lambda c: sign * c.estimate)
+        nearest = (
+            ""
+            if top in worse
+            else f"; the nearest is {top.variant} at {interval(top.estimate, top.low, top.high, 3, signed=True)}, {_p(top.p_adjusted)}"
+        )
+        said.insert(0, f"No variant is shown to beat {control} on {label}, {which} ({size}){nearest}")
+    tail = "."
+    if checkpoint:
+        tail += " With one seed this compares checkpoints, not methods: another seed may turn it round."
+    return "; ".join(said) + tail
+
+
+def _names(found: list[Comparison]) -> str:
+    names = [c.variant for c in found]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _effects(found: list[Comparison]) -> str:
+    parts = [f"{interval(c.estimate, c.low, c.high, 3, signed=True)}, {_p(c.p_adjusted)}" for c in found]
+    return (
+        parts[0] if len(parts) == 1 else "; ".join(f"{c.variant} {part}" for c, part in zip(found, parts, strict=True))
+    )
+
+
+def _p(value: float) -> str:
+    shown = probability(value)
+    return f"adjusted p {shown}" if shown.startswith("<") else f"adjusted p = {shown}"
+
+
+def _size(measured: Any) -> str:
+    if measured is None:
+        return ""
+    return f" ({measured.seeds} seed{'s' if measured.seeds != 1 else ''}, {measured.n_prompts:,} test prompts)"
+
+
+def notes(f: Findings) -> list[str]:
+    """What a reader must know before trusting the table."""
+    said = []
+    if f.headline is None and f.preference is not None:
+        said.append(
+            f"No judge was at hand, so there is no win-rate: variants are ranked, and their β is selected, by "
+            f"{f.results.label(f.preference)} on held-out pairs."
+        )
+    if any(len(c.done) == 1 for c in f.chosen.values()):
+        said.append(
+            "Rows with one seed are checkpoint-level: their intervals cover prompts, not another training of the same method."
+        )
+    broken = sum(c.count("diverged") + c.count("failed") for c in f.configurations)
+    if broken:
+        said.append(
+            f"{broken} of {len(f.results.runs)} runs diverged or failed; they stay in the grid with their reason."
+        )
+    missing = sum(c.count("missing") for c in f.configurations)
+    if missing:
+        said.append(f"{missing} of {len(f.results.runs)} planned runs have not finished: this report is preliminary.")
+    incomplete = [v for v, c in f.chosen.items() if len(c.done) < len(c.runs)]
+    if incomplete:
+        said.append(
+            f"Selected although seeds are missing, for want of a complete configuration: {', '.join(incomplete)}."
+        )
+    if len({sum(c.variant == v for c in f.configurations) for v in f.variants}) > 1:
+        said.append("The variants had unequal numbers of trials: the best of more tries looks better by luck alone.")
+    edge = [v for v, c in f.chosen.items() if _at_edge(f, v, c.beta)]
+    if edge:
+        said.append(
+            f"The selected β lies at an end of the grid for {', '.join(edge)}: a wider grid may find a better one."
+        )
+    for entry in f.results.plan.get("left_out") or ():
+        said.append(f"Left out: {entry.get('evaluator')} ({entry.get('why')}).")
+    if f.results.strangers:
+        said.append(f"{f.results.strangers} run folders belong to earlier plans and are not reported.")
+    return said + _power(f)
+
+
+def _at_edge(f: Findings, variant: str, beta: Any) -> bool:
+    betas = {c.beta for c in f.configurations if c.variant == variant and isinstance(c.beta, (int, float))}
+    return len(betas) > 2 and beta in (min(betas), max(betas))
+
+
+def _power(f: Findings) -> list[str]:
+    from scipy import special
+
+    errors = [c for c in f.comparisons.values() if c.level == "method" and c.se > 0]
+    if not errors:
+        return []
+    worst = max(errors, key=lambda c: c.se)
+    alpha = f.results.alpha / len(f.comparisons)
+    smallest = worst.se * float(special.stdtrit(worst.df, 1 - alpha / 2) + special.stdtrit(worst.df, 0.8))
+    return [
+        f"A true difference in {f.results.label(f.ranking or '')} below about {number(smallest, 3)} would be missed here more "
+        f"often than one time in five ({worst.seeds} seeds, {worst.n_prompts:,} prompts)."
+    ]
+
+
+def glossary(f: Findings) -> list[tuple[str, str]]:
+    """What the numbers mean, only those that are in the report."""
+    results = f.results
+    said = [
+        (
+            "Interval",
+            "95 %, over prompts and, with two seeds or more, over seeds as well (crossed; Satterthwaite for differences, Howe for "
+            "means). With one seed it speaks of that checkpoint only.",
+        ),
+        (
+            "Selection and test",
+            "Held-out prompts are split once, by hash. The selection half picks β for each variant: the best mean, but whatever lies "
+            "within one standard error of it counts as equal, and among equals the one closest to the reference is taken. The test "
+            "half is what is reported.",
+        ),
+        (
+            "Control",
+            f"{results.control}: the variant the others are tested against, on the same prompts, p-values adjusted by Holm. Bold means "
+            f"an adjusted p below {results.alpha:g} with two seeds or more, and nothing else.",
+        ),
+        ("Reference", "the model every run starts from and is held to; it is scored like a variant."),
+        (
+            "β",
+            "the strength of a loss. Its unit differs between variants (see the trials): equal numbers are not equal strengths.",
+        ),
+    ]
+    if f.headline:
+        meaning = (
+            "share of test prompts on which the judge prefers the answer to the reference's; a tie counts one half."
+        )
+        said.append((results.label(f.headline), meaning))
+    if f.distance:
+        unit = results.metrics[f.distance].unit
+        said.append(
+            (results.label(f.distance), f"how far the policy went from the reference, in {unit}, on its own samples.")
+        )
+    if f.preference:
+        meaning = "share of held-out pairs whose chosen answer the policy raised above the rejected one, relative to the reference."
+        said.append((results.label(f.preference), meaning))
+    if results.of_role(BENCHMARK):
+        said.append(
+            (
+                "Benchmark delta",
+                "score less the reference's on the same documents, averaged over tasks of equal weight.",
+            )
+        )
+    said.append(("Margin", "log-ratio of the chosen answer less that of the rejected one, in nats, before β."))
+    return said
+
+
+def provenance(f: Findings) -> list[tuple[str, str]]:
+    """Where the numbers come from; values on which runs differ are listed all."""
+    known = [run.fields.get("provenance") or {} for run in f.results.runs if run.fields.get("provenance")]
+    rows = [
+        ("experiment", str(f.results.experiment.get("name") or "")),
+        ("reference", str(f.results.plan.get("reference") or "")),
+    ]
+    for key in sorted({key for entry in known for key in entry if key != "versions"}):
+        rows.append((key.replace("_", " "), ", ".join(sorted({str(entry.get(key)) for entry in known}))))
+    versions = sorted(
+        {f"{name} {version}" for entry in known for name, version in (entry.get("versions") or {}).items()}
+    )
+    rows.append(("versions", ", ".join(versions)))
+    rows.append(("seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in f.results.runs}))))
+    for evaluator, settings in sorted(f.results.settings.items()):
+        rows.append(
+            (f"settings of {evaluator}", ", ".join(f"{key}={value}" for key, value in sorted(settings.items())))
+        )
+    recipes = {
+        ", ".join(f"{k}={v}" for k, v in sorted((r.fields.get("recipe") or {}).items()) if k != "learning_rate")
+        for r in f.results.runs
+    }
+    rows += [("recipe", text) for text in sorted(recipes)]
+    return [(key, value) for key, value in rows if value]
