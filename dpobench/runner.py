@@ -1,9 +1,10 @@
 """An experiment from what was asked to the report: check, prepare once, run what is missing, report."""
 
+import csv
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,6 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
         check(experiment)
         store.sweep_parts(out)
         with Workers(where.workers, where.threads, _devices(where)) as workers:
-            quiet(where.threads)
             jobs = plan_jobs(experiment, out, where, console)
             missing = [job for job in jobs if not is_done(job)]
             _check_disk(missing, out, where.workers)
@@ -189,11 +189,8 @@ def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
     from dpobench.report import write_report
 
     report = write_report(out)
-    console.print(
-        (report.parent / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip(),
-        highlight=False,
-        markup=False,
-    )
+    for line in summary_lines(report.parent):
+        console.print(line, highlight=False, markup=False, no_wrap=True)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     bad = {name: status for name, status in ended.items() if status not in ("done", "diverged")}
     for name, status in bad.items():
@@ -202,6 +199,28 @@ def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
     if not bad:
         return 0
     return 4 if len(bad) == len(ended) else 2
+
+
+def summary_lines(report: Path) -> Iterator[str]:
+    """The verdict and the leaderboard as a terminal shows them, read from the report's own files."""
+    yield from (report / "verdict.txt").read_text(encoding="utf-8").splitlines()[:1]
+    with (report / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    measured = [name.removesuffix("_low") for name in rows[0] if name.endswith("_low")]
+    shown = [name for name in measured if any(row[name] for row in rows)][:4]
+    table = [["variant", "beta", "seeds", *shown, "p_adjusted", "verdict"]]
+    for row in rows:
+        cells = [_with_interval(row, name) for name in shown]
+        p = f"{float(row['p_adjusted']):.3f}" if row["p_adjusted"] else ""
+        table.append([row["variant"], row["beta"], row["seeds"], *cells, p, row["verdict"]])
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _with_interval(row: Mapping[str, str], name: str) -> str:
+    numbers = [f"{float(row[key]):.3g}" if row[key] else "" for key in (name, f"{name}_low", f"{name}_high")]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if numbers[1] else numbers[0]
 
 
 def dry_run(experiment: Experiment, console: Console) -> None:

@@ -13,16 +13,19 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from dpobench.execute import Job, execute, record_failure
+from dpobench.registry import evaluators, judges
 
 Event = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
 
 
-def _work(pipe: Connection, threads: int, device: str | None) -> None:
+def _work(pipe: Connection, threads: int, device: str | None, parent: int) -> None:
     """Body of a worker: receive jobs, send events, until the pipe closes."""
     if sys.platform == "linux":
         # Without this a killed parent would leave workers training for nobody.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -50,6 +53,16 @@ def quiet(threads: int) -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
+def _import_all() -> None:
+    """Import what every run needs, evaluators and judges included."""
+    import transformers.modeling_utils
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    for shelf in (evaluators, judges):
+        for name in shelf.names():
+            shelf.get(name)
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -73,26 +86,38 @@ class Workers:
     _members: list[_Worker] = field(default_factory=list)
 
     def __enter__(self) -> "Workers":
-        self._members = [self._spawn(index) for index in range(self.count)]
+        """Start the workers.
+
+        On a CPU they are forked from a parent that has imported everything and computed nothing: the slow imports are paid
+        once, and no thread pool exists yet that a fork could tear. Beside a GPU, and for replacements, they are spawned.
+        """
+        quiet(self.threads)
+        method = "spawn" if self.devices else "fork"
+        if method == "fork":
+            _import_all()
+        self._members = [self._start(index, method) for index in range(self.count)]
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._members:
-            worker.pipe.close()
             if worker.job is not None:
                 worker.process.terminate()
+            # A forked worker holds copies of both ends of its pipe, so that closing ours would not tell it anything.
+            with contextlib.suppress(BrokenPipeError):
+                worker.pipe.send(None)
+            worker.pipe.close()
         for worker in self._members:
             worker.process.join(timeout=10)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
 
-    def _spawn(self, index: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")
+    def _start(self, index: int, method: str) -> _Worker:
+        context: Any = multiprocessing.get_context(method)
         mine, theirs = context.Pipe()
         device = self.devices[index % len(self.devices)] if self.devices else None
         with _environment(OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads)):
-            process = context.Process(target=_work, args=(theirs, self.threads, device), daemon=True)
+            process = context.Process(target=_work, args=(theirs, self.threads, device, os.getpid()), daemon=True)
             process.start()
         theirs.close()
         return _Worker(process, mine)
@@ -137,7 +162,7 @@ class Workers:
         """Replace a dead worker, and write down what killed the run it held."""
         code, job = worker.process.exitcode or 0, worker.job
         worker.pipe.close()
-        self._members[number] = self._spawn(number)
+        self._members[number] = self._start(number, "spawn")
         if job is not None:
             likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
             reason = f"killed by signal {-code}{likely}" if code < 0 else f"its process ended with status {code}"

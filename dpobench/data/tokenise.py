@@ -211,8 +211,9 @@ def _refuse_losses(rows: int, kept: int, tally: _Tally, limit: int, most_lost: f
     if lost > most_lost * rows:
         which = f"all {rows:,} rows" if lost == rows else f"{lost:,} of {rows:,} rows ({lost / rows:.0%})"
         raise UserError(
-            f"{which}: prompt > max_prompt_tokens {limit} (shortest prompt {min(tally.lengths)} tokens, longest "
-            f"{max(tally.lengths)}); at most {most_lost:.0%} may be lost: raise --set recipe.max_prompt_tokens, or allow more with --set data.most_lost"
+            f"{which}: prompt > max_prompt_tokens {limit} (shortest prompt {min(tally.lengths)} tokens, "
+            f"longest {max(tally.lengths)}); at most {most_lost:.0%} may be lost: "
+            "raise --set recipe.max_prompt_tokens, or allow more with --set data.most_lost"
         )
     if tally.refusal is not None and tally.dropped[_REFUSED] > most_lost * rows:
         raise UserError(f"{tally.dropped[_REFUSED]:,} of {rows:,} rows: {refused(tally.refusal)}") from tally.refusal

@@ -20,7 +20,7 @@ def write_report(folder: Path) -> Path:
         Damaged: one of its files cannot be read.
     """
     # Drawing and statistics are imported when a report is written: `dpobench --help` needs neither.
-    from dpobench.report import diagnostics, figures, leaderboard, page
+    from dpobench.report import diagnostics, figures, leaderboard, page, words
     from dpobench.report.findings import read
     from dpobench.report.results import load
 
@@ -39,6 +39,7 @@ def write_report(folder: Path) -> Path:
             write_bytes(place / "figures" / f"{name}.svg", markup.encode())
             write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
             inline[name] = (caption, figures.inline(markup, name))
+        write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *words.notes(findings), ""]).encode())
         given = page.context(findings, tables, inline)
         write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
         write_bytes(place / "report.md", page.render("report.md.j2", given).encode())

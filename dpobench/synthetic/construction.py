@@ -1,0 +1,111 @@
+"""The stages in which a world is made: train, measure, compare, save."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from dpobench.store import digest
+from dpobench.synthetic import gold
+from dpobench.synthetic.base import Corpus, held_out_losses, train_base
+from dpobench.synthetic.grammar import Grammar
+from dpobench.synthetic.preferences import Pair, Reward, Sampler, label, lines, split_prompts, two_answers
+from dpobench.synthetic.settings import Settings
+from dpobench.synthetic.tasks import write_tasks
+from dpobench.synthetic.tokenizer import make_tokenizer
+
+
+class Construction:
+    """A world in the making.
+
+    Args:
+        settings: what to make, the device resolved.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.grammar = Grammar(settings.world, settings.lexicon)
+        self.tokenizer = make_tokenizer(self.grammar, settings.max_tokens)
+        self.corpus = Corpus(self.grammar, self.tokenizer.get_vocab(), settings.seed)
+        self.training_prompts, self.held_out_prompts = split_prompts(self.grammar, settings)
+        self.reviews = self._write_reviews()
+        self.reward: Reward = gold.score if settings.statements <= 4 else gold.score_long
+        self.measured: dict[str, Any] = {}
+        self.training: list[Pair] = []
+        self.held_out: list[Pair] = []
+        self.model: Any = None
+
+    def _write_reviews(self) -> list[tuple[str, str]]:
+        rng = random.Random(f"reviews:{self.settings.seed}")
+        reviews = []
+        for prompt in (self.held_out_prompts[i % self.settings.prompts] for i in range(self.settings.reviews)):
+            request = self.grammar.read_prompt(prompt)
+            assert request is not None
+            reviews.append((prompt, self.grammar.write(request, rng)))
+        return reviews
+
+    def train(self) -> None:
+        """Train the base model."""
+        self.model = train_base(self.settings, self.corpus, torch.device(self.settings.device))
+        self.measured["parameters"] = sum(p.numel() for p in self.model.parameters())
+
+    def measure(self) -> None:
+        """Loss on held-out reviews beside the floor."""
+        losses = held_out_losses(self.model, self.corpus, self.reviews, torch.device(self.settings.device))
+        self.measured |= {"held_out_loss": fmean(losses), "floor": -fmean(map(self._log_probability, self.reviews))}
+
+    def _log_probability(self, review: tuple[str, str]) -> float:
+        request = self.grammar.read_prompt(review[0])
+        assert request is not None
+        return self.grammar.log_probability(request, review[1])
+
+    def compare(self) -> None:
+        """Two answers to every prompt, and which is preferred."""
+        settings = self.settings
+        limit = settings.max_tokens - 24
+        sampler = Sampler(self.model, self.tokenizer, settings.seed, limit)
+        rng = random.Random(f"labels:{settings.seed}")
+
+        prompts, count = [*self.training_prompts, *self.held_out_prompts], len(self.training_prompts)
+        answers = two_answers(sampler, prompts)
+        noise = settings.label_noise
+        self.training = label(prompts[:count], answers[:count], self.reward, settings, noise=noise, rng=rng)
+        self.held_out = label(prompts[count:], answers[count:], self.reward, settings, noise=0.0, rng=rng)
+        self.measured |= {
+            "label_flip_rate": _share(self.training, lambda pair: pair.flipped),
+            "label_disagrees_with_score": _share(self.training, lambda pair: pair.scores[0] < pair.scores[1]),
+            "held_out_label_disagrees_with_score": _share(self.held_out, lambda pair: pair.scores[0] < pair.scores[1]),
+        }
+        judged = [self.reward(pair.prompt, text) for pair in self.held_out for text in pair.answers]
+        self.measured["clean"] = fmean(map(gold.is_clean, judged))
+        self.measured |= {f"mean_{part}": fmean(parts[part] for parts in judged) for part in judged[0]}
+
+    def files(self) -> dict[str, str]:
+        """Names and contents of the JSON lines files."""
+        prompts = [[{"role": "user", "content": prompt}] for prompt in self.held_out_prompts]
+        return {
+            "train.jsonl": lines(pair.row(f"train-{i:05d}") for i, pair in enumerate(self.training)),
+            "heldout.jsonl": lines(pair.row(f"heldout-{i:05d}") for i, pair in enumerate(self.held_out)),
+            "prompts.jsonl": lines({"id": digest(messages), "prompt": messages} for messages in prompts),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write model, tokenizer and tasks."""
+        # A progress bar for one file of a megabyte says nothing.
+        visible = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            self.model.cpu().save_pretrained(folder / "model")
+        finally:
+            if visible:
+                logging.enable_progress_bar()
+        self.tokenizer.save_pretrained(folder / "model")
+        write_tasks(folder / "tasks", self.grammar, self.reviews, self.held_out_prompts, self.settings.seed)
+
+
+def _share(pairs: Sequence[Pair], condition: Callable[[Pair], bool]) -> float:
+    return fmean(map(condition, pairs))

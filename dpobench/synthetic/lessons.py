@@ -1,0 +1,73 @@
+"""What must not be forgotten: facts about the places, sequences and sums."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpobench.synthetic.world import COLOURS, DAYS, KINDS, MONTHS, NUMBERS, OWNERS, TOWNS, World
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A question with its one right answer.
+
+    Args:
+        question: what the user asks.
+        answer: pattern of the answer with one slot.
+        right: what belongs in the slot.
+        options: all that could stand there.
+    """
+
+    question: str
+    answer: str
+    right: str
+    options: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The right answer in full."""
+        return self.answer.format(self.right)
+
+
+_FACTS = (
+    ("kind", ("What kind of place is the {}?", "What is the {}?"), "The {} is a {{}}.", KINDS),
+    ("town", ("Which town is the {} in?", "Where is the {}?"), "The {} is in {{}}.", TOWNS),
+    ("owner", ("Who is the owner of the {}?", "Who has the {}?"), "The owner of the {} is {{}}.", OWNERS),
+    ("colour", ("Which colour is the door of the {}?", "What is the door of the {} like?"),
+     "The door of the {} is {{}}.", COLOURS),
+)  # fmt: skip
+
+
+def facts(world: World) -> list[Lesson]:
+    """Two questions about each of the four facts of each place."""
+    return [
+        Lesson(question.format(place.name), answer.format(place.name), place.knows(relation), options)
+        for relation, questions, answer, options in _FACTS
+        for question in questions
+        for place in world.places
+    ]
+
+
+def sequences() -> list[Lesson]:
+    """What comes before and after each day, month and number; days and months go round."""
+    lessons = []
+    for noun, items, cyclic in (("day", DAYS, True), ("month", MONTHS, True), ("number", NUMBERS, False)):
+        for word, step in (("after", 1), ("before", -1)):
+            for index, item in enumerate(items):
+                if cyclic or 0 <= index + step < len(items):
+                    neighbour = items[(index + step) % len(items)]
+                    question = f"Which {noun} comes {word} {item}?"
+                    lessons.append(Lesson(question, "The answer is {}.", neighbour, _others(items, item)))
+    return lessons
+
+
+def _others(items: Sequence[str], asked: str) -> tuple[str, ...]:
+    return tuple(item for item in items if item != asked)
+
+
+def sums() -> list[Lesson]:
+    """Sums of two numbers from one to six."""
+    return [
+        Lesson(f"What is {NUMBERS[a]} plus {NUMBERS[b]}?", "The answer is {}.", NUMBERS[a + b], NUMBERS[2:13])
+        for a in range(1, 7)
+        for b in range(1, 7)
+    ]

@@ -1,0 +1,105 @@
+"""Settings of the embedded world, checked once."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dpobench.errors import UnknownName, UserError
+from dpobench.synthetic.lexicon import Lexicon
+from dpobench.synthetic.world import DEFAULT, World
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the world's files depend on. The defaults are the demo's.
+
+    Args:
+        seed: of the corpus, the base model, its answers and the labels. The facts of the world never change.
+        places: how many of the world's 24 places the corpus speaks of.
+        hidden: width of the base model.
+        layers: depth of the base model.
+        heads: attention heads.
+        steps: optimiser steps of the base model.
+        batch: dialogues per step.
+        learning_rate: peak of the base model's learning rate, of its matrices.
+        max_tokens: longest dialogue the model reads.
+        statements: most statements of a review; 4 is the normal world, 8 the one of longer texts.
+        pairs: preference pairs to train on.
+        prompts: held-out prompts, each with one held-out pair.
+        reviews: texts by which the base model's held-out loss is measured.
+        temperature: of the Bradley-Terry labels, in units of the gold score.
+        length_bonus: reward per word that the labels pay on top of the gold score.
+        label_noise: share of training labels flipped after they are drawn.
+        device: "cpu", "cuda" or "auto".
+    """
+
+    seed: int = 0
+    places: int = 24
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 4
+    steps: int = 340
+    batch: int = 40
+    learning_rate: float = 0.025
+    max_tokens: int = 128
+    statements: int = 4
+    pairs: int = 2048
+    prompts: int = 512
+    reviews: int = 256
+    temperature: float = 2.0
+    length_bonus: float = 0.0
+    label_noise: float = 0.0
+    device: str = "cpu"
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> "Settings":
+        """Settings from a table of an experiment file.
+
+        Raises:
+            UnknownName: a setting nobody knows.
+            UserError: a value of another type or out of range.
+        """
+        known = {field.name: field.type for field in fields(cls)}
+        defaults = asdict(cls())
+        for name, value in given.items():
+            if name not in known:
+                raise UnknownName("world setting", name, known)
+            wanted = type(defaults[name])
+            number = wanted is float and type(value) is int
+            if type(value) is not wanted and not number:
+                raise UserError(f"[world] {name} = {value!r}: {wanted.__name__} is expected, as in {defaults[name]!r}")
+        settings = cls(**(defaults | dict(given)))
+        settings._check()
+        return settings
+
+    @property
+    def world(self) -> World:
+        """The part of the default world the corpus speaks of."""
+        return World(DEFAULT.places[: self.places])
+
+    @property
+    def lexicon(self) -> Lexicon:
+        """The default words and odds; longer reviews spread their length evenly."""
+        if self.statements == 4:
+            return Lexicon()
+        return Lexicon(counts=dict.fromkeys(range(1, self.statements + 1), 1 / self.statements))
+
+    def _check(self) -> None:
+        limits = {
+            "label_noise": (0.0, 0.5),
+            "temperature": (1e-6, 1e6),
+            "pairs": (1, 10**7),
+            "prompts": (2, 1000),
+            "reviews": (2, 1000),
+            "statements": (1, 8),
+            "places": (4, len(DEFAULT.places)),
+            "heads": (1, self.hidden),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"[world] {name} = {value!r}: a number from {low} to {high} is expected")
+        if self.hidden % (2 * self.heads):
+            raise UserError(f"[world] hidden = {self.hidden}: a multiple of twice the heads ({self.heads}) is expected")
+        if self.device not in ("cpu", "cuda", "auto"):
+            raise UserError(f"[world] device = {self.device!r}: cpu, cuda or auto is expected")
