@@ -149,7 +149,7 @@ class Experiment(_Settings):
         evaluation: how checkpoints are scored.
     """
 
-    variants: tuple[str, ...]
+    variants: tuple[str, ...] = ()
     control: str | None = None
     grid: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
     learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()

@@ -81,8 +81,8 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_together(experiment, out, where, console)
+    check(experiment)
     with store.locked(out):
-        check(experiment)
         store.sweep_parts(out)
         with Workers(where.workers, where.threads, _devices(where)) as workers:
             jobs = plan_jobs(experiment, out, where, console)
@@ -205,7 +205,9 @@ def summary_lines(report: Path) -> Iterator[str]:
     """The verdict and the leaderboard as a terminal shows them, read from the report's own files."""
     yield from (report / "verdict.txt").read_text(encoding="utf-8").splitlines()[:1]
     with (report / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+        rows = [row for row in csv.DictReader(stream) if "verdict" in row]
+    if not rows:
+        return
     measured = [name.removesuffix("_low") for name in rows[0] if name.endswith("_low")]
     shown = [name for name in measured if any(row[name] for row in rows)][:4]
     table = [["variant", "beta", "seeds", *shown, "p_adjusted", "verdict"]]

@@ -18,7 +18,8 @@ def dpobench(*arguments, cwd=None):
 
 
 def imported(*arguments):
-    code = f"import sys\nfrom dpobench.cli import commands\ncommands.main({list(arguments)!r}, standalone_mode=False)\nprint(*(m for m in {HEAVY!r} if m in sys.modules))"
+    code = f"import sys\nfrom dpobench.cli import commands\ncommands.main({list(arguments)!r}, standalone_mode=False)\n"
+    code += f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1].split()
 

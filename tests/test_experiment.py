@@ -118,7 +118,7 @@ def test_settings_are_laid_over_each_other():
     set_path(tree, "evaluation.judge=gold")
     assert tree["recipe"]["learning_rate"] == 5e-7
     assert tree["evaluation"] == {"judge": "gold"}
-    with pytest.raises(UserError, match="section.key=value"):
+    with pytest.raises(UserError, match=r"section\.key=value"):
         set_path(tree, "recipe.batch")
 
 

@@ -74,14 +74,15 @@ def hashes(folder, pattern="*"):
 
 def test_leaderboard_has_its_columns_and_every_variant_beside_the_reference(finished):
     rows = leaderboard(finished)
-    assert COLUMNS <= set(rows["dpo"])
+    assert set(rows["dpo"]) >= COLUMNS
     assert set(rows) == {"dpo", "ipo", "cdpo", "reference"}
     for name in ("dpo", "ipo", "cdpo"):
         row = rows[name]
         assert row["seeds"] == "2"
         assert row["level"] == "method"
         assert float(row["win_rate_low"]) <= float(row["win_rate"]) <= float(row["win_rate_high"])
-        assert 0 < float(row["kl_low"]) <= float(row["kl"])
+        assert 0 <= float(row["kl_low"]) <= float(row["kl"])
+        assert float(row["kl"]) > 0
     assert float(rows["reference"]["win_rate"]) == 0.5
     assert float(rows["reference"]["kl"]) == 0.0
 
@@ -155,8 +156,8 @@ from dpobench import Pairs, PerPair, loss
 
 @loss(source="a test", beta_grid=(0.1,), start=math.log(2))
 def raises(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
-    """Raises on a batch of training size, away from the start."""
-    if len(pairs) > 8 and float(pairs.margin.detach().abs().max()) > 1e-3 and pairs.margin.requires_grad:
+    """Raises on real data, away from the start."""
+    if "score_chosen" in pairs.columns and float(pairs.margin.detach().abs().max()) > 1e-3:
         raise RuntimeError("a fault in step two")
     return -F.logsigmoid(beta * pairs.margin)
 
@@ -164,7 +165,7 @@ def raises(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 @loss(source="a test", beta_grid=(0.1,), start=math.log(2))
 def dies(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
     """Kills its process likewise."""
-    if len(pairs) > 8 and float(pairs.margin.detach().abs().max()) > 1e-3 and pairs.margin.requires_grad:
+    if "score_chosen" in pairs.columns and float(pairs.margin.detach().abs().max()) > 1e-3:
         os.kill(os.getpid(), signal.SIGKILL)
     return -F.logsigmoid(beta * pairs.margin)
 '''
@@ -192,16 +193,14 @@ def test_divergence_is_named_with_its_step_and_stands_in_the_report(dpobench, tm
         "--lr-grid",
         "5e-4,1.0",
         "--set",
-        "recipe.clip=1e30",
-        "--set",
-        "recipe.weight_decay=1e30",
+        "recipe.weight_decay=1e3",
         "--out",
         out,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     states = [json.loads(f.read_text()) for f in sorted((out / "runs").glob("*/run.json"))]
     bad = [state for state in states if state["status"] == "diverged"]
-    assert bad
+    assert [state["learning_rate"] for state in bad] == [1.0]
     assert all("is not finite at step" in state["reason"] for state in bad)
     assert "not finite at step" in (out / "report" / "tables" / "grid.csv").read_text()
 

@@ -1,7 +1,7 @@
 """What the scores say: configurations, the one that stands for each variant, and how it compares with the control."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,9 @@ from dpobench.stats import (
 from dpobench.stats.compare import family
 
 TEST, SELECTION = "test", "selection"
+
+
+NEVER_NEGATIVE = ("distance", "length")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Configuration:
     def ids(self) -> list[str]:
         """Ids of the finished runs, by seed."""
         return [run.id for run in self.done]
+
+    @property
+    def broken(self) -> int:
+        """Number of runs that ended without scores."""
+        return sum(self.count(status) for status in ("diverged", "failed", "unscored"))
 
     def count(self, status: str) -> int:
         """Runs of a status."""
@@ -147,7 +155,10 @@ class Findings:
             return None
         found = crossed_mean([table.to_numpy()])
         known: Metric | None = self.results.metrics.get(metric)
-        return share_interval(found) if known and known.unit == "share" else found
+        if known and known.unit == "share":
+            return share_interval(found)
+        # A distance and a length are never negative: with few seeds the t interval may be, the truth is not.
+        return replace(found, low=max(found.low, 0.0)) if known and known.role in NEVER_NEGATIVE else found
 
     def length_ratio(self, runs: Sequence[str]) -> Estimate | None:
         """Length of the answers over the reference's on the same test prompts."""
@@ -190,7 +201,7 @@ class Findings:
     def _candidate(self, c: Configuration) -> Candidate:
         value = self.estimate(c.ids, self.ranking, SELECTION)
         far = self.estimate(c.ids, self.distance, SELECTION)
-        broken = c.count("diverged") + c.count("failed") > 0
+        broken = c.broken > 0
         if value is None:
             return Candidate(c.key, c.variant, 0.0, 0.0, eligible=False, complete=False)
         complete = len(c.done) == len(c.runs)

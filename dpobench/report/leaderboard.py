@@ -12,6 +12,9 @@ from dpobench.stats import crossed_mean, pareto, step_up
 
 DIFFERENCE, DELTA, ENDED = "difference_to_control", "benchmark_delta", "ended"
 
+IDENTITY = ("variant", "beta", "unit", "params", "learning_rate", "seeds", "seeds_planned", "n_prompts", "level")
+VERDICT = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high", "p", "p_adjusted", "verdict")
+
 
 def leaderboard(f: Findings) -> Table:
     """One row per variant at its chosen strength, best first, and the reference."""
@@ -21,6 +24,8 @@ def leaderboard(f: Findings) -> Table:
     rows += [_unfinished(f, variant) for variant in f.variants if variant not in f.chosen]
     rows.append(_reference(f))
     frame = pd.DataFrame(rows, dtype=object)
+    # Other programs look for these even where nothing has finished.
+    frame = frame.reindex(columns=list(dict.fromkeys([*IDENTITY, *frame.columns, *VERDICT])))
     columns = [
         Column("Variant", "variant", bold="significant"),
         Column("β", "beta"),
@@ -108,7 +113,7 @@ def _leader(f: Findings, c: Configuration) -> dict[str, Any]:
         "complete": len(c.done) == len(c.runs),
         "trials": len(own),
         "runs": sum(len(other.runs) for other in own),
-        "runs_failed": sum(other.count("diverged") + other.count("failed") for other in own),
+        "runs_failed": sum(other.broken for other in own),
         "run_ids": " ".join(c.ids),
         "is_reference": False,
     }
@@ -125,7 +130,7 @@ def _unfinished(f: Findings, variant: str) -> dict[str, Any]:
         "significant": False,
         "trials": len(own),
         "runs": sum(len(c.runs) for c in own),
-        "runs_failed": sum(c.count("diverged") + c.count("failed") for c in own),
+        "runs_failed": sum(c.broken for c in own),
         "run_ids": "",
         "is_reference": False,
     }

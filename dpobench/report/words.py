@@ -88,7 +88,7 @@ def notes(f: Findings) -> list[str]:
         said.append(
             "Rows with one seed are checkpoint-level: their intervals cover prompts, not another training of the same method."
         )
-    broken = sum(c.count("diverged") + c.count("failed") for c in f.configurations)
+    broken = sum(c.broken for c in f.configurations)
     if broken:
         said.append(
             f"{broken} of {len(f.results.runs)} runs diverged or failed; they stay in the grid with their reason."

@@ -262,7 +262,11 @@ BAD_FILES = {
         lines({**without(STRINGS, "chosen"), "chosen_answer": "a"}),
         r'no column "chosen" .* --set data.columns.chosen=chosen_answer',
     ),
-    "no column prompt": ("a.jsonl", lines(without(STRINGS, "prompt")), r': no column "prompt".*--set data.columns.prompt=NAME'),
+    "no column prompt": (
+        "a.jsonl",
+        lines(without(STRINGS, "prompt")),
+        r': no column "prompt".*--set data.columns.prompt=NAME',
+    ),
     "unpaired answers": (
         "a.jsonl",
         lines({"prompt": "q", "completion": "a", "label": True}),

@@ -155,7 +155,9 @@ def test_more_than_ten_percent_long_prompts_are_an_error(plain_tokenizer):
         tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=50)
     pairs, report = tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=50, most_lost=0.2)
     assert (len(pairs), report.dropped) == (8, {"prompt too long": 1})
-    with pytest.raises(UserError, match=r"all 9 rows: prompt > max_prompt_tokens 4 .*raise --set recipe.max_prompt_tokens"):
+    with pytest.raises(
+        UserError, match=r"all 9 rows: prompt > max_prompt_tokens 4 .*raise --set recipe.max_prompt_tokens"
+    ):
         tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=4)
 
 
@@ -230,7 +232,7 @@ def test_a_dialogue_the_template_refuses_is_dropped_or_an_error(plain_tokenizer,
 
 
 def test_a_missing_or_broken_template_is_named(plain_tokenizer, tmp_path):
-    with pytest.raises(UserError, match="data.template = chatml: no such file; give auto, plain or a Jinja file"):
+    with pytest.raises(UserError, match=r"data\.template = chatml: no such file; give auto, plain or a Jinja file"):
         tokenise([asks()], plain_tokenizer, template="chatml")
     with pytest.raises(UserError, match=r"template\.jinja line 2: "):
         tokenise([asks()], plain_tokenizer, template=template_file(tmp_path, "a\n{% for %}"))

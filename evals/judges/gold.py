@@ -1,0 +1,102 @@
+"""The judge that knows: a Python function from prompt and answer to a score."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+
+from dpobench import Prompt, UserError, judge
+
+_EXAMPLE = "write 'module:name' or 'path/to/file.py:name'"
+
+
+@judge(pointwise=True)
+def gold(prompts: Sequence[Prompt], completions: Sequence[str], *, function: str = "") -> pd.DataFrame:
+    """Score answers by a function of yours.
+
+    Args:
+        prompts: what was asked; the function is given the content of the last message.
+        completions: the answers.
+        function: "module:name" or "path/to/file.py:name" of a function `(prompt, completion)` that returns a number, or a
+            mapping with the number under "score" and the parts it is made of beside it. NaN says "no verdict".
+
+    Returns: a row per answer: `score`, and a column per part.
+
+    Raises:
+        UserError: no function is named, it does not import, it fails, or it returns something else.
+    """
+    score = _function(function)
+    found = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        try:
+            value = score(prompt.text, completion)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"gold function {function!r} failed on prompt {prompt.id}: {_said(error)}") from error
+        found.append(_parts(value, function))
+    return pd.DataFrame(found, columns=None if found else ["score"])
+
+
+def _function(name: str) -> Callable[[str, str], Any]:
+    if not name:
+        raise UserError(f"the gold judge needs a function; {_EXAMPLE}")
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute.isidentifier():
+        raise UserError(f"gold function {name!r} names no function; {_EXAMPLE}")
+    try:
+        module = _file(Path(place).expanduser(), name) if place.endswith(".py") else importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"gold function {name!r}: {place} does not import: {_said(error)}") from error
+    if attribute not in vars(module):
+        known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")))
+        raise UserError(f"gold function {name!r}: {place} defines no {attribute!r}; its functions: {known or 'none'}")
+    found = vars(module)[attribute]
+    if not callable(found):
+        raise UserError(f"gold function {name!r}: {attribute!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+def _file(file: Path, name: str) -> ModuleType:
+    if not file.is_file():
+        raise UserError(f"gold function {name!r}: no such file {file}")
+    # Named by content: an edited file is read again, an unchanged one runs once however often it is asked.
+    key = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()[:12]
+    module_name = f"dpobench_gold_{file.stem}_{key}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return sys.modules[module_name]
+
+
+def _parts(value: Any, name: str) -> dict[str, float]:
+    parts = dict(value) if isinstance(value, Mapping) else {"score": value}
+    if "score" not in parts:
+        raise UserError(f"gold function {name!r} returned a mapping without 'score': {sorted(parts)}")
+    for part, number in parts.items():
+        if not isinstance(number, Real) or abs(number) == float("inf"):
+            raise UserError(
+                f"gold function {name!r} returned {part} = {number!r}; a finite number, or NaN, is expected"
+            )
+    return {"score": float(parts.pop("score")), **{part: float(number) for part, number in parts.items()}}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,153 @@
+"""How far the policy went from the reference, in nats: exact over the vocabulary at every sampled position."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
+from dpobench.logprobs import Batch, Head, by_tokens, completion_hidden
+from dpobench.scores import rows
+
+Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+@evaluator(
+    metrics={
+        "kl": Metric("nats per sequence", "none", "distance", "KL(policy || reference)"),
+        "kl_per_token": Metric("nats per token", "none", label="KL per token"),
+        "kl_k1": Metric("nats per sequence", "none", label="KL, log-ratio estimate"),
+        "kl_forward": Metric("nats per sequence", "none", label="KL(reference || policy)"),
+        "kl_position": Metric("nats per token", "none", label="KL by position"),
+        "kl_noise_floor": Metric("nats per sequence", "none", label="KL of the reference to itself, batched otherwise"),
+        "truncated": Metric("share", "lower", label="answers cut before their end"),
+    }
+)
+def kl(
+    checkpoint: Checkpoint,
+    held_out: HeldOut,
+    *,
+    chunk: int = 64,
+    budget: int = 8192,
+    bucket: int = 8,
+    noise: int = 8,
+) -> pd.DataFrame:
+    r"""Rao-Blackwellised reverse KL on the checkpoint's own samples.
+
+    $\sum_t KL(\pi(\cdot | x, y_{<t}) \| \pi_{ref}(\cdot | x, y_{<t}))$ with $y \sim \pi$. The position that drew the end token
+    counts, padding does not. Softmax in float32.
+
+    Args:
+        checkpoint: policy and reference; for the reference itself every divergence is exactly zero.
+        held_out: samples of both, drawn from the models' own distributions.
+        chunk: tokens whose logits are held at a time; memory is about five times `chunk` x vocabulary x 4 bytes.
+        budget: most tokens of a padded batch.
+        bucket: positions a group of `kl_position` spans.
+        noise: sequences on which the noise floor is measured.
+
+    Returns: one row per sample: `kl`, `kl_per_token` (of that sequence), `kl_k1` (summed log-ratio of the sampled tokens: the
+        same expectation, a cross-check), `kl_position` (group "0-7" and so on: mean per token of that stretch),
+        `truncated`; `kl_forward` on the reference's samples; `kl_noise_floor` on a few: what rounding alone makes of zero.
+
+    Raises:
+        UserError: the samples do not follow the models' own distributions, so that no estimate would mean anything.
+
+    References: Amini, Vieira, Cotterell 2025, arXiv:2504.10637.
+    """
+    settings = held_out.sampling
+    if not settings.is_policy:
+        raise UserError(
+            f"KL needs samples of the model's own distribution; these were drawn with temperature={settings.temperature:g}, "
+            f"top_p={settings.top_p:g}, top_k={settings.top_k}. Draw with temperature=1, top_p=1, top_k=0, or leave kl out"
+        )
+    own, base = held_out.samples, held_out.reference_samples
+    policy, reference = Head(checkpoint.policy), Head(checkpoint.reference)
+    if checkpoint.is_reference:
+        reference = policy
+    sequences = _sequences(own, held_out)
+    values = divergences(policy, reference, sequences, chunk, budget)
+    forward = divergences(reference, policy, _sequences(base, held_out), chunk, budget)
+    few = sequences[:noise]
+    floor = [noise_floor(reference, few, at, chunk) for at in range(len(few))]
+
+    def per_sample(metric: str, numbers: Any, frame: pd.DataFrame = own) -> pd.DataFrame:
+        return rows(frame["prompt"].tolist(), metric, numbers, draws=frame["draw"].tolist())
+
+    return pd.concat(
+        [
+            per_sample("kl", [v[:, 0].sum() for v in values]),
+            per_sample("kl_per_token", [v[:, 0].mean() for v in values]),
+            per_sample("kl_k1", [v[:, 1].sum() for v in values]),
+            per_sample("truncated", ~own["ended"].to_numpy(dtype=bool)),
+            per_sample("kl_forward", [v[:, 0].sum() for v in forward], base),
+            per_sample("kl_noise_floor", floor, own.head(len(few))),
+            *_profile(own, values, bucket),
+        ],
+        ignore_index=True,
+    )
+
+
+def _sequences(samples: pd.DataFrame, held_out: HeldOut) -> list[tuple[Sequence[int], Sequence[int]]]:
+    prompts = {prompt.id: prompt.token_ids for prompt in held_out.prompts}
+    return [(prompts[key], ids) for key, ids in zip(samples["prompt"], samples["token_ids"], strict=True)]
+
+
+@torch.no_grad()
+def divergences(policy: Head, reference: Head, sequences: Sequences, chunk: int, budget: int) -> list[np.ndarray]:
+    """Both estimators at every completion token.
+
+    Args:
+        policy: whose samples these are.
+        reference: what it is compared with; the same object gives exact zeros.
+        sequences: prompt and completion ids.
+        chunk: tokens whose logits are held at a time.
+        budget: most tokens of a padded batch.
+
+    Returns: for each sequence an array [T, 2], nats: KL over the vocabulary, and log-ratio of the token itself.
+    """
+    found: list[np.ndarray] = [np.empty((0, 2))] * len(sequences)
+    for group in by_tokens([len(p) + len(c) for p, c in sequences], budget):
+        batch = Batch([sequences[i] for i in group], policy.model.device)
+        hidden = completion_hidden(policy.model, batch)
+        other = hidden if reference is policy else completion_hidden(reference.model, batch)
+        values = _in_chunks(policy, hidden, reference, other, batch.targets, chunk)
+        for index, part in zip(group, values.split(batch.mask.sum(1).tolist()), strict=True):
+            found[index] = part.double().cpu().numpy()
+    return found
+
+
+@torch.no_grad()
+def noise_floor(reference: Head, sequences: Sequences, at: int, chunk: int) -> float:
+    """KL in nats of the reference on one sequence, computed in a batch with the others, to itself on that sequence alone."""
+    together, alone = (Batch(few, reference.model.device) for few in (sequences, [sequences[at]]))
+    hidden = completion_hidden(reference.model, together)[together.rows == at]
+    other = completion_hidden(reference.model, alone)
+    return float(_in_chunks(reference, hidden, reference, other, alone.targets, chunk)[:, 0].double().sum())
+
+
+def _in_chunks(policy: Head, hidden: Tensor, reference: Head, other: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """KL over the vocabulary and log-ratio of the target at K positions, shape [K, 2]."""
+    parts = []
+    for start in range(0, len(targets), chunk):
+        piece = slice(start, start + chunk)
+        logp, logq = policy(hidden[piece]).log_softmax(-1), reference(other[piece]).log_softmax(-1)
+        p, difference = logp.exp(), logp - logq
+        # A token the policy cannot draw adds nothing, also where its log-probability is minus infinity.
+        exact = torch.where(p > 0, p * difference, 0.0).sum(-1)
+        parts.append(torch.stack([exact, difference.gather(1, targets[piece, None])[:, 0]], 1))
+    return torch.cat(parts)
+
+
+def _profile(samples: pd.DataFrame, values: Sequence[np.ndarray], bucket: int) -> list[pd.DataFrame]:
+    """Mean KL per token of each stretch of positions, one table per stretch."""
+    lengths = np.array([len(v) for v in values])
+    tables = []
+    for start in range(0, int(lengths.max(initial=0)), bucket):
+        there = np.flatnonzero(lengths > start)
+        part, means = samples.iloc[there], [values[i][start : start + bucket, 0].mean() for i in there.tolist()]
+        group = f"{start}-{start + bucket - 1}"
+        tables.append(rows(part["prompt"].tolist(), "kl_position", means, draws=part["draw"].tolist(), group=group))
+    return tables

@@ -1,0 +1,75 @@
+"""Whether the policy ranks held-out pairs as people did, and what happened to the log-probabilities of both sides."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator
+from dpobench.logprobs import score_sequences
+from dpobench.scores import rows
+
+
+@evaluator(
+    metrics={
+        "accuracy": Metric("share", "higher", "preference", "held-out accuracy"),
+        "mean_accuracy": Metric("share", "higher", label="held-out accuracy per token"),
+        "margin": Metric("nats", "higher", label="margin"),
+        "mean_margin": Metric("nats per token", "higher", label="margin per token"),
+        "chosen_shift": Metric("nats", "none", label="change of log-probability, chosen"),
+        "rejected_shift": Metric("nats", "none", label="change of log-probability, rejected"),
+        "length_difference": Metric("tokens", "none", label="chosen minus rejected length"),
+    },
+    needs=("pairs",),
+)
+def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192) -> pd.DataFrame:
+    """Implicit-reward accuracy, margins and displacement on held-out pairs.
+
+    Args:
+        checkpoint: the policy to score. The reference is not computed again: its margins are zero, its accuracy one half.
+        held_out: pairs with the reference's log-probabilities.
+        budget: most tokens of a padded batch.
+
+    Returns: one row per pair and metric, `prompt` being the pair's id. `chosen_shift` and `rejected_shift` are policy minus
+        reference log-probability, `margin` their difference, `mean_margin` the difference of per-token means; `accuracy` and
+        `mean_accuracy` say whether those are positive (1, 0; equal is 0.5); `length_difference` is chosen minus rejected
+        tokens, what a classifier by length alone would go by.
+
+    Raises:
+        DpobenchError: a pair comes without the reference's log-probabilities.
+    """
+    pairs = held_out.pairs
+    for pair in pairs:
+        if pair.chosen_reference is None or pair.rejected_reference is None:
+            raise DpobenchError(f"held-out pair {pair.id} has no log-probabilities of the reference")
+    chosen_reference = [np.asarray(pair.chosen_reference) for pair in pairs]
+    rejected_reference = [np.asarray(pair.rejected_reference) for pair in pairs]
+    chosen_policy, rejected_policy = chosen_reference, rejected_reference
+    if not checkpoint.is_reference:
+        both = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs]
+        scored = score_sequences(checkpoint.policy, both, budget)
+        chosen_policy, rejected_policy = scored[: len(pairs)], scored[len(pairs) :]
+    chosen, rejected = _shift(chosen_policy, chosen_reference), _shift(rejected_policy, rejected_reference)
+    chosen_length = np.array([len(pair.chosen) for pair in pairs])
+    rejected_length = np.array([len(pair.rejected) for pair in pairs])
+    margin, mean_margin = chosen - rejected, chosen / chosen_length - rejected / rejected_length
+    found = {
+        "accuracy": _right(margin),
+        "mean_accuracy": _right(mean_margin),
+        "margin": margin,
+        "mean_margin": mean_margin,
+        "chosen_shift": chosen,
+        "rejected_shift": rejected,
+        "length_difference": chosen_length - rejected_length,
+    }
+    ids = [pair.id for pair in pairs]
+    return pd.concat([rows(ids, metric, values) for metric, values in found.items()], ignore_index=True)
+
+
+def _shift(policy: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> np.ndarray:
+    """Policy minus reference log-probability of each completion, nats."""
+    return np.array([(p.astype(np.float64) - q).sum() for p, q in zip(policy, reference, strict=True)])
+
+
+def _right(margin: np.ndarray) -> np.ndarray:
+    return (np.sign(margin) + 1) / 2

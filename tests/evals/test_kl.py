@@ -1,0 +1,197 @@
+"""KL against hand-enumerated truth, and everything that must not change it."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+)
+
+from dpobench import UserError
+from dpobench.evals.kl import divergences, kl
+from dpobench.heldout import Sampling
+from dpobench.logprobs import Batch, Head, completion_hidden
+from dpobench.scores import check
+
+SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
+ANSWERS = {"one": [[5, 3, 0], [7, 7, 7, 7, 9, 1, 2, 3, 4, 0]], "two": [[0], [4, 4, 4, 4, 4, 4]]}
+PROMPTS = {"one": (1, 2, 3), "two": (6, 5, 4, 3, 2, 1, 9)}
+
+
+def enumerated(vocabulary, longest):
+    """Every answer: closed by the end token 0, or cut at the longest length."""
+    for length in range(1, longest + 1):
+        for head in itertools.product(range(1, vocabulary), repeat=length - 1):
+            yield [*head, 0]
+    yield from map(list, itertools.product(range(1, vocabulary), repeat=longest))
+
+
+def direct_logps(model, prompt, answers):
+    """Log-probability of each answer, by the model's plain forward pass on one answer at a time."""
+    found = []
+    for answer in answers:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
+        found.append(sum(float(logits[len(prompt) - 1 + t, token]) for t, token in enumerate(answer)))
+    return np.array(found)
+
+
+def test_the_expected_estimate_is_the_exact_divergence_over_all_sequences(tiny):
+    policy, reference = tiny.llama(5, seed=1), tiny.llama(5, seed=2)
+    answers, prompt = list(enumerated(5, 4)), (1, 2, 3)
+    logp, logq = direct_logps(policy, prompt, answers), direct_logps(reference, prompt, answers)
+    assert len(answers) == 1 + 4 + 16 + 64 + 256
+    assert np.exp(logp).sum() == pytest.approx(1, abs=1e-5)
+    exact, backward = np.exp(logp) @ (logp - logq), np.exp(logq) @ (logq - logp)
+    assert exact > 0.1
+
+    held_out = tiny.held_out_of(tiny.samples_of({"p": answers}), prompts={"p": prompt})
+    found = kl(tiny.checkpoint_of(policy, reference), held_out)
+    assert np.exp(logp) @ tiny.values(found, "kl") == pytest.approx(exact, abs=1e-5)
+    assert np.exp(logp) @ tiny.values(found, "kl_k1") == pytest.approx(exact, abs=1e-5)
+    assert np.exp(logq) @ tiny.values(found, "kl_forward") == pytest.approx(backward, abs=1e-5)
+    # Two estimators of one thing, not one thing twice.
+    assert np.std(tiny.values(found, "kl")) < np.std(tiny.values(found, "kl_k1"))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_the_reference_is_at_exactly_zero(tiny, twin):
+    model = tiny.llama()
+    checkpoint = tiny.checkpoint_of(model, copy.deepcopy(model) if twin else None)
+    found = kl(checkpoint, tiny.held_out_of(tiny.samples_of(ANSWERS), prompts=PROMPTS))
+    for metric in ("kl", "kl_per_token", "kl_k1", "kl_forward", "kl_position"):
+        assert set(tiny.values(found, metric)) == {0.0}
+    assert len(tiny.values(found, "kl")) == 4
+    assert np.abs(tiny.values(found, "kl_noise_floor")).max() < 1e-4
+
+
+@pytest.fixture
+def run(tiny):
+    checkpoint = tiny.checkpoint_of(tiny.llama(seed=1), tiny.llama(seed=2))
+    held_out = tiny.held_out_of(tiny.samples_of(ANSWERS), prompts=PROMPTS)
+    return lambda **settings: kl(checkpoint, held_out, **settings)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_the_chunk_does_not_change_the_result(run, chunk):
+    assert np.abs(run()["value"] - run(chunk=chunk)["value"]).max() < 1e-5
+
+
+def test_the_company_in_a_batch_does_not_change_the_result(run, tiny):
+    alone, together = run(budget=1), run()
+    for metric in ("kl", "kl_k1", "kl_forward"):
+        assert np.abs(np.subtract(tiny.values(alone, metric), tiny.values(together, metric))).max() < 1e-4
+
+
+def test_rows_are_complete_and_stretches_add_up(run, tiny):
+    found = run()
+    check(found, kl.__dpobench__[1]["metrics"], "kl")
+    lengths = np.array([3, 10, 1, 6])
+    whole = np.array(tiny.values(found, "kl"))
+    assert tiny.values(found, "kl_per_token") == pytest.approx(whole / lengths)
+    assert tiny.values(found, "truncated") == [0, 0, 0, 1]
+    late = found[found["group"] == "8-15"]
+    assert late[["prompt", "draw"]].values.tolist() == [["one", 1]]
+    early = tiny.values(found, "kl_position", "0-7")
+    assert 8 * early[1] + 2 * late["value"].item() == pytest.approx(whole[1])
+    assert early[0] * 3 == pytest.approx(whole[0])
+
+
+@pytest.mark.parametrize("change", [{"top_k": 50}, {"temperature": 0.7}, {"top_p": 0.9}])
+def test_samples_of_another_distribution_are_refused(tiny, change):
+    held_out = tiny.held_out_of(tiny.samples_of(ANSWERS), prompts=PROMPTS, sampling=Sampling(**change))
+    with pytest.raises(UserError, match=f"{next(iter(change))}={next(iter(change.values()))}.*leave kl out"):
+        kl(tiny.checkpoint_of(tiny.llama()), held_out)
+
+
+def test_the_head_never_sees_more_tokens_than_a_chunk(tiny):
+    policy, reference = tiny.llama(seed=1), tiny.llama(seed=2)
+    widths = []
+    policy.lm_head.register_forward_hook(lambda _, given, out: widths.append(out[..., 0].numel()))
+    sequences = [((1, 2, 3), tuple(range(1, 10)) * 4)] * 6
+    divergences(Head(policy), Head(reference), sequences, chunk=20, budget=8192)
+    assert max(widths) == 20
+
+
+class Capped(LlamaForCausalLM):
+    """An architecture nobody has heard of: a soft cap that no configuration tells."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = 5 * torch.tanh(out.logits / 5)
+        return out
+
+
+def gemma2():
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, initializer_range=1.0))
+
+
+def granite():
+    return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=7.0, initializer_range=0.5))
+
+
+def cohere():
+    return CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25, initializer_range=0.5))
+
+
+@pytest.mark.parametrize("make", [gemma2, granite, cohere])
+def test_caps_and_scales_are_those_of_the_models_own_logits(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    batch = Batch([((1, 2), (3, 4, 5, 6)), ((7, 8, 9), (1, 0))])
+    with torch.no_grad():
+        full = model(batch.ids, attention_mask=batch.attention.long()).logits[batch.rows, batch.positions]
+        head = Head(model)
+        found = head(completion_hidden(model, batch))
+        bare = model.get_output_embeddings()(completion_hidden(model, batch))
+    assert head._direct
+    assert float((found - full).abs().max()) < 1e-5
+    assert float((bare - full).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("scale", [0.002, 0.6])
+def test_an_unknown_architectures_cap_is_noticed_even_where_logits_are_small(tiny, scale):
+    model = tiny.llama(cls=Capped, scale=scale)
+    batch = Batch([((1, 2), (3, 4, 5, 6)), ((7, 8, 9), (1, 0))])
+    with torch.no_grad():
+        full = model(batch.ids, attention_mask=batch.attention.long()).logits[batch.rows, batch.positions]
+        head = Head(model)
+        found = head(completion_hidden(model, batch))
+    assert head._direct is False
+    assert float((found - full).abs().max()) < 1e-5
+
+
+def test_a_capped_models_divergence_equals_the_one_from_whole_logits(tiny):
+    torch.manual_seed(0)
+    policy, reference = gemma2().eval(), gemma2().eval()
+    held_out = tiny.held_out_of(tiny.samples_of({"one": [[5, 3, 8, 0]]}), prompts={"one": (1, 2)})
+    with torch.no_grad():
+        p, q = (
+            m(torch.tensor([[1, 2, 5, 3, 8, 0]])).logits[0, 1:5].double().log_softmax(-1) for m in (policy, reference)
+        )
+    exact = float((p.exp() * (p - q)).sum())
+    found = kl(tiny.checkpoint_of(policy, reference), held_out)
+    assert tiny.values(found, "kl") == pytest.approx([exact], rel=1e-5)
+
+
+def test_a_token_the_policy_cannot_draw_adds_nothing(tiny):
+    model = tiny.llama()
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(11))
+    never = copy.deepcopy(model)
+    with torch.no_grad():
+        never.lm_head.bias[10] = -torch.inf
+    held_out = tiny.held_out_of(tiny.samples_of({"one": [[5, 3, 0]]}))
+    found = kl(tiny.checkpoint_of(never, model), held_out)
+    assert 0 < tiny.values(found, "kl")[0] < np.inf
+    # The other way round no finite number is right.
+    assert tiny.values(found, "kl_forward") == [np.inf]

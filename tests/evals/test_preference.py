@@ -1,0 +1,69 @@
+"""Held-out ranking on log-probabilities set by hand."""
+
+import numpy as np
+import pytest
+
+from dpobench import DpobenchError
+from dpobench.evals.preference import preference
+from dpobench.logprobs import score_sequences
+from dpobench.scores import check
+from dpobench.tokens import TokenPair
+
+CHOSEN, REJECTED, PROMPT = np.array([3, 4, 0]), np.array([5, 0]), np.array([1, 2])
+
+
+@pytest.fixture
+def policy(tiny):
+    return tiny.llama(seed=4)
+
+
+def pair(policy, chosen_shifts, rejected_shifts, name="pair"):
+    """A pair whose reference lies below the policy by the given nats per token."""
+    chosen, rejected = score_sequences(policy, [(PROMPT, CHOSEN), (PROMPT, REJECTED)])
+    reference = (chosen - np.float32(chosen_shifts), rejected - np.float32(rejected_shifts))
+    return TokenPair(name, PROMPT, CHOSEN, REJECTED, {}, *reference)
+
+
+def scored(tiny, policy, pairs, reference=None):
+    held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs)
+    found = preference(tiny.checkpoint_of(policy, reference), held_out)
+    check(found, preference.__dpobench__[1]["metrics"], "preference")
+    return found
+
+
+def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
+    # Chosen: +0.5 +0.25 +0.75 = 1.5 over 3 tokens, 0.5 a token. Rejected: +1 +1 = 2 over 2 tokens, 1 a token.
+    first = pair(policy, [0.5, 0.25, 0.75], [1, 1], "first")
+    # Chosen: 3 x 0.5 = 1.5, rejected: 2 x 0.6 = 1.2: right by the sum, wrong per token.
+    second = pair(policy, [0.5] * 3, [0.6] * 2, "second")
+    found = scored(tiny, policy, [first, second], reference=tiny.llama(seed=9))
+    expected = {
+        "margin": [-0.5, 0.3],
+        "mean_margin": [-0.5, -0.1],
+        "accuracy": [0, 1],
+        "mean_accuracy": [0, 0],
+        "chosen_shift": [1.5, 1.5],
+        "rejected_shift": [2, 1.2],
+        "length_difference": [1, 1],
+    }
+    for metric, values in expected.items():
+        assert tiny.values(found, metric) == pytest.approx(values, abs=1e-5), metric
+    assert found["prompt"].unique().tolist() == ["first", "second"]
+
+
+def test_two_equal_sides_are_a_tie(tiny, policy):
+    # The reference is the policy bit for bit.
+    tied = pair(policy, [0, 0, 0], [0, 0])
+    found = scored(tiny, policy, [tied], reference=tiny.llama(seed=9))
+    assert tiny.values(found, "accuracy") == tiny.values(found, "mean_accuracy") == [0.5]
+
+
+def test_the_reference_is_at_one_half_whatever_the_rounding(tiny, policy):
+    found = scored(tiny, policy, [pair(policy, [1e-6, 0, 0], [0, -1e-6])])
+    assert tiny.values(found, "accuracy") == [0.5]
+    assert tiny.values(found, "margin") == tiny.values(found, "chosen_shift") == [0]
+
+
+def test_a_pair_without_reference_log_probabilities_is_an_error(tiny, policy):
+    with pytest.raises(DpobenchError, match="held-out pair bare"):
+        scored(tiny, policy, [TokenPair("bare", PROMPT, CHOSEN, REJECTED)])

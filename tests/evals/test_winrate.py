@@ -1,0 +1,107 @@
+"""Win-rate against scripted judges."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from dpobench import DpobenchError, UserError
+from dpobench.evals.winrate import winrate
+from dpobench.scores import check
+
+
+def scripted(scores):
+    """A judge that gives every text (the ids, spelled) the score of the script."""
+    asked = []
+
+    def judge(prompts, completions):
+        asked.extend(zip([p.id for p in prompts], completions, strict=True))
+        return pd.DataFrame({"score": [scores[text] for text in completions], "words": [len(t) for t in completions]})
+
+    judge.asked = asked
+    return judge
+
+
+@pytest.fixture
+def held_out(tiny):
+    own = tiny.samples_of({"p": [[1], [2], [3]], "q": [[4], [5], [6]]})
+    reference = tiny.samples_of({"p": [[7], [8], [3]], "q": [[9], [10], [11]]})
+    judge = scripted(
+        {"1": 2.0, "7": 1.0, "2": 0.0, "8": 3.0, "3": 5.0}
+        | {"4": 1.5, "9": 1.5, "5": math.nan, "10": 1.0, "6": 1.0, "11": math.nan, "good": 2.0}
+    )
+    return tiny.with_chosen(tiny.held_out_of(own, reference, judge=judge), {"q": "good"})
+
+
+def by_draw(frame, metric, group):
+    found = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    return {(row.prompt, row.draw): row.value for row in found.itertuples()}
+
+
+def test_wins_ties_and_losses_are_counted_against_the_same_draw(held_out, tiny):
+    found = winrate(tiny.checkpoint_of(None), held_out)
+    check(found, winrate.__dpobench__[1]["metrics"], "winrate")
+    # 2 > 1; 0 < 3; the texts are identical; equal scores of different texts; two verdicts are missing.
+    assert by_draw(found, "win_rate", "reference") == {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
+    missing = by_draw(found, "missing", "reference")
+    assert {key for key, value in missing.items() if value} == {("q", 1), ("q", 2)}
+    assert len(missing) == 6
+
+
+def test_the_chosen_answer_is_an_opponent_where_there_is_one(held_out, tiny):
+    found = winrate(tiny.checkpoint_of(None), held_out)
+    assert by_draw(found, "win_rate", "chosen") == {("q", 0): 0, ("q", 2): 0}
+    assert by_draw(found, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1, ("q", 2): 0}
+
+
+def test_rewards_and_their_parts_are_those_of_the_samples(held_out, tiny):
+    found = winrate(tiny.checkpoint_of(None), held_out)
+    assert by_draw(found, "reward", "") == {("p", 0): 2, ("p", 1): 0, ("p", 2): 5, ("q", 0): 1.5, ("q", 2): 1}
+    assert tiny.values(found, "reward_words") == [1] * 6
+
+
+def test_every_answer_is_judged_once(held_out, tiny):
+    winrate(tiny.checkpoint_of(None), held_out)
+    assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == 12
+
+
+def test_identical_texts_tie_even_without_a_verdict(tiny):
+    same = tiny.samples_of({"p": [[1], [1]]})
+    held_out = tiny.held_out_of(same, judge=scripted({"1": math.nan}))
+    found = winrate(tiny.checkpoint_of(None), held_out)
+    assert tiny.values(found, "win_rate", "reference") == [0.5, 0.5]
+    assert tiny.values(found, "missing") == [0, 0]
+    assert tiny.values(found, "reward") == []
+    assert "chosen" not in set(found["group"])
+
+
+def test_the_same_text_is_another_answer_to_another_prompt(tiny):
+    samples = tiny.samples_of({"p": [[1]], "q": [[1]]})
+
+    def judge(prompts, completions):
+        return pd.DataFrame({"score": [1.0 if p.id == "p" else -1.0 for p in prompts]})
+
+    found = winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, judge=judge))
+    assert tiny.values(found, "reward") == [1, -1]
+
+
+def test_a_judge_that_returns_something_else_is_refused(tiny):
+    samples = tiny.samples_of({"p": [[1]]})
+    for result, said in (
+        ([1.0], "list"),
+        (pd.DataFrame({"points": [1]}), "points"),
+        (pd.DataFrame({"score": []}), "0 rows"),
+    ):
+        with pytest.raises(DpobenchError, match=said):
+            winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, judge=lambda p, c, found=result: found))
+
+
+def test_without_a_judge_there_is_no_win_rate(tiny):
+    with pytest.raises(UserError, match="needs a judge"):
+        winrate(tiny.checkpoint_of(None), tiny.held_out_of(tiny.samples_of({"p": [[1]]})))
+
+
+def test_an_opponent_without_an_answer_is_an_error(tiny):
+    own, reference = tiny.samples_of({"p": [[1], [2]]}), tiny.samples_of({"p": [[1]]})
+    with pytest.raises(DpobenchError, match="no answer 1 to prompt p"):
+        winrate(tiny.checkpoint_of(None), tiny.held_out_of(own, reference, judge=scripted({"1": 0, "2": 0})))
