@@ -98,7 +98,7 @@ def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inpu
     report = _read(experiment.data.source, experiment.data, tokenizer, say)
     rows = sorted(report.kept, key=lambda row: row.id)[: experiment.evaluation.heldout_pairs]
     held, tokens = _tokens(rows, tokenizer, experiment)
-    note = {"heldout": report.to_json(), "heldout_tokens": tokens.to_json()}
+    note = {"heldout": _counts(report), "heldout_tokens": tokens.to_json()}
     return Inputs(
         model, model_hash(model), (), held, _prompts(experiment, rows, tokenizer), experiment.evaluation, note
     )
@@ -168,18 +168,25 @@ def _read(source: str, data: Data, tokenizer: Any, say: Say) -> DataReport:
     return report.require_usable()
 
 
+def _counts(report: DataReport) -> dict[str, Any]:
+    """What the report of an experiment says of a data set: counts, one line a problem."""
+    problems = {problem.kind: f"{problem.count:,} rows, action: {problem.action}" for problem in report.problems}
+    told = {key: value for key, value in report.to_json().items() if key not in ("columns", "ignored", "problems")}
+    return told | {"problems": problems or "none"}
+
+
 def _rows(
     data: Data, evaluation: Evaluation, tokenizer: Any, say: Say
 ) -> tuple[list[Preference], list[Preference], dict[str, Any]]:
     """Training and held-out rows, disjoint in their prompts."""
     assert data.source is not None
     report = _read(data.source, data, tokenizer, say)
-    note: dict[str, Any] = {"train": report.to_json()}
+    note: dict[str, Any] = {"train": _counts(report)}
     if data.heldout is None:
         train, heldout = hold_out(report.kept, data.heldout_share, seed=0)
     else:
         held = _read(data.heldout, data, tokenizer, say)
-        note["heldout"] = held.to_json()
+        note["heldout"] = _counts(held)
         train = list(report.kept)
         hits = {
             hit.heldout

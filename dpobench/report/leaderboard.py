@@ -34,10 +34,10 @@ def leaderboard(f: Findings) -> Table:
         Column(_name(f, f.ranking), f.ranking, 2, interval=True) if f.ranking else None,
         Column(f"Difference to {f.results.control}", DIFFERENCE, 3, interval=True, signed=True, bold="significant"),
         Column("p (Holm)", "p_adjusted", 3, bold="significant"),
+        Column("Verdict", "verdict", bold="significant"),
         Column(_name(f, f.distance), f.distance, 2, interval=True) if f.distance else None,
         Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
         Column("Length ratio", "length_ratio", 2, interval=True),
-        Column("Verdict", "verdict", bold="significant"),
         Column("Seeds", "seeds", 0),
         Column("Prompts", "n_prompts", 0),
     ]
