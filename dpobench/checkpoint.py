@@ -101,7 +101,10 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:
-        raise UserError(f"tokenizer {folder}: {str(error).strip().splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"tokenizer {folder}: it cannot be loaded ({reason}); save it there with tokenizer.save_pretrained"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {folder}: it has no end token; set eos_token in its tokenizer_config.json")
     return tokenizer

@@ -110,7 +110,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 @commands.command()
 @_with(_RUN_OPTIONS)
 @_with(_MACHINE_OPTIONS)
-@click.option("--dry-run", is_flag=True, help="Check everything and list the runs; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Check names, settings, grids and plugins, and list the runs.")
 def run(
     dry_run: bool, device: str | None, workers: int | None, threads: int | None, out: Path | None, **asked: Any
 ) -> int:

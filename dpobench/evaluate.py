@@ -1,5 +1,6 @@
 """Scoring a checkpoint: draw answers once, then ask every evaluator for its rows."""
 
+import importlib.util
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +34,41 @@ class Plan:
         chosen: evaluators with all their settings.
         left_out: evaluators whose needs are not met, and why.
         judge: the judge with its settings, or None.
-        key: content key of all that decides a score beside the checkpoint.
+        heldout: content key of the held-out inputs and of how answers are drawn.
+        needs: content keys of what evaluators may need: the judge, the tasks.
     """
 
     chosen: Sequence[tuple[Plugin, Mapping[str, Any]]]
     left_out: Sequence[Mapping[str, str]]
     judge: tuple[Plugin, Mapping[str, Any]] | None
-    key: str
+    heldout: str
+    needs: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Content key of all that decides a checkpoint's scores beside the checkpoint."""
+        return store.digest([[plugin.name, self.told(plugin, arguments)] for plugin, arguments in self.chosen])
+
+    def told(self, plugin: Plugin, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides one evaluator's scores beside the checkpoint; written beside them."""
+        needs = {name: key for name, key in self.needs.items() if name in plugin.declared["needs"]}
+        shown = {"heldout": self.heldout, "needs": needs, "code": plugin.code_hash, "arguments": dict(arguments)}
+        told: dict[str, Any] = json.loads(json.dumps(shown | {"content": _content(arguments)}, default=str))
+        return told
+
+
+def _content(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that settings name, as in `file.py:name` or `module:name`: an edited file is another setting."""
+    found = {}
+    for name, value in settings.items():
+        place = (value.rpartition(":")[0] or value) if isinstance(value, str) else ""
+        file = Path(place).expanduser()
+        if place and not place.endswith(".py") and all(part.isidentifier() for part in place.split(".")):
+            spec = importlib.util.find_spec(place.partition(".")[0]) and importlib.util.find_spec(place)
+            file = Path(spec.origin) if spec and spec.origin else file
+        if place and file.is_file():
+            found[name] = store.file_hash(file)
+    return found
 
 
 def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
@@ -75,8 +104,11 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
             chosen.append((plugin, plugin.arguments(settings.settings.get(name, {}))))
     for name in settings.settings:
         evaluators.get(name)
-    told = [settings.model_dump(exclude={"alpha", "settings", "evaluators"}), heldout, judge and judge[0].code_hash]
-    return Plan(chosen, left_out, judge, store.digest(told))
+    folders = [store.folder_hash(Path(folder)) for folder in settings.task_folders]
+    needs = {"tasks": store.digest(settings.tasks, folders)}
+    if judge is not None:
+        needs["judge"] = store.digest(judge[0].name, judge[0].code_hash, judge[1], _content(judge[1]))
+    return Plan(chosen, left_out, judge, heldout, needs)
 
 
 def read_prompts(folder: Path, limit: int | None = None) -> list[Prompt]:
@@ -108,7 +140,7 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         seed: the run's seed, mixed into the draws.
         progress: called with the name of each part as it begins.
     """
-    key = {"heldout": planned.key, "seed": seed}
+    key = {"heldout": planned.heldout, "seed": seed}
     if _stamp(folder) != key:
         (folder / SAMPLES).unlink(missing_ok=True)
         store.write_json(folder / "samples.json", key)
@@ -120,10 +152,8 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         store.write_bytes(folder / SAMPLES, drawn.to_parquet(index=False))
     held_out = _held_out(folder, heldout, prompts, settings, planned)
     for plugin, arguments in planned.chosen:
-        told = {"key": key, "code": plugin.code_hash, "arguments": dict(arguments)}
-        if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == json.loads(
-            json.dumps(told)
-        ):
+        told = key | planned.told(plugin, arguments)
+        if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == told:
             continue
         progress(plugin.name)
         with _own_random_state(seed):

@@ -38,6 +38,7 @@ class Job(BaseModel):
         device: "cpu" or "cuda".
         data_hash: content key of the training pairs.
         model_hash: content key of the start policy.
+        scored_as: content key of everything that decides a score beside the checkpoint.
         save_every: seconds between resumable states of a long training.
     """
 
@@ -52,6 +53,7 @@ class Job(BaseModel):
     device: str = "cpu"
     data_hash: str = ""
     model_hash: str = ""
+    scored_as: str = ""
     save_every: float = 600.0
 
     @property
@@ -79,12 +81,7 @@ def is_done(job: Job) -> bool:
         return False
     store.verify(job.folder, hashes=False)
     note = store.read_json(job.folder / "run.json")
-    return note["status"] == "diverged" or note.get("scored_as") == _scoring_key(job)
-
-
-def _scoring_key(job: Job) -> str:
-    planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
-    return store.digest(planned.key, [(plugin.name, plugin.code_hash, dict(told)) for plugin, told in planned.chosen])
+    return note["status"] == "diverged" or note.get("scored_as") == job.scored_as
 
 
 def execute(job: Job, report: Report = lambda event: None) -> str:
@@ -92,12 +89,12 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
 
     Returns: its status, "done", "diverged", "unscored" or "failed". A failure is written down with its traceback, not raised.
     """
-    if is_done(job):
-        return str(store.read_json(job.folder / "run.json")["status"])
     register(job.plugins)
     accelerator = accelerator_for(job.device, job.run.recipe.precision)
+    if agreed(accelerator, is_done(job)):
+        return str(store.read_json(job.folder / "run.json")["status"])
     try:
-        if _status(job.folder) not in (*_TRAINED, "diverged"):
+        if not agreed(accelerator, _status(job.folder) in (*_TRAINED, "diverged")):
             _train(job, accelerator, report)
         if accelerator.is_main_process and _status(job.folder) in _TRAINED:
             _score(job, str(accelerator.device), report)
@@ -111,20 +108,36 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
     return _status(job.folder)
 
 
+def agreed(accelerator: Any, value: Any) -> Any:
+    """What the first process found, on every process: each reads the disk at its own time."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    told = [value]
+    broadcast_object_list(told)
+    return told[0]
+
+
 def _status(folder: Path) -> str:
     note = folder / "run.json"
     return str(store.read_json(note)["status"]) if note.is_file() else "missing"
 
 
-def record_failure(job: Job, reason: str, trace: str = "") -> None:
-    """Write a failed run's folder: it stands in the report with its reason, and is tried again next time."""
+def record_failure(job: Job, reason: str, trace: str = "") -> str:
+    """Write a failed run's folder: it stands in the report with its reason, and is tried again next time.
+
+    Returns: its status.
+    """
+    (job.folder / store.MANIFEST).unlink(missing_ok=True)
     if _status(job.folder) in _TRAINED:
         # Training is whole; only its scoring failed. Keep the checkpoint and say so.
         note = store.read_json(job.folder / "run.json") | {"status": "unscored", "reason": reason, "traceback": trace}
         store.write_json(job.folder / "run.json", note)
-        return
+        return "unscored"
     with store.building(job.folder) as part:
         store.write_json(part / "run.json", _note(job, "failed", reason, Trained()) | {"traceback": trace})
+    return "failed"
 
 
 def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[str, Any]:
@@ -184,6 +197,8 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
             store.seal(part)
         store.publish(part, job.folder)
         shutil.rmtree(saving.folder, ignore_errors=True)
+    # Scoring loads policy and reference; the trained copy and its optimizer must not lie beside them.
+    accelerator.free_memory()
     accelerator.wait_for_everyone()
 
 
@@ -207,7 +222,7 @@ def _score(job: Job, device: str, report: Report) -> None:
     note["seconds"]["evaluate"] = round(time.monotonic() - began - seconds.get("sampling", 0.0), 3)
     note |= {"status": "done", "reason": None}
     note.pop("traceback", None)
-    note["scored_as"] = _scoring_key(job)
+    note["scored_as"] = job.scored_as
     store.write_json(job.folder / "run.json", note)
     store.seal(job.folder)
 

@@ -16,7 +16,7 @@ from dpobench.store import digest
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Recipe(_Settings):
@@ -243,6 +243,8 @@ def set_path(tree: dict[str, Any], assignment: str) -> None:
     *sections, key = path.strip().split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {assignment!r}: {section} is a value, not a section")
     tree[key] = value
 
 
@@ -346,7 +348,8 @@ def unfold(experiment: Experiment, registry: Registry, reference: str) -> list[R
                 experiment.learning_rates or (experiment.recipe.learning_rate,), experiment.seeds
             ):
                 run = Run(variant=name, code=variant.code_hash, params=params, strength=variant.strength, unit=variant.unit,
-                          seed=seed, learning_rate=rate, recipe=experiment.recipe, reference=reference)  # fmt: skip
+                          seed=seed, learning_rate=rate, reference=reference,
+                          recipe=experiment.recipe.model_copy(update={"learning_rate": rate}))  # fmt: skip
                 runs.append(run)
     return runs
 
@@ -369,6 +372,10 @@ def check_experiment(experiment: Experiment) -> None:
             raise UserError(f"{label}: {twice[0]} is named twice")
     if not experiment.seeds or any(not 0 <= seed < 2**32 for seed in experiment.seeds):
         raise UserError(f"seeds = {list(experiment.seeds)}: at least one, each from 0 to {2**32 - 1}")
+    for name, grid in experiment.grid.items():
+        for parameter, values in grid.items():
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"grid.{name}.{parameter} = {list(values)}: at least one value, each once")
     for name in [experiment.control or experiment.variants[0], *experiment.grid]:
         if name not in experiment.variants:
             raise UnknownName("chosen variant", name, experiment.variants)

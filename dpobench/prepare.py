@@ -23,6 +23,8 @@ from dpobench.provenance import environment
 from dpobench.tokens import TokenPair, pairs_hash, write_pairs
 
 Say = Callable[[str], None]
+# The reference draws from a stream that no run shares: against coupled draws a win-rate would be another quantity.
+REFERENCE_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
         raise UserError(f"{missing} is missing: give --model and --data together, or neither for the embedded default")
     model = resolve(experiment.model)
     tokenizer = load_tokenizer(model)
-    _check_context(model, experiment.recipe.max_tokens)
+    _check_context(model, experiment)
     train, heldout, note = _rows(experiment.data, experiment.evaluation, tokenizer, say)
     tokens, report = _tokens(train, tokenizer, experiment)
     note["tokens"] = report.to_json()
@@ -75,12 +77,16 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
         say(line)
     held, report = _tokens(heldout, tokenizer, experiment)
     note["heldout_tokens"] = report.to_json()
-    prompts = _prompts(experiment, heldout, tokenizer)
-    note["prompts"] = {split: sum(p.split == split for p in prompts) for split in ("selection", "test")}
-    if min(note["prompts"].values()) < 2:
+    if len(tokens) < experiment.recipe.batch:
         raise UserError(
-            f"{len(prompts)} held-out prompts split into {note['prompts']}; at least 2 are needed on each side"
+            f"recipe.batch = {experiment.recipe.batch}, but there are {len(tokens)} training pairs; choose a smaller batch"
         )
+    prompts = _prompts(experiment, heldout, tokenizer)
+    if experiment.data.prompts is not None:
+        prompts, note["prompts_overlap"] = _without_overlap(prompts, train)
+        if note["prompts_overlap"]:
+            say(f"{note['prompts_overlap']} held-out prompts left out: they are training prompts too")
+    note["prompts"] = _split_counts(prompts)
     say(f"{len(tokens):,} training pairs, {len(held):,} held-out pairs, {len(prompts):,} held-out prompts")
     return Inputs(model, model_hash(model), tokens, held, prompts, experiment.evaluation, note)
 
@@ -99,9 +105,9 @@ def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inpu
     rows = sorted(report.kept, key=lambda row: row.id)[: experiment.evaluation.heldout_pairs]
     held, tokens = _tokens(rows, tokenizer, experiment)
     note = {"heldout": _counts(report), "heldout_tokens": tokens.to_json()}
-    return Inputs(
-        model, model_hash(model), (), held, _prompts(experiment, rows, tokenizer), experiment.evaluation, note
-    )
+    prompts = _prompts(experiment, rows, tokenizer)
+    note["prompts"] = _split_counts(prompts)
+    return Inputs(model, model_hash(model), (), held, prompts, experiment.evaluation, note)
 
 
 def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) -> tuple[list[TokenPair], TokenReport]:
@@ -113,6 +119,22 @@ def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) 
         max_prompt_tokens=experiment.recipe.max_prompt_tokens,
         most_lost=experiment.data.most_lost,
     )
+
+
+def _split_counts(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """How many prompts choose and how many are reported; at least two each."""
+    counts = {split: sum(prompt.split == split for prompt in prompts) for split in ("selection", "test")}
+    if min(counts.values()) < 2:
+        raise UserError(
+            f"{len(prompts)} held-out prompts fall on {counts}; at least 2 are needed on each: hold out more"
+        )
+    return counts
+
+
+def _without_overlap(prompts: Sequence[Prompt], train: Sequence[Preference]) -> tuple[list[Prompt], int]:
+    texts = [question(prompt.messages) for prompt in prompts]
+    hits = {hit.heldout for hit in overlaps(texts, [question(row.prompt) for row in train])}
+    return [prompt for index, prompt in enumerate(prompts) if index not in hits], len(hits)
 
 
 def _with_world(experiment: Experiment, out: Path, cache: Path, say: Say) -> Experiment:
@@ -140,15 +162,18 @@ def _with_world(experiment: Experiment, out: Path, cache: Path, say: Say) -> Exp
     )
 
 
-def _check_context(model: Path, max_tokens: int) -> None:
+def _check_context(model: Path, experiment: Experiment) -> None:
     from transformers import AutoConfig
 
-    limit = getattr(
-        AutoConfig.from_pretrained(model, local_files_only=True).get_text_config(), "max_position_embeddings", None
-    )
-    if limit is not None and max_tokens > limit:
+    config = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    recipe, answer = experiment.recipe, experiment.evaluation.max_new_tokens
+    if limit is not None and recipe.max_tokens > limit:
+        raise UserError(f"recipe.max_tokens = {recipe.max_tokens}, but the model reads {limit} at most; lower it")
+    if limit is not None and recipe.max_prompt_tokens + answer > limit:
         raise UserError(
-            f"recipe.max_tokens = {max_tokens}, but the model reads {limit} at most; --set recipe.max_tokens={limit}"
+            f"recipe.max_prompt_tokens = {recipe.max_prompt_tokens} and evaluation.max_new_tokens = {answer}, "
+            f"but the model reads {limit} together at most; lower one of them"
         )
 
 
@@ -290,6 +315,14 @@ def heldout_folder(
     say("reference: answers and scores")
     checkpoint = Checkpoint(inputs.model, inputs.model, device)
     (folder / store.MANIFEST).unlink(missing_ok=True)
-    score(checkpoint, folder, folder, inputs.evaluation, plan, progress=lambda name: say(f"reference: {name}"))
+    score(
+        checkpoint,
+        folder,
+        folder,
+        inputs.evaluation,
+        plan,
+        seed=REFERENCE_SEED,
+        progress=lambda name: say(f"reference: {name}"),
+    )
     store.seal(folder)
     return folder

@@ -243,12 +243,13 @@ class Registry:
             UnknownName: nobody registered the name.
             PluginRefused: its file does not import, or does not define it.
         """
+        if name in self._loaded:
+            return self._loaded[name]
         sources = self.sources()
         if name not in sources:
             broken = "".join(f" ({file.name} {why})" for file, why in self.broken.items())
             raise UnknownName(self.kind, name, sources, broken)
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name, sources[name])
+        self._loaded[name] = self._load(name, sources[name])
         return self._loaded[name]
 
     def _load(self, name: str, source: Path | importlib.metadata.EntryPoint) -> Plugin:

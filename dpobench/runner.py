@@ -121,6 +121,7 @@ def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Consol
     heldout = heldout_folder(inputs, planned, out, where.device, say)
     shared = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
     runs = unfold(experiment, variants, shared.name)
+    scoring = planned(heldout.name)
     jobs = [
         Job(
             run=one,
@@ -133,11 +134,12 @@ def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Consol
             device=where.device,
             data_hash=shared.name,
             model_hash=inputs.model_hash,
+            scored_as=scoring.key,
             save_every=where.save_every,
         )
         for one in runs
     ]
-    _write_plan(experiment, inputs, planned(heldout.name), runs, heldout, out)
+    _write_plan(experiment, inputs, scoring, runs, heldout, out)
     return jobs
 
 
@@ -163,7 +165,13 @@ def _write_plan(
 
 
 def _devices(where: Machine) -> list[str]:
-    return [str(index) for index in range(where.workers)] if where.device == "cuda" else []
+    """The CUDA devices this process may use, as its environment names them; workers share them in turn."""
+    import torch
+
+    if where.device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
 
 
 def _status(job: Job) -> str:
@@ -254,7 +262,9 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
     if accelerator.is_main_process:
         check(experiment)
         with store.locked(out):
+            store.sweep_parts(out)
             jobs = plan_jobs(experiment, out, where, console)
+            _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
             told = [[job.model_dump_json() for job in jobs]]
             _execute_all(told, accelerator, broadcast_object_list)
             return finish(out, {job.run.id: _status(job) for job in jobs}, console)
@@ -284,6 +294,6 @@ def summary(out: Path) -> list[tuple[str, str, str]]:
             rows.append((entry["id"], "missing", ""))
             continue
         content = store.read_json(note)
-        status = content["status"] if store.sealed(note.parent) or content["status"] == "failed" else "scoring"
+        status = "scoring" if content["status"] == "done" and not store.sealed(note.parent) else content["status"]
         rows.append((entry["id"], status, content["reason"] or ""))
     return rows

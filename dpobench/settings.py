@@ -64,17 +64,20 @@ def experiment(asked: Asked) -> tuple[Experiment, list[str]]:
     for assignment in asked.assignments:
         set_path(said, assignment)
     said = merge(said, asked.tree())
-    own = "model" in said or "source" in said.get("data", {})
-    if own and said.get("preset"):
-        raise UserError("--preset brings its own model and data; leave it out, or leave out --model and --data")
-    tree = said if own else merge(preset(said.setdefault("preset", "small")), said)
-    register(tuple(tree.get("plugins", ())))
-    for name in tree.get("variants", ()):
+    alone = parse(said)
+    own = alone.model is not None or alone.data.source is not None
+    if own and (alone.preset or alone.world):
+        raise UserError("a preset brings its own model and data; leave out --preset and [world], or --model and --data")
+    if not own and (alone.data.heldout or alone.data.prompts):
+        raise UserError("held-out data need --model and --data; the embedded default brings its own")
+    found = alone if own else parse(merge(preset(alone.preset or "small"), {**said, "preset": alone.preset or "small"}))
+    register(found.plugins)
+    for name in found.variants:
         variants.get(name)
-    grid, warnings = parse_grids(asked.beta_grid, asked.grid, tree.get("variants", ()), variants)
-    for name, values in grid.items():
-        tree["grid"] = merge(tree.get("grid", {}), {name: values} if values else {})
-    found = parse(tree)
+    grid, warnings = parse_grids(asked.beta_grid, asked.grid, found.variants, variants)
+    found = found.model_copy(
+        update={"grid": merge(found.grid, {name: values for name, values in grid.items() if values})}
+    )
     check_experiment(found)
     return found, warnings
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpobench import checkpoint, store
-from dpobench.errors import Diverged, DpobenchError, UserError
+from dpobench.errors import Damaged, Diverged, DpobenchError, UserError
 from dpobench.experiment import Run
 from dpobench.logprobs import completion_logps, pair_batch
 from dpobench.pairs import Pairs
@@ -72,11 +73,19 @@ def accelerator_for(device: str, precision: str) -> Any:
     """Accelerate's device, precision and collectives; its data loading and state files are not used."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     mixed = "bf16" if precision == "bf16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    # The first process prepares and scores while the others wait in a collective: longer than the defaults allow.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[patience])
+    if accelerator.device.type != device.partition(":")[0]:
+        raise UserError(
+            f"{device} was asked for, this process sees {accelerator.device.type}; check CUDA_VISIBLE_DEVICES"
+        )
+    return accelerator
 
 
 def load_policy(folder: Path, accelerator: Any, weight_decay: float = 0.0) -> tuple[Any, torch.optim.AdamW]:
@@ -296,7 +305,11 @@ def _resume(
     """Load a state that was kept whole; start over where there is none."""
     if saving is None or not store.sealed(saving.folder):
         return 0, Trained(), []
-    store.verify(saving.folder)
+    try:
+        store.verify(saving.folder)
+    except Damaged:
+        # A state saves time, nothing else: from the start the run ends with the same numbers.
+        return 0, Trained(), []
     note = store.read_json(saving.folder / "state.json")
     tensors = load_file(saving.folder / "state.safetensors", device=str(accelerator.device))
     inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)

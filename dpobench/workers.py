@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from dpobench.execute import Job, execute, record_failure
+from dpobench.execute import Job, execute, is_done, record_failure
 from dpobench.registry import evaluators, judges
 
 Event = dict[str, Any]
@@ -88,11 +88,11 @@ class Workers:
     def __enter__(self) -> "Workers":
         """Start the workers.
 
-        On a CPU they are forked from a parent that has imported everything and computed nothing: the slow imports are paid
-        once, and no thread pool exists yet that a fork could tear. Beside a GPU, and for replacements, they are spawned.
+        With one thread each they are forked from a parent that has imported everything, so that the slow imports are paid
+        once. A fork tears a pool of several threads, and CUDA: such workers, and replacements, are spawned.
         """
         quiet(self.threads)
-        method = "spawn" if self.devices else "fork"
+        method = "spawn" if self.devices or self.threads > 1 else "fork"
         if method == "fork":
             _import_all()
         self._members = [self._start(index, method) for index in range(self.count)]
@@ -166,8 +166,12 @@ class Workers:
         if job is not None:
             likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
             reason = f"killed by signal {-code}{likely}" if code < 0 else f"its process ended with status {code}"
-            record_failure(job, reason)
-            yield number, {"event": "end", "run": job.run.id, "status": "failed", "reason": reason}
+            # It may have died after its last write and before it could say so.
+            status = "done" if is_done(job) else record_failure(job, reason)
+            yield (
+                number,
+                {"event": "end", "run": job.run.id, "status": status, "reason": None if status == "done" else reason},
+            )
 
 
 @contextlib.contextmanager

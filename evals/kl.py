@@ -23,7 +23,7 @@ Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
         "kl_forward": Metric("nats per sequence", "none", label="KL(reference || policy)"),
         "kl_position": Metric("nats per token", "none", label="KL by position"),
         "kl_noise_floor": Metric("nats per sequence", "none", label="KL of the reference to itself, batched otherwise"),
-        "truncated": Metric("share", "lower", label="answers cut before their end"),
+        "kl_truncated": Metric("share", "lower", label="answers cut before their end"),
     }
 )
 def kl(
@@ -50,19 +50,14 @@ def kl(
 
     Returns: one row per sample: `kl`, `kl_per_token` (of that sequence), `kl_k1` (summed log-ratio of the sampled tokens: the
         same expectation, a cross-check), `kl_position` (group "0-7" and so on: mean per token of that stretch),
-        `truncated`; `kl_forward` on the reference's samples; `kl_noise_floor` on a few: what rounding alone makes of zero.
+        `kl_truncated`; `kl_forward` on the reference's samples; `kl_noise_floor` on a few: what rounding alone makes of zero.
 
     Raises:
         UserError: the samples do not follow the models' own distributions, so that no estimate would mean anything.
 
     References: Amini, Vieira, Cotterell 2025, arXiv:2504.10637.
     """
-    settings = held_out.sampling
-    if not settings.is_policy:
-        raise UserError(
-            f"KL needs samples of the model's own distribution; these were drawn with temperature={settings.temperature:g}, "
-            f"top_p={settings.top_p:g}, top_k={settings.top_k}. Draw with temperature=1, top_p=1, top_k=0, or leave kl out"
-        )
+    _require_own_distribution(held_out.sampling)
     own, base = held_out.samples, held_out.reference_samples
     policy, reference = Head(checkpoint.policy), Head(checkpoint.reference)
     if checkpoint.is_reference:
@@ -81,13 +76,21 @@ def kl(
             per_sample("kl", [v[:, 0].sum() for v in values]),
             per_sample("kl_per_token", [v[:, 0].mean() for v in values]),
             per_sample("kl_k1", [v[:, 1].sum() for v in values]),
-            per_sample("truncated", ~own["ended"].to_numpy(dtype=bool)),
+            per_sample("kl_truncated", ~own["ended"].to_numpy(dtype=bool)),
             per_sample("kl_forward", [v[:, 0].sum() for v in forward], base),
             per_sample("kl_noise_floor", floor, own.head(len(few))),
             *_profile(own, values, bucket),
         ],
         ignore_index=True,
     )
+
+
+def _require_own_distribution(settings: Any) -> None:
+    if not settings.is_policy:
+        raise UserError(
+            f"KL needs samples of the model's own distribution; these were drawn with temperature={settings.temperature:g}, "
+            f"top_p={settings.top_p:g}, top_k={settings.top_k}. Draw with temperature=1, top_p=1, top_k=0, or leave kl out"
+        )
 
 
 def _sequences(samples: pd.DataFrame, held_out: HeldOut) -> list[tuple[Sequence[int], Sequence[int]]]:

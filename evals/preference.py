@@ -1,5 +1,6 @@
 """Whether the policy ranks held-out pairs as people did, and what happened to the log-probabilities of both sides."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,8 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         held_out: pairs with the reference's log-probabilities.
         budget: most tokens of a padded batch.
 
-    Returns: one row per pair and metric, `prompt` being the pair's id. `chosen_shift` and `rejected_shift` are policy minus
+    Returns: one row per pair and metric; pairs of one prompt share its hash and are numbered as draws, for they fall on one side
+        of the selection/test split and are no independent units. `chosen_shift` and `rejected_shift` are policy minus
         reference log-probability, `margin` their difference, `mean_margin` the difference of per-token means; `accuracy` and
         `mean_accuracy` say whether those are positive (1, 0; equal is 0.5); `length_difference` is chosen minus rejected
         tokens, what a classifier by length alone would go by.
@@ -62,8 +64,11 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         "rejected_shift": rejected,
         "length_difference": chosen_length - rejected_length,
     }
-    ids = [pair.id for pair in pairs]
-    return pd.concat([rows(ids, metric, values) for metric, values in found.items()], ignore_index=True)
+    prompts = [hashlib.sha256(pair.prompt.tobytes()).hexdigest()[:12] for pair in pairs]
+    draws = pd.Series(prompts).groupby(prompts).cumcount().tolist()
+    return pd.concat(
+        [rows(prompts, metric, values, draws=draws) for metric, values in found.items()], ignore_index=True
+    )
 
 
 def _shift(policy: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> np.ndarray:

@@ -24,9 +24,6 @@ from dpobench.stats.compare import family
 TEST, SELECTION = "test", "selection"
 
 
-NEVER_NEGATIVE = ("distance", "length")
-
-
 @dataclass(frozen=True)
 class Configuration:
     """A variant with its hyper-parameters and learning rate: one cell of the grid, with all its seeds."""
@@ -158,7 +155,8 @@ class Findings:
         if known and known.unit == "share":
             return share_interval(found)
         # A distance and a length are never negative: with few seeds the t interval may be, the truth is not.
-        return replace(found, low=max(found.low, 0.0)) if known and known.role in NEVER_NEGATIVE else found
+        never_negative = metric in (self.distance, f"{self.distance}_per_token", self.length)
+        return replace(found, low=max(found.low, 0.0)) if never_negative else found
 
     def length_ratio(self, runs: Sequence[str]) -> Estimate | None:
         """Length of the answers over the reference's on the same test prompts."""

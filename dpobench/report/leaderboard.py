@@ -274,7 +274,7 @@ def compute(f: Findings) -> Table:
         done = [run for c in f.configurations if c.variant == variant for run in c.done]
         seconds = {
             s: sum(float((r.fields.get("seconds") or {}).get(s, 0)) for r in done)
-            for s in ("train", "sample", "evaluate")
+            for s in ("train", "sampling", "evaluate")
         }
         tokens = sum(int(r.fields.get("tokens") or 0) for r in done)
         row: dict[str, Any] = {
@@ -290,7 +290,7 @@ def compute(f: Findings) -> Table:
         Column("Finished runs", "runs_done", 0),
         Column("Steps", "steps", 0),
         Column("Training, s", "train_seconds", 1),
-        Column("Sampling, s", "sample_seconds", 1),
+        Column("Sampling, s", "sampling_seconds", 1),
         Column("Scoring, s", "evaluate_seconds", 1),
         Column("Tokens trained", "tokens", 0),
         Column("Tokens/s", "tokens_per_second", 0),

@@ -99,7 +99,7 @@ def test_rows_are_complete_and_stretches_add_up(run, tiny):
     lengths = np.array([3, 10, 1, 6])
     whole = np.array(tiny.values(found, "kl"))
     assert tiny.values(found, "kl_per_token") == pytest.approx(whole / lengths)
-    assert tiny.values(found, "truncated") == [0, 0, 0, 1]
+    assert tiny.values(found, "kl_truncated") == [0, 0, 0, 1]
     late = found[found["group"] == "8-15"]
     assert late[["prompt", "draw"]].values.tolist() == [["one", 1]]
     early = tiny.values(found, "kl_position", "0-7")

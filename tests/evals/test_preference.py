@@ -48,7 +48,15 @@ def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
     }
     for metric, values in expected.items():
         assert tiny.values(found, metric) == pytest.approx(values, abs=1e-5), metric
-    assert found["prompt"].unique().tolist() == ["first", "second"]
+
+
+def test_pairs_of_one_prompt_are_draws_of_it(tiny, policy):
+    """They fall on one side of the selection/test split together, and are no independent units."""
+    twins = [pair(policy, [0, 0, 0], [0, 0], name) for name in ("first", "second")]
+    found = scored(tiny, policy, twins, reference=tiny.llama(seed=9))
+    accuracy = found[found["metric"] == "accuracy"]
+    assert accuracy["prompt"].nunique() == 1
+    assert accuracy["draw"].tolist() == [0, 1]
 
 
 def test_two_equal_sides_are_a_tie(tiny, policy):
