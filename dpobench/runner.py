@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from dpobench import store
+from dpobench.checkpoint import resolve
 from dpobench.errors import UserError
 from dpobench.evaluate import Plan, plan
 from dpobench.execute import Job, execute, is_done, register
@@ -103,6 +104,8 @@ def check(experiment: Experiment) -> None:
     """
     register(experiment.plugins)
     check_experiment(experiment)
+    if experiment.model is not None:
+        resolve(experiment.model)
     for one in unfold(experiment, variants, reference=""):
         require(variants.get(one.variant), one.params)
     plan(experiment.evaluation, has_pairs=True, heldout="")

@@ -71,7 +71,7 @@ def test_grids_unfold_as_written(arguments, runs):
         (("run", "--variant", "dpo"), "--variants"),
         (("run", "--variants", "dpo", "--set", "recipe.batchs=3"), "Did you mean 'recipe.batch'"),
         (("run", "--variants", "dpo", "--seeds", "a"), "--seeds 'a'"),
-        (("run", "--variants", "dpo", "--model", "x", "--preset", "tiny"), "--preset brings its own"),
+        (("run", "--variants", "dpo", "--model", "x", "--preset", "tiny"), "a preset brings its own model and data"),
         (("run", "--variants", "dpo", "--judge", "golden"), "Did you mean 'gold'"),
         (("run", "--variants", "dpo", "--plugin", "nowhere.py"), "no such file"),
         (("run", "--variants", "dpo", "-c", "nowhere.toml"), "nowhere.toml"),

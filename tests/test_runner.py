@@ -121,7 +121,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_numbers(ca
     out = tmp_path / "tiny"
     draw = random.Random(3)
     environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-m", "dpobench", *COMMAND, "--out", str(out)],
             stdout=subprocess.DEVNULL,
