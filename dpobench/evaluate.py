@@ -111,9 +111,9 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     return Plan(chosen, left_out, judge, heldout, needs)
 
 
-def read_prompts(folder: Path, limit: int | None = None) -> list[Prompt]:
+def read_prompts(folder: Path) -> list[Prompt]:
     """Read held-out prompts."""
-    lines = (folder / PROMPTS).read_text(encoding="utf-8").splitlines()[:limit]
+    lines = (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [Prompt(row["id"], tuple(row["messages"]), tuple(row["token_ids"]), row["chosen"]) for row in rows]
 

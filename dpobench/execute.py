@@ -94,9 +94,9 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
     if agreed(accelerator, is_done(job)):
         return str(store.read_json(job.folder / "run.json")["status"])
     try:
-        if not agreed(accelerator, _status(job.folder) in (*_TRAINED, "diverged")):
+        if not agreed(accelerator, status_of(job.folder) in (*_TRAINED, "diverged")):
             _train(job, accelerator, report)
-        if accelerator.is_main_process and _status(job.folder) in _TRAINED:
+        if accelerator.is_main_process and status_of(job.folder) in _TRAINED:
             _score(job, str(accelerator.device), report)
     except Exception as error:
         if accelerator.num_processes > 1:
@@ -105,7 +105,7 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
         if accelerator.is_main_process:
             record_failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
     accelerator.wait_for_everyone()
-    return _status(job.folder)
+    return status_of(job.folder)
 
 
 def agreed(accelerator: Any, value: Any) -> Any:
@@ -119,7 +119,8 @@ def agreed(accelerator: Any, value: Any) -> Any:
     return told[0]
 
 
-def _status(folder: Path) -> str:
+def status_of(folder: Path) -> str:
+    """What the run in a folder came to; "missing" where there is none."""
     note = folder / "run.json"
     return str(store.read_json(note)["status"]) if note.is_file() else "missing"
 
@@ -130,7 +131,7 @@ def record_failure(job: Job, reason: str, trace: str = "") -> str:
     Returns: its status.
     """
     (job.folder / store.MANIFEST).unlink(missing_ok=True)
-    if _status(job.folder) in _TRAINED:
+    if status_of(job.folder) in _TRAINED:
         # Training is whole; only its scoring failed. Keep the checkpoint and say so.
         note = store.read_json(job.folder / "run.json") | {"status": "unscored", "reason": reason, "traceback": trace}
         store.write_json(job.folder / "run.json", note)

@@ -2,18 +2,25 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpobench import store
 from dpobench.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer, model_hash, resolve
-from dpobench.data import files, layouts
-from dpobench.data.check import DataReport, examine
-from dpobench.data.heldout_split import hold_out
-from dpobench.data.overlap import overlaps, question
-from dpobench.data.rows import Preference, prompt_id
-from dpobench.data.tokenise import TokenReport, tokenise, tokenise_prompt
+from dpobench.data import (
+    DataReport,
+    Preference,
+    TokenReport,
+    hold_out,
+    load,
+    overlaps,
+    prompt_id,
+    read,
+    tokenise,
+    tokenise_prompt,
+)
+from dpobench.data.overlap import question
 from dpobench.errors import BadRow, UserError
 from dpobench.evaluate import HELDOUT, Plan, score, write_prompts
 from dpobench.experiment import Data, Evaluation, Experiment
@@ -178,16 +185,14 @@ def _check_context(model: Path, experiment: Experiment) -> None:
 
 
 def _read(source: str, data: Data, tokenizer: Any, say: Say) -> DataReport:
-    raw, name = files.load(source, split=data.split)
-    converted = layouts.convert(raw, name, layout=data.format, columns=data.columns, on_bad_row=data.on_bad_row)
-    report = examine(
-        converted.rows,
-        name=name,
-        layout=converted.layout,
-        findings=converted.findings,
-        control_tokens=tokenizer.all_special_tokens,
+    report = read(
+        source,
+        split=data.split,
+        layout=data.format,
+        columns=data.columns,
+        on_bad_row=data.on_bad_row,
+        control=tokenizer.all_special_tokens,
     )
-    report = replace(report, columns=converted.columns, ignored=converted.ignored)
     for line in report.lines():
         say(line)
     return report.require_usable()
@@ -230,7 +235,7 @@ def _prompts(experiment: Experiment, heldout: Sequence[Preference], tokenizer: A
     """Held-out prompts: those of a file, or those of the held-out pairs; each once, short enough, the first by hash."""
     found: dict[str, tuple[tuple[Any, ...], str | None]] = {}
     if experiment.data.prompts is not None:
-        raw, name = files.load(experiment.data.prompts)
+        raw, name = load(experiment.data.prompts)
         for number, asked in enumerate(raw):
             messages = _messages(asked.get("prompt"), name, number)
             found.setdefault(prompt_id(messages), (messages, None))

@@ -15,7 +15,7 @@ from dpobench import store
 from dpobench.checkpoint import resolve
 from dpobench.errors import UserError
 from dpobench.evaluate import Plan, plan
-from dpobench.execute import Job, execute, is_done, register
+from dpobench.execute import Job, execute, is_done, register, status_of
 from dpobench.experiment import Experiment, Run, check_experiment, unfold
 from dpobench.prepare import Inputs, gather, heldout_folder, training_folder
 from dpobench.progress import Display, describe
@@ -89,7 +89,7 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
             jobs = plan_jobs(experiment, out, where, console)
             missing = [job for job in jobs if not is_done(job)]
             _check_disk(missing, out, where.workers)
-            ended = {job.run.id: _status(job) for job in jobs if job not in missing}
+            ended = {job.run.id: status_of(job.folder) for job in jobs if job not in missing}
             console.print(f"{len(jobs)} runs planned, {len(jobs) - len(missing)} done already", highlight=False)
             with Display({job.run.id: job.run for job in jobs}, console, ended) as display:
                 ended |= workers.run(missing, display)
@@ -106,7 +106,9 @@ def check(experiment: Experiment) -> None:
     check_experiment(experiment)
     if experiment.model is not None:
         resolve(experiment.model)
-    for one in unfold(experiment, variants, reference=""):
+    # The laws look at variant and hyper-parameters: once for all seeds and learning rates.
+    once = experiment.model_copy(update={"seeds": experiment.seeds[:1], "learning_rates": ()})
+    for one in unfold(once, variants, reference=""):
         require(variants.get(one.variant), one.params)
     plan(experiment.evaluation, has_pairs=True, heldout="")
 
@@ -175,10 +177,6 @@ def _devices(where: Machine) -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _status(job: Job) -> str:
-    return str(store.read_json(job.folder / "run.json")["status"])
 
 
 def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
@@ -270,7 +268,7 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
             _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
             told = [[job.model_dump_json() for job in jobs]]
             _execute_all(told, accelerator, broadcast_object_list)
-            return finish(out, {job.run.id: _status(job) for job in jobs}, console)
+            return finish(out, {job.run.id: status_of(job.folder) for job in jobs}, console)
     _execute_all(told, accelerator, broadcast_object_list)
     return 0
 
