@@ -29,6 +29,10 @@ class TokenPair:
         columns: numeric extra columns of the data set.
         chosen_reference: log-probability of each chosen token under the reference, nats; None before they are computed.
         rejected_reference: the same of the rejected tokens.
+        gold: token ids of a third, best answer, its end token included iff the answer ended; None where the row has none.
+        extras: per-token constants of the chosen and rejected side, by the name a loss declared; neither stored nor hashed.
+        mismatched: completions of another prompt under this prompt, with the reference's log-probabilities; neither stored
+            nor hashed.
     """
 
     id: str
@@ -38,10 +42,13 @@ class TokenPair:
     columns: Mapping[str, float] = field(default_factory=dict)
     chosen_reference: Logps | None = None
     rejected_reference: Logps | None = None
+    gold: Ids | None = None
+    extras: Mapping[str, tuple[Logps, Logps]] = field(default_factory=dict)
+    mismatched: "TokenPair | None" = None
 
     @property
     def size(self) -> int:
-        """Tokens of both sides, the prompt counted twice, as a padded batch computes them."""
+        """Tokens of both sides, the prompt counted twice, as a padded batch computes them; a gold answer is not among them."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
     def with_reference(self, chosen: Logps, rejected: Logps) -> "TokenPair":
@@ -65,7 +72,8 @@ _REFERENCE = ("chosen_reference", "rejected_reference")
 def write_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:
     """Write pairs to a parquet file: one row a pair, lists of token ids and log-probabilities."""
     columns: dict[str, Any] = {"id": [p.id for p in pairs]}
-    for name in _LISTS:
+    has_gold = any(p.gold is not None for p in pairs)
+    for name in (*_LISTS, "gold") if has_gold else _LISTS:
         columns[name] = pa.array([getattr(p, name) for p in pairs], pa.list_(pa.int32()))
     for name in _REFERENCE:
         columns[name] = pa.array([getattr(p, name) for p in pairs], pa.list_(pa.float32()))
@@ -85,6 +93,7 @@ def read_pairs(path: Path) -> list[TokenPair]:
         if name.startswith("column.")
     }
     lists = {name: _arrays(table[name], np.int64) for name in _LISTS}
+    golds = _arrays(table["gold"], np.int64) if "gold" in table.column_names else [None] * len(table)
     logps = {name: _arrays(table[name], np.float32) for name in _REFERENCE}
     return [
         TokenPair(
@@ -95,6 +104,7 @@ def read_pairs(path: Path) -> list[TokenPair]:
             columns={name: values[i] for name, values in extra.items() if values[i] is not None},
             chosen_reference=logps["chosen_reference"][i],
             rejected_reference=logps["rejected_reference"][i],
+            gold=golds[i],
         )
         for i, identity in enumerate(table["id"].to_pylist())
     ]
@@ -108,5 +118,11 @@ def _arrays(column: Any, dtype: Any) -> list[Any]:
 
 
 def pairs_hash(pairs: Sequence[TokenPair]) -> str:
-    """Content key of tokenised pairs, the reference's log-probabilities left out."""
-    return digest([(p.id, p.prompt.tolist(), p.chosen.tolist(), p.rejected.tolist(), dict(p.columns)) for p in pairs])
+    """Content key of tokenised pairs, the reference's log-probabilities left out; gold answers enter where there are any."""
+    return digest([_content(p) for p in pairs])
+
+
+def _content(pair: TokenPair) -> tuple[Any, ...]:
+    third = () if pair.gold is None else (pair.gold.tolist(),)
+    sides = (pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist())
+    return (pair.id, *sides, dict(pair.columns), *third)

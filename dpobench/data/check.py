@@ -231,8 +231,7 @@ def _oddities(rows: Sequence[Preference], control_tokens: Collection[str]) -> li
             found.append(Finding("roles do not alternate", row.row, " ".join(roles[-6:])))
         found += _score_oddities(row)
         if pattern is not None:
-            texts = (*(turn["content"] for turn in row.prompt), row.chosen, row.rejected)
-            tokens = [match for text in texts for match in pattern.findall(text)]
+            tokens = [match for text in row.texts for match in pattern.findall(text)]
             if tokens:
                 found.append(Finding("control tokens", row.row, brief(tokens[0])))
     return found

@@ -9,6 +9,9 @@
 | `prompt-and-messages` | prompt: text; chosen, rejected: message lists with or without the prompt inside; scores |
 | `conversations` | conversations: message list; chosen, rejected: one message each; `from`/`value` or `role`/`content` |
 
+A column `gold` may stand beside any of them: a third, best answer as text or as one assistant message, with or without the
+prompt before it.
+
 What both sides share is found in whole turns, never in characters: a prefix of characters would eat into the answers.
 """
 
@@ -27,7 +30,7 @@ Sides = tuple[list[Message], list[Message]]
 
 # Rows looked at to tell the layout: one odd row must not decide for the rest.
 _LOOKED_AT = 100
-_TEXTS = ("prompt", "chosen", "rejected", "conversations", "system", "tools")
+_TEXTS = ("prompt", "chosen", "rejected", "gold", "conversations", "system", "tools")
 _FOREIGN = {
     ("completion", "label"): "single answers with a label (unpaired)",
     ("human_ref_A", "human_ref_B"): "the layout of SHP",
@@ -97,7 +100,9 @@ def convert(
         place = Place(name, number)
         try:
             prompt, chosen, rejected = _comparison(*LAYOUTS[layout](place, row))
-            made.append(Preference(prompt, chosen, rejected, _numbers(place, row, numeric, findings), name, number))
+            gold = _gold(place, row, layout, prompt)
+            numbers = _numbers(place, row, numeric, findings)
+            made.append(Preference(prompt, chosen, rejected, numbers, name, number, gold))
         except BadRow as error:
             if on_bad_row == "error":
                 raise
@@ -183,12 +188,17 @@ def _answer(place: Place, column: str, value: Any) -> list[Message]:
 
 def _strings(place: Place, row: Mapping[str, Any]) -> Sides:
     prompt, chosen, rejected = (place.text(c, _cell(place, row, c)) for c in ("prompt", "chosen", "rejected"))
-    if prompt.rstrip().endswith("\n\nAssistant:") and is_transcript(prompt):
+    if _unanswered(prompt):
         start = place.transcript("prompt", prompt.rstrip())[:-1]
         chosen, rejected = chosen.removeprefix(" "), rejected.removeprefix(" ")
     else:
         start = [{"role": "user", "content": prompt}]
     return [*start, {"role": "assistant", "content": chosen}], [*start, {"role": "assistant", "content": rejected}]
+
+
+def _unanswered(prompt: str) -> bool:
+    """Whether a prompt is a transcript that ends where the assistant is to speak."""
+    return prompt.rstrip().endswith("\n\nAssistant:") and is_transcript(prompt)
 
 
 def _transcript(place: Place, row: Mapping[str, Any]) -> Sides:
@@ -260,6 +270,28 @@ def _comparison(chosen: list[Message], rejected: list[Message]) -> tuple[tuple[M
         roles = " and ".join(turn["role"] for turn in last)
         raise _Unusable("wrong roles", f'"chosen" and "rejected" end with role {roles}')
     return tuple(chosen[:shared]), last[0]["content"], last[1]["content"]
+
+
+def _gold(place: Place, row: Mapping[str, Any], layout: str, prompt: tuple[Message, ...]) -> str | None:
+    """The third answer, whether or not it repeats the prompt; None where the row has none."""
+    value = row.get("gold")
+    if value is None:
+        return None
+    if layout == "transcript" and is_transcript(value):
+        turns = place.transcript("gold", value)
+    elif shape(value) == "messages":
+        turns = place.turns("gold", value)
+    else:
+        text = place.text("gold", value)
+        after_a_mark = layout == "transcript" or (layout == "strings" and _unanswered(row["prompt"]))
+        turns = [{"role": "assistant", "content": text.removeprefix(" ") if after_a_mark else text}]
+    if tuple(turns[:-1]) not in ((), prompt):
+        raise place.bad("gold", "does not begin with the prompt", "give the answer alone, as text or as one message")
+    if turns[-1]["role"] != "assistant":
+        raise place.bad("gold", f"ends with role {turns[-1]['role']}", "an answer is the assistant's")
+    if not turns[-1]["content"].strip():
+        raise place.bad("gold", "is empty", "write an answer, put null in its place, or remove the row")
+    return turns[-1]["content"]
 
 
 LAYOUTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Sides]] = {

@@ -25,6 +25,7 @@ class Preference:
         columns: numeric extra columns of the data set (scores, weights).
         source: file or data set, as the user named it.
         row: 0-based row number in it.
+        gold: content of a third answer, the best one; None where the data set has none.
     """
 
     prompt: tuple[Message, ...]
@@ -33,17 +34,25 @@ class Preference:
     columns: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     row: int = 0
+    gold: str | None = None
 
     @cached_property
     def id(self) -> str:
-        """Hash of prompt, answers and columns: where the row stands does not enter."""
+        """Hash of prompt, answers and columns: where the row stands does not enter, nor a gold answer that is not there."""
         turns = [[m["role"], m["content"]] for m in self.prompt]
-        return digest(turns, self.chosen, self.rejected, dict(self.columns))
+        third = [] if self.gold is None else [self.gold]
+        return digest(turns, self.chosen, self.rejected, dict(self.columns), *third)
 
     @cached_property
     def prompt_id(self) -> str:
         """Hash of the prompt alone, shared by all rows that ask the same."""
         return prompt_id(self.prompt)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text of the row: the prompt's turns, then the answers."""
+        third = () if self.gold is None else (self.gold,)
+        return (*(turn["content"] for turn in self.prompt), self.chosen, self.rejected, *third)
 
 
 @dataclass(frozen=True)

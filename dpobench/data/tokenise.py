@@ -29,9 +29,10 @@ class TokenReport:
         dropped_rows: reason -> the first row numbers.
         cut_answers: answers longer than the room left by their prompt; they have no end token.
         cut_pairs: pairs with at least one such answer.
+        cut_golds: gold answers that were longer; they are not counted above.
         neutralised: control tokens found in the data's text and read as plain text.
-        tokens: prompt, chosen, rejected -> quantiles of their length in tokens.
-        total: tokens a padding-free step over all pairs computes, prompts counted twice.
+        tokens: prompt, chosen, rejected, gold where there is any -> quantiles of their length in tokens.
+        total: tokens a padding-free step over all pairs computes, prompts counted twice, gold answers left out.
         shared: share of these that are prompt tokens.
         template: name and hash of the template.
         limits: max_tokens and max_prompt_tokens.
@@ -43,6 +44,7 @@ class TokenReport:
     dropped_rows: Mapping[str, tuple[int, ...]]
     cut_answers: int
     cut_pairs: int
+    cut_golds: int
     neutralised: int
     tokens: Mapping[str, Mapping[str, float]]
     total: int
@@ -64,9 +66,10 @@ class TokenReport:
             f"drop  {count:,} rows: {reason}; first rows {', '.join(map(str, self.dropped_rows[reason]))}"
             for reason, count in self.dropped.items()
         ]
-        if self.cut_answers:
-            most = self.limits["max_tokens"]
-            lines.append(f"warn  {self.cut_answers:,} answers cut at {most} tokens: they have no end token")
+        for count, what in ((self.cut_answers, "answers"), (self.cut_golds, "gold answers")):
+            if count:
+                most = self.limits["max_tokens"]
+                lines.append(f"warn  {count:,} {what} cut at {most} tokens: they have no end token")
         if self.neutralised:
             lines.append(f"warn  {self.neutralised:,} control tokens in the data read as plain text")
         lines += [f"note  {side} tokens: " + _shown(numbers) for side, numbers in self.tokens.items()]
@@ -84,6 +87,7 @@ class _Tally:
     lengths: list[int] = field(default_factory=list)
     cut_answers: int = 0
     cut_pairs: int = 0
+    cut_golds: int = 0
     neutralised: int = 0
     refusal: jinja2.TemplateError | None = None
 
@@ -100,6 +104,7 @@ class _Text:
     prompt: str
     chosen: str
     rejected: str
+    gold: str | None
 
 
 def tokenise(
@@ -172,13 +177,13 @@ def _texts(rows: Sequence[Preference], writer: Writer, tally: _Tally) -> Iterato
         try:
             prompt = writer.prompt(row.prompt)
             chosen, rejected = (writer.answer(row.prompt, answer, prompt) for answer in (row.chosen, row.rejected))
+            gold = None if row.gold is None else writer.answer(row.prompt, row.gold, prompt)
         except jinja2.TemplateError as error:
             tally.refusal = tally.refusal or error
             tally.drop(_REFUSED, row)
             continue
-        contents = (*(turn["content"] for turn in row.prompt), row.chosen, row.rejected)
-        tally.neutralised += sum(map(writer.count_control, contents))
-        yield _Text(row, prompt, chosen, rejected)
+        tally.neutralised += sum(map(writer.count_control, row.texts))
+        yield _Text(row, prompt, chosen, rejected, gold)
 
 
 def _paired(
@@ -187,7 +192,10 @@ def _paired(
     prompts = writer.prompt_ids([text.prompt for text in texts])
     chosen = writer.answer_ids([text.chosen for text in texts])
     rejected = writer.answer_ids([text.rejected for text in texts])
+    golds = iter(writer.answer_ids([text.gold for text in texts if text.gold is not None]))
     for text, prompt, *answers in zip(texts, prompts, chosen, rejected, strict=True):
+        if text.gold is not None:
+            answers.append(next(golds))
         tally.lengths.append(len(prompt))
         if len(prompt) > max_prompt_tokens:
             tally.drop(_LONG, text.row)
@@ -199,11 +207,13 @@ def _paired(
             if kept[0] == kept[1]:
                 tally.drop(_SAME, text.row)
                 continue
-            cut = sum(len(side) > room for side in answers)
+            cut = sum(len(side) > room for side in answers[:2])
             tally.cut_answers += cut
             tally.cut_pairs += cut > 0
+            tally.cut_golds += any(len(side) > room for side in answers[2:])
             ids = [np.asarray(side, np.int64) for side in (prompt, *kept)]
-            yield TokenPair(text.row.id, ids[0], ids[1], ids[2], dict(text.row.columns))
+            gold = ids[3] if len(ids) > 3 else None
+            yield TokenPair(text.row.id, ids[0], ids[1], ids[2], dict(text.row.columns), gold=gold)
 
 
 def _refuse_losses(rows: int, kept: int, tally: _Tally, limit: int, most_lost: float) -> None:
@@ -228,6 +238,7 @@ def _report(
     pairs: Sequence[TokenPair], rows: int, tally: _Tally, writer: Writer, limits: Mapping[str, int]
 ) -> TokenReport:
     lengths = {side: [len(getattr(pair, side)) for pair in pairs] for side in ("prompt", "chosen", "rejected")}
+    golds = [len(pair.gold) for pair in pairs if pair.gold is not None]
     total = sum(pair.size for pair in pairs)
     return TokenReport(
         rows=rows,
@@ -236,8 +247,9 @@ def _report(
         dropped_rows={reason: tuple(first) for reason, first in tally.dropped_rows.items()},
         cut_answers=tally.cut_answers,
         cut_pairs=tally.cut_pairs,
+        cut_golds=tally.cut_golds,
         neutralised=tally.neutralised,
-        tokens={side: _quantiles(values) for side, values in lengths.items()},
+        tokens={side: _quantiles(values) for side, values in (lengths | ({"gold": golds} if golds else {})).items()},
         total=total,
         shared=2 * sum(lengths["prompt"]) / total if total else 0.0,
         template={"name": writer.template.name, "hash": writer.template.hash},

@@ -36,8 +36,8 @@ def build(preset_world: Mapping[str, Any], cache: Path, say: Callable[[str], Non
         say: is told, in a line, what is being done.
 
     Returns: a folder with `model/` (Hugging Face model and tokenizer), `train.jsonl` and `heldout.jsonl` (preference
-        pairs), `prompts.jsonl` (held-out prompts), `tasks/` (lm-eval), and `world.json` (settings, places, what was
-        measured while it was made).
+        pairs, each with its true probability and a third, best answer), `prompts.jsonl` (held-out prompts), `tasks/`
+        (lm-eval), and `world.json` (settings, places, what was measured while it was made).
 
     Raises:
         UserError: a setting that is unknown or out of range.

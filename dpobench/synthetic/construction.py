@@ -1,7 +1,7 @@
 """The stages in which a world is made: train, measure, compare, save."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,7 +33,9 @@ class Construction:
         self.corpus = Corpus(self.grammar, self.tokenizer.get_vocab(), settings.seed)
         self.training_prompts, self.held_out_prompts = split_prompts(self.grammar, settings)
         self.reviews = self._write_reviews()
-        self.reward: Reward = gold.score if settings.statements <= 4 else gold.score_long
+        long = settings.statements > 4
+        self.reward: Reward = gold.score_long if long else gold.score
+        self.best_statements = min(settings.statements, gold.ASPECT_LIMIT * (2 if long else 1))
         self.measured: dict[str, Any] = {}
         self.training: list[Pair] = []
         self.held_out: list[Pair] = []
@@ -88,10 +90,21 @@ class Construction:
         """Names and contents of the JSON lines files."""
         prompts = [[{"role": "user", "content": prompt}] for prompt in self.held_out_prompts]
         return {
-            "train.jsonl": lines(pair.row(f"train-{i:05d}") for i, pair in enumerate(self.training)),
-            "heldout.jsonl": lines(pair.row(f"heldout-{i:05d}") for i, pair in enumerate(self.held_out)),
+            "train.jsonl": lines(self._rows("train", self.training)),
+            "heldout.jsonl": lines(self._rows("heldout", self.held_out)),
             "prompts.jsonl": lines({"id": digest(messages), "prompt": messages} for messages in prompts),
         }
+
+    def _rows(self, name: str, pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+        for i, pair in enumerate(pairs):
+            yield pair.row(f"{name}-{i:05d}", self.best_answer(pair.prompt))
+
+    def best_answer(self, prompt: str) -> str:
+        """A review that earns all the reward there is; a function of settings, seed and prompt, whatever else is drawn."""
+        request = self.grammar.read_prompt(prompt)
+        assert request is not None
+        rng = random.Random(f"best:{self.settings.seed}:{prompt}")
+        return self.grammar.write_best(request, self.best_statements, rng)
 
     def save(self, folder: Path) -> None:
         """Write model, tokenizer and tasks."""

@@ -91,6 +91,11 @@ def _one_of(words: Sequence[str]) -> str:
     return "|".join(sorted(words, key=len, reverse=True))
 
 
+def _topics(place: Place) -> list[str]:
+    """What a statement on a place can be about."""
+    return [*(noun for noun, _ in ASPECTS[place.kind]), OWNER, DOOR]
+
+
 class Grammar:
     """The review grammar over a world.
 
@@ -143,8 +148,7 @@ class Grammar:
         """
         if stance is None:
             stance = rng.choice(request.stances)
-        topics = [*(noun for noun, _ in ASPECTS[request.place.kind]), OWNER, DOOR]
-        chosen = rng.sample(topics, self._draw(self.lexicon.counts, rng))
+        chosen = rng.sample(_topics(request.place), self._draw(self.lexicon.counts, rng))
         stars = STARS[self._draw(self.star_odds[stance], rng) - 1]
         return " ".join(
             [
@@ -160,12 +164,39 @@ class Grammar:
         if topic in _NOUNS and rng.random() < self.lexicon.verb_odds:
             return _VERB.format(verb=rng.choice(self.lexicon.verbs[level]), noun=topic)
         degree = self._draw(self.lexicon.intensifier_odds[abs(level)], rng)
-        words = {"degree": degree + " " if degree else "", "adjective": rng.choice(self.lexicon.adjectives[level])}
+        return self._described(place, topic, degree, rng.choice(self.lexicon.adjectives[level]))
+
+    @staticmethod
+    def _described(place: Place, topic: str, degree: str, adjective: str) -> str:
+        """A true statement with an adjective."""
+        words = {"degree": degree + " " if degree else "", "adjective": adjective}
         if topic == OWNER:
             return _OWNER.format(owner=place.owner, **words)
         if topic == DOOR:
             return _DOOR.format(colour=place.colour, **words)
         return _ADJECTIVE.format(noun=topic, be="were" if _NOUNS[topic][1] else "was", **words)
+
+    def write_best(self, request: Request, statements: int, rng: random.Random) -> str:
+        """Draw a review whose every statement has the highest sentiment that the grammar can give it.
+
+        Args:
+            request: what the prompt asks for.
+            statements: how many.
+            rng: source of the draws.
+        """
+        level = max(self.lexicon.adjectives)
+        degree = max(self.lexicon.intensifier_odds[level], key=self.lexicon.intensity.__getitem__)
+        adjectives = self.lexicon.adjectives[level]
+        return " ".join(
+            [
+                request.fill(self._draw(self.lexicon.openings, rng)),
+                *(
+                    self._described(request.place, topic, degree, rng.choice(adjectives))
+                    for topic in rng.sample(_topics(request.place), statements)
+                ),
+                request.fill(self._draw(self.lexicon.endings, rng), stars=STARS[-1]),
+            ]
+        )
 
     @cached_property
     def _readers(self) -> list[tuple[str, str, re.Pattern[str]]]:

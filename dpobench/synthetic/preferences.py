@@ -18,6 +18,8 @@ from dpobench.synthetic.settings import Settings
 
 Reward = Callable[[str, str], Mapping[str, float]]
 _ROUNDS = 20
+# What a probability keeps from 0 and 1: float32, in which losses read it, cannot tell one that is nearer from 1.
+_NEAREST = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,18 @@ class Pair:
         answers: the preferred answer and the other, in the order of the label.
         scores: gold scores in the same order.
         flipped: whether noise turned the label round.
+        win_probability: of the preferred answer against the other by the Bradley-Terry rule, before noise; in (0, 1),
+            below 0.5 where the draw or the noise put the worse answer first.
     """
 
     prompt: str
     answers: tuple[str, str]
     scores: tuple[float, float]
     flipped: bool
+    win_probability: float
 
-    def row(self, identity: str) -> dict[str, Any]:
-        """The pair as a line of JSON: conversations, scores, flag."""
+    def row(self, identity: str, gold: str) -> dict[str, Any]:
+        """The pair as a line of JSON: conversations, scores, flag, probability, and a third, best answer."""
         return {
             "id": identity,
             "prompt": [{"role": "user", "content": self.prompt}],
@@ -59,6 +64,8 @@ class Pair:
             "score_chosen": self.scores[0],
             "score_rejected": self.scores[1],
             "flipped": self.flipped,
+            "win_probability": self.win_probability,
+            "gold": [{"role": "assistant", "content": gold}],
         }
 
 
@@ -176,8 +183,8 @@ def label(
         swap, flipped = rng.random() >= chance, rng.random() < noise
         texts, scores = (first, second), (parts[0]["score"], parts[1]["score"])
         if swap != flipped:
-            texts, scores = (second, first), (scores[1], scores[0])
-        pairs.append(Pair(prompt, texts, scores, flipped))
+            texts, scores, chance = (second, first), (scores[1], scores[0]), 1 - chance
+        pairs.append(Pair(prompt, texts, scores, flipped, min(1 - _NEAREST, max(_NEAREST, chance))))
     return pairs
 
 

@@ -163,6 +163,36 @@ BAD_ROWS = {
         'is "narrator"',
         "known roles",
     ),
+    "an empty gold answer": (STRINGS, {**STRINGS, "gold": " \n"}, "gold", "is empty", "put null in its place"),
+    "an empty gold message": (
+        MESSAGES,
+        {**MESSAGES, "gold": [{"role": "assistant", "content": ""}]},
+        "gold",
+        "is empty",
+        "null",
+    ),
+    "a gold answer that is a number": (STRINGS, {**STRINGS, "gold": 3.5}, "gold", "is a number (3.5)", "quotes"),
+    "a gold answer without messages": (
+        MESSAGES,
+        {**MESSAGES, "gold": []},
+        "gold",
+        "has no messages",
+        "at least one turn",
+    ),
+    "a gold answer of the user": (
+        MESSAGES,
+        {**MESSAGES, "gold": said("g")},
+        "gold",
+        "ends with role user",
+        "assistant's",
+    ),
+    "a gold answer to another prompt": (
+        IMPLICIT,
+        {**IMPLICIT, "gold": [*said("other"), *ANSWERS["chosen"]]},
+        "gold",
+        "does not begin with the prompt",
+        "give the answer alone",
+    ),
     "a system prompt that is a number": (SHAREGPT, {**SHAREGPT, "system": 5}, "system", "is a number (5)", "quotes"),
 }
 

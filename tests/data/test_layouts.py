@@ -123,6 +123,42 @@ def test_plain_strings_survive_without_loss(tmp_path, prompt, chosen, rejected):
     assert made.rows[0].id == row.id
 
 
+# How a third answer may be written down: alone, or with the prompt before it.
+GOLD_FORMS = {
+    "text": lambda p, text: text,
+    "one message": lambda p, text: assistant(text),
+    "a list of one message": lambda p, text: [assistant(text)],
+    "from and value": lambda p, text: [from_value(assistant(text))],
+    "a whole dialogue": lambda p, text: [*p.prompt, assistant(text)],
+}
+
+
+@pytest.mark.parametrize("form", GOLD_FORMS)
+@pytest.mark.parametrize("writer", [as_strings, *WRITERS], ids=lambda w: w.__name__)
+def test_a_gold_answer_is_read_beside_every_layout_in_every_form(writer, form, tmp_path):
+    p = Preference(({"role": "user", "content": "why?"},), "a", "b")
+    rows = [writer(p), {**writer(p), "gold": GOLD_FORMS[form](p, "the best: \nof all ")}, {**writer(p), "gold": None}]
+    made = through_a_file(tmp_path, rows)
+    assert made.layout == WRITERS.get(writer, "strings")
+    assert [row.gold for row in made.rows] == [None, "the best: \nof all ", None]
+    assert (made.columns, made.ignored, made.findings) == ((), (), ())
+    assert made.rows[0].id == made.rows[2].id == p.id != made.rows[1].id
+
+
+def test_the_blank_after_a_mark_is_no_part_of_a_gold_answer():
+    p = Preference(({"role": "user", "content": "Hi"},), "a", "b")
+    asked = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}
+    told = {
+        "after an open transcript": ({**asked, "gold": " A"}, "A"),
+        "beside whole transcripts": ({**as_transcript(p), "gold": " A"}, "A"),
+        "as a whole transcript": ({**as_transcript(p), "gold": transcript([*p.prompt, assistant("A")])}, "A"),
+        "after a plain prompt": ({**as_strings(p), "gold": " A"}, " A"),
+    }
+    assert {name: convert([row], "rows").rows[0].gold for name, (row, _) in told.items()} == {
+        name: expected for name, (_, expected) in told.items()
+    }
+
+
 def test_the_id_depends_on_content_and_not_on_the_place():
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     first, second = convert([row, row], "one.jsonl").rows

@@ -14,7 +14,8 @@ from dpobench.errors import DpobenchError, UnknownName, UserError
 from dpobench.store import folder_hash, verify
 from dpobench.synthetic import build, location, presets
 from dpobench.synthetic.base import is_held_out
-from dpobench.synthetic.gold import score
+from dpobench.synthetic.construction import Construction
+from dpobench.synthetic.gold import score, score_long
 from dpobench.synthetic.grammar import Grammar
 from dpobench.synthetic.preferences import Answer, Sampler, label, split_prompts, two_answers
 from dpobench.synthetic.settings import Settings
@@ -92,6 +93,54 @@ def test_scores_in_the_file_are_those_of_the_gold_reward(world) -> None:
     assert not any(row["flipped"] for row in rows(world / "heldout.jsonl"))
 
 
+def test_the_probability_in_the_file_is_the_sigmoid_of_the_difference_of_scores(world) -> None:
+    training = rows(world / "train.jsonl")
+    for row in training + rows(world / "heldout.jsonl"):
+        # The tiny preset labels at temperature 1 and pays nothing for length.
+        expected = 1 / (1 + math.exp(row["score_rejected"] - row["score_chosen"]))
+        assert row["win_probability"] == pytest.approx(expected, rel=1e-9)
+    below = [row["win_probability"] < 0.5 for row in training]
+    assert below == [row["score_chosen"] < row["score_rejected"] for row in training]
+    assert any(low and row["flipped"] for low, row in zip(below, training, strict=True))
+
+
+def test_the_gold_answer_in_the_file_beats_both_answers_and_is_one_the_grammar_can_write(world) -> None:
+    grammar = Grammar(Settings.parse(TINY).world)
+    for row in rows(world / "train.jsonl") + rows(world / "heldout.jsonl"):
+        ((asked,), (message,)) = row["prompt"], row["gold"]
+        assert message["role"] == "assistant"
+        # Three true statements "truly" of level 2: a sentiment of 1.5 x 2, and 0.5 for each of three aspects.
+        assert score(asked["content"], message["content"])["score"] == 3 + 1.5
+        assert max(row["score_chosen"], row["score_rejected"]) <= 4.5
+        request = grammar.read_prompt(asked["content"])
+        assert request is not None
+        assert grammar.log_probability(request, message["content"]) > -math.inf
+
+
+@pytest.mark.parametrize(
+    ("statements", "reward", "expected"),
+    [(1, score, 3 + 0.5), (2, score, 3 + 1.0), (4, score, 3 + 1.5), (5, score_long, 3 + 2.5), (8, score_long, 3 + 3.0)],
+)
+def test_the_best_answer_earns_all_that_the_worlds_reward_pays(statements: int, reward, expected: float) -> None:
+    work = Construction(Settings.parse(TINY | {"statements": statements}))
+    for prompt in work.held_out_prompts:
+        assert reward(prompt, work.best_answer(prompt))["score"] == expected
+
+
+def test_the_best_answer_is_a_function_of_seed_and_prompt_whatever_was_drawn_before() -> None:
+    def answers(prompts: list[str], seed: int, pairs: int) -> dict[str, str]:
+        work = Construction(Settings.parse({"seed": seed, "pairs": pairs}))
+        return {prompt: work.best_answer(prompt) for prompt in prompts}
+
+    prompts = Grammar().review_prompts()[::97]
+    first = answers(prompts, 0, 48)
+    assert answers(prompts[::-1], 0, 200) == first
+    assert answers(prompts, 1, 48) != first
+    # Each prompt draws for itself: of 42 answers none of the three openings is absent by chance more often than 1 in 10,000.
+    assert len(prompts) == 42
+    assert {text.split()[0] for text in first.values()} == {"I", "On", "We"}
+
+
 def test_the_base_model_is_above_the_floor_and_has_learnt_something(world) -> None:
     measured = json.loads((world / "world.json").read_text())["measured"]
     assert measured["floor"] < measured["held_out_loss"] < measured["floor"] + 6
@@ -108,6 +157,35 @@ def stub_pairs(noise: float, count: int = 4000):
     worth = {"good": {"score": 2.0, "words": 1.0}, "bad": {"score": 0.0, "words": 1.0}}
     prompts = [str(i) for i in range(count)]
     return label(prompts, answers, lambda _, text: worth[text], settings, noise=noise, rng=random.Random(1))
+
+
+def test_the_probability_of_a_label_is_worked_out_by_hand_and_turns_with_the_label() -> None:
+    # Two points apart at temperature 1: sigmoid(2) = 0.880797 for the better answer, 0.119203 for the worse.
+    for noise in (0.0, 0.3):
+        told = {(pair.answers[0], round(pair.win_probability, 6)) for pair in stub_pairs(noise)}
+        assert told == {("good", 0.880797), ("bad", 0.119203)}
+
+
+def test_the_probability_counts_the_length_bonus_and_the_temperature() -> None:
+    settings = Settings.parse({"length_bonus": 0.5, "temperature": 2.0})
+    reward = {"short": {"score": 1.0, "words": 2.0}, "long": {"score": 0.0, "words": 6.0}}
+    pairs = label(
+        ["p"] * 50, [("short", "long")] * 50, lambda _, t: reward[t], settings, noise=0.0, rng=random.Random(0)
+    )
+    # Worth 1 + 0.5 x 2 = 2 against 0 + 0.5 x 6 = 3: sigmoid((2 - 3) / 2) = 0.377541 for the short one.
+    assert {(pair.answers[0], round(pair.win_probability, 6)) for pair in pairs} == {
+        ("short", 0.377541),
+        ("long", 0.622459),
+    }
+
+
+def test_a_certain_label_has_a_probability_that_float32_still_tells_from_0_and_1() -> None:
+    settings = Settings.parse({"temperature": 1e-6})
+    worth = {"good": {"score": 2.0, "words": 1.0}, "bad": {"score": 0.0, "words": 1.0}}
+    pairs = label(["p"] * 50, [("good", "bad")] * 50, lambda _, t: worth[t], settings, noise=0.5, rng=random.Random(0))
+    low, high = sorted({float(torch.tensor(pair.win_probability)) for pair in pairs})
+    assert 0 < low < 1e-7
+    assert 1 - 1e-7 < high < 1
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.15, 0.3])
