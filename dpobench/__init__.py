@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpobench.checkpoint import Checkpoint
     from dpobench.errors import DpobenchError, UserError
     from dpobench.heldout import HeldOut, Prompt
-    from dpobench.pairs import Pairs, PerPair, PerToken, Side
+    from dpobench.pairs import Objective, Pairs, PerPair, PerToken, Ratio, Side
     from dpobench.registry import evaluator, judge, loss
     from dpobench.scores import Metric
 
@@ -24,10 +24,12 @@ _PUBLIC = {
     "DpobenchError": "errors",
     "HeldOut": "heldout",
     "Metric": "scores",
+    "Objective": "pairs",
     "Pairs": "pairs",
     "PerPair": "pairs",
     "PerToken": "pairs",
     "Prompt": "heldout",
+    "Ratio": "pairs",
     "Side": "pairs",
     "UserError": "errors",
     "evaluator": "registry",
@@ -40,10 +42,12 @@ __all__ = [
     "DpobenchError",
     "HeldOut",
     "Metric",
+    "Objective",
     "Pairs",
     "PerPair",
     "PerToken",
     "Prompt",
+    "Ratio",
     "Side",
     "UserError",
     "__version__",

@@ -16,6 +16,7 @@ from dpobench.checkpoint import Checkpoint
 from dpobench.errors import Diverged
 from dpobench.evaluate import plan, score
 from dpobench.experiment import Evaluation, Run
+from dpobench.reference import PAIRS, completed
 from dpobench.registry import evaluators, judges, variants
 from dpobench.tokens import TokenPair, read_pairs
 from dpobench.train import Saving, Trained, accelerator_for, train
@@ -32,6 +33,7 @@ class Job(BaseModel):
         out: the experiment's folder.
         model: folder of the start policy.
         shared: folder of training tokens and reference log-probabilities.
+        needs: folders of what else was prepared for this run's loss.
         heldout: folder of the held-out inputs.
         evaluation: how to score.
         plugins: files to register first.
@@ -47,6 +49,7 @@ class Job(BaseModel):
     out: Path
     model: Path
     shared: Path
+    needs: dict[str, Path] = {}
     heldout: Path
     evaluation: Evaluation
     plugins: tuple[str, ...] = ()
@@ -71,8 +74,17 @@ def register(plugins: tuple[str, ...]) -> None:
 
 
 @lru_cache(maxsize=2)
-def _pairs(folder: Path) -> list[TokenPair]:
-    return read_pairs(folder / "pairs.parquet")
+def _read(folder: Path) -> list[TokenPair]:
+    return read_pairs(folder / PAIRS)
+
+
+@lru_cache(maxsize=2)
+def _completed(folder: Path, needs: tuple[tuple[str, Path], ...]) -> list[TokenPair]:
+    return completed(_read(folder), dict(needs))
+
+
+def _pairs(job: Job) -> list[TokenPair]:
+    return _completed(job.shared, tuple(sorted(job.needs.items())))
 
 
 def is_done(job: Job) -> bool:
@@ -166,7 +178,7 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         shutil.rmtree(job.folder)
     bound = variants.get(job.run.variant).bind(**job.run.params)
     saving = Saving(job.out / "states" / job.run.id, job.save_every)
-    steps = job.run.recipe.steps(len(_pairs(job.shared)))
+    steps = job.run.recipe.steps(len(_pairs(job)))
     part = job.folder.with_name(f".{job.run.id}.{os.environ.get('MASTER_PORT', os.getpid())}.part")
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)
@@ -180,7 +192,7 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         trained = train(
             job.run,
             bound,
-            _pairs(job.shared),
+            _pairs(job),
             job.model,
             part,
             accelerator=accelerator,

@@ -34,6 +34,8 @@ class Recipe(_Settings):
         max_tokens: prompt and answer together; longer answers are cut and lose their end token.
         max_prompt_tokens: longer prompts are left out, for every variant alike.
         micro_batch_tokens: memory bound of one forward pass; changes no result beyond rounding.
+        reference_every: steps after which the reference moves towards the policy (TR-DPO); 0 keeps it still.
+        reference_mix: share of the policy in the moved reference; 1 copies it.
     """
 
     learning_rate: float = Field(5e-7, gt=0, le=1)
@@ -47,6 +49,8 @@ class Recipe(_Settings):
     max_tokens: int = Field(1024, ge=8)
     max_prompt_tokens: int = Field(512, ge=1)
     micro_batch_tokens: int = Field(8192, ge=8)
+    reference_every: int = Field(0, ge=0)
+    reference_mix: float = Field(1.0, gt=0, le=1)
 
     def steps(self, pairs: int) -> int:
         """Optimizer steps for so many pairs, at least one."""
@@ -191,7 +195,7 @@ class Run(_Settings):
     @property
     def id(self) -> str:
         """Variant and hash of all fields: a changed field is another run."""
-        return f"{self.variant}-{digest(self.model_dump())}"
+        return f"{self.variant.replace(':', '_')}-{digest(self.model_dump())}"
 
     @property
     def beta(self) -> Any:
@@ -304,8 +308,10 @@ def parse_grids(
                                 f"{', '.join(f'{value:g}' for value in variant.beta_grid)}")  # fmt: skip
     for text in grids:
         path, sign, values = text.partition("=")
-        name, dot, parameter = path.partition(".")
-        if not sign or not dot:
+        # A mixture has dots in its name.
+        owner = next((name for name in chosen if path.startswith(f"{name}.")), path.partition(".")[0])
+        name, parameter = owner, path[len(owner) + 1 :]
+        if not sign or not parameter:
             raise UserError(f"--grid {text!r}: write VARIANT.PARAMETER=VALUE,VALUE")
         variant = _one_of(chosen, name, f"--grid {text}")
         found[name][parameter] = _numbers(values, variant, parameter)
@@ -352,6 +358,16 @@ def unfold(experiment: Experiment, registry: Registry, reference: str) -> list[R
                           recipe=experiment.recipe.model_copy(update={"learning_rate": rate}))  # fmt: skip
                 runs.append(run)
     return runs
+
+
+def unequal_trials(runs: Sequence[Run]) -> str | None:
+    """A warning where variants have unequal numbers of configurations, seeds not counted; None where all have one number."""
+    tried = [variant for variant, *_ in {(run.variant, repr(run.params), run.learning_rate): 0 for run in runs}]
+    counts = {variant: tried.count(variant) for variant in tried}
+    if len(set(counts.values())) < 2:
+        return None
+    told = ", ".join(f"{variant} {count}" for variant, count in counts.items())
+    return f"unequal numbers of configurations ({told}): the best of more tries looks better by luck alone; even them out with --grid"
 
 
 def check_experiment(experiment: Experiment) -> None:

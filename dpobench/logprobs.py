@@ -1,7 +1,7 @@
 """Log-probabilities of completions under a model: the head at completion positions only, softmax in float32."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpobench.errors import DpobenchError
+from dpobench.needs import Need
 from dpobench.tokens import TokenPair
 
 Sequences = Sequence[tuple[Any, Any]]
@@ -85,9 +86,41 @@ def completion_logits(model: Any, batch: Batch) -> Float[Tensor, "K V"]:
 
 def completion_logps(model: Any, batch: Batch) -> Float[Tensor, "N T"]:
     """Log-probability of every completion token, nats, float32 (float64 for a float64 model); zero where `batch.mask` is false."""
-    logits = completion_logits(model, batch)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = _exact(completion_logits(model, batch))
     return batch.scatter(-torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def completion_values(
+    model: Any, batch: Batch, asked: Sequence[tuple[Need, Mapping[str, float]]], reference: Any = None
+) -> dict[str, Float[Tensor, "N T"]]:
+    """Log-probability of every completion token, and what else a loss asked of its next-token distribution.
+
+    Args:
+        model: the policy.
+        batch: what it reads.
+        asked: quantities that need the policy's distribution, each with the hyper-parameters it takes.
+        reference: a live reference, where a quantity is computed from both distributions.
+
+    Returns: "logp" and the quantities by name; nats, zero where `batch.mask` is false.
+    """
+    if not asked:
+        return {"logp": completion_logps(model, batch)}
+    policy = _exact(completion_logits(model, batch)).log_softmax(-1)
+    other = None
+    if any(need.source == "both" for need, _ in asked):
+        with torch.no_grad():
+            other = _exact(completion_logits(reference, batch)).log_softmax(-1)
+    found = {"logp": batch.scatter(policy.gather(-1, batch.targets[:, None]).squeeze(-1))}
+    for need, options in asked:
+        assert need.compute is not None
+        with torch.set_grad_enabled(need.differentiable and torch.is_grad_enabled()):
+            table = policy if need.differentiable else policy.detach()
+            found[need.name] = batch.scatter(need.compute(table, other, batch.targets, **options))
+    return found
 
 
 @contextlib.contextmanager
@@ -157,10 +190,12 @@ class Head:
         return bool(torch.allclose(own, ours, rtol=close, atol=close * float(own.abs().max())))
 
 
-def pair_batch(pairs: Sequence[TokenPair], device: torch.device | str = "cpu") -> Batch:
-    """The chosen sides of B pairs, then their rejected sides, as one batch of 2B rows."""
-    chosen = [(pair.prompt, pair.chosen) for pair in pairs]
-    return Batch(chosen + [(pair.prompt, pair.rejected) for pair in pairs], device)
+def pair_batch(pairs: Sequence[TokenPair], device: torch.device | str = "cpu", *, gold: bool = False) -> Batch:
+    """The chosen sides of B pairs, then their rejected sides, as one batch of 2B rows; with `gold`, then the gold answers."""
+    sides = [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
+    if gold:
+        sides.append([pair.gold for pair in pairs if pair.gold is not None])
+    return Batch([(pair.prompt, ids) for side in sides for pair, ids in zip(pairs, side, strict=True)], device)
 
 
 def by_tokens(sizes: Sequence[int], budget: int) -> list[list[int]]:

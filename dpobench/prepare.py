@@ -1,7 +1,8 @@
 """What all runs of an experiment share, made once: tokens, the reference's log-probabilities, its answers and scores."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from dpobench.data import (
 from dpobench.data.overlap import question
 from dpobench.errors import BadRow, UserError
 from dpobench.evaluate import HELDOUT, Plan, score, write_prompts
-from dpobench.experiment import Data, Evaluation, Experiment
+from dpobench.experiment import Data, Evaluation, Experiment, Recipe
 from dpobench.heldout import Prompt
-from dpobench.logprobs import score_sequences
+from dpobench.needs import NEEDS
 from dpobench.provenance import environment
+from dpobench.reference import EXTRA, PAIRS, extra, mismatched, scored, write_extra
 from dpobench.tokens import TokenPair, pairs_hash, write_pairs
 
 Say = Callable[[str], None]
@@ -278,7 +280,7 @@ def training_folder(
         return folder
     say("reference: log-probabilities of the training pairs")
     with store.building(folder) as part:
-        write_pairs(part / "pairs.parquet", _with_reference(inputs.model, inputs.train, device, recipe_precision))
+        write_pairs(part / PAIRS, _with_reference(inputs.model, inputs.train, device, recipe_precision))
         store.write_json(
             part / "provenance.json", environment(device, recipe_precision) | {"model_hash": inputs.model_hash}
         )
@@ -286,15 +288,58 @@ def training_folder(
     return folder
 
 
-def _with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
-    """Score both sides of every pair under the reference, in the arithmetic the runs will use."""
+def need_folders(
+    inputs: Inputs, shared: Path, needs: Collection[str], recipe: Recipe, device: str, say: Say = lambda line: None
+) -> dict[str, Path]:
+    """What losses declared that is computed from the reference or the other pairs: each once, in a folder beside `shared`.
+
+    Args:
+        inputs: the training pairs.
+        shared: their folder, from `training_folder`.
+        needs: what any chosen loss declared.
+        recipe: precision and limits.
+        device: where the reference runs.
+        say: shows a line to the user.
+
+    Raises:
+        UserError: the pairs cannot give what is needed.
+    """
+    found = {}
+    for need in [NEEDS[name] for name in sorted(needs) if NEEDS[name].source in ("reference", "pairs")]:
+        folder = shared.with_name(store.digest("need", need.name, shared.name, recipe.max_tokens))
+        found[need.name] = folder
+        if store.sealed(folder):
+            store.verify(folder)
+            continue
+        say(f"reference: {need.name.replace('_', ' ')} of the training pairs")
+        with store.building(folder) as part:
+            if need.source == "pairs":
+                crossed = mismatched(inputs.train, recipe.max_tokens)
+                write_pairs(part / PAIRS, _with_reference(inputs.model, crossed, device, recipe.precision))
+            else:
+                with _arithmetic(inputs.model, device, recipe.precision) as model:
+                    write_extra(part / EXTRA, extra(model, need, inputs.train))
+            told = {"need": need.name, "model_hash": inputs.model_hash}
+            store.write_json(part / "provenance.json", environment(device, recipe.precision) | told)
+            store.seal(part)
+    return found
+
+
+@contextmanager
+def _arithmetic(model_folder: Path, device: str, precision: str) -> Iterator[Any]:
+    """The reference, in the arithmetic the runs will use."""
     import torch
 
     model = load_model(model_folder, device=device)
     check_vocabulary(model, load_tokenizer(model_folder))
     with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logps = score_sequences(model, [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
-    return [p.with_reference(logps[i], logps[len(pairs) + i]) for i, p in enumerate(pairs)]
+        yield model
+
+
+def _with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
+    """Score both sides of every pair under the reference."""
+    with _arithmetic(model_folder, device, precision) as model:
+        return scored(model, pairs)
 
 
 def heldout_folder(

@@ -12,14 +12,15 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from dpobench.errors import PluginRefused, UnknownName, UserError
+from dpobench.mixture import is_mixture, mixture
 from dpobench.plugin import UNITS, Bound, Gradient, Interval, Parameter, Plugin, Unit, Variant
 
 __all__ = [
@@ -54,14 +55,18 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
     gradient: Gradient = "monotone",
     reference: bool = True,
     couples_batch: bool = False,
+    stops_gradient: bool = False,
+    needs: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    running: tuple[Callable[[], Mapping[str, float]], Callable[..., Mapping[str, Any]]] | None = None,
     start: float | Callable[..., float] | None = None,
     grids: Mapping[str, Sequence[float]] | None = None,
     bounds: Mapping[str, str] | None = None,
 ) -> Callable[[_Function], _Function]:
     """Register a preference loss under the name of the decorated function.
 
-    The function maps `Pairs` and keyword-only hyper-parameters to one loss per pair. What is declared here is verified by
-    `dpobench.testing`, not trusted.
+    The function maps `Pairs` and keyword-only hyper-parameters to one loss per pair, or to an `Objective`. What is declared
+    here is verified by `dpobench.testing`, not trusted.
 
     Args:
         source: paper and equation, or "as implemented by ...".
@@ -72,6 +77,11 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
             "free" promises neither.
         reference: whether the value depends on the reference.
         couples_batch: whether the loss of a pair depends on the other pairs.
+        stops_gradient: whether the method holds a part of its formula constant, so that the gradient is not the value's slope.
+        needs: what is computed for this loss beyond log-probabilities; the names of `dpobench.needs`.
+        columns: numeric columns of the data set that the loss reads, with the interval of their values.
+        running: statistics that outlive a step, as `(init, update)`: `init()` gives each its first value, and
+            `update(pairs, statistics, **hyper-parameters it names)` its next, from the global batch and before the loss.
         start: loss per pair at policy = reference, a number or a function of hyper-parameters.
         grids: grids of further hyper-parameters.
         bounds: intervals of hyper-parameters; the strength is in "(0, inf)" unless said otherwise.
@@ -84,6 +94,10 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
         "gradient": gradient,
         "reference": reference,
         "couples_batch": couples_batch,
+        "stops_gradient": stops_gradient,
+        "needs": tuple(needs),
+        "columns": dict(columns or {}),
+        "running": running,
         "start": start,
         "grids": {strength: tuple(beta_grid), **(grids or {})},
         "bounds": {strength: "(0, inf)", **(bounds or {})},
@@ -123,14 +137,22 @@ def _declare(kind: str, declared: Mapping[str, Any]) -> Callable[[_Function], _F
 _DECORATORS = {"variant": "loss", "evaluator": "evaluator", "judge": "judge"}
 
 
-def _decorated(file: Path, decorator: str) -> Iterator[str]:
-    """Names of the functions of a file that wear the decorator; read from the syntax tree."""
+def _decorated(file: Path, decorator: str) -> Sequence[str]:
+    """Names of the functions of a file that wear the decorator; read from the syntax tree, once a version of the file."""
+    changed = file.stat()
+    return _read(file, decorator, changed.st_mtime_ns, changed.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _read(file: Path, decorator: str, changed: int, size: int) -> Sequence[str]:
+    found = []
     for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
         if isinstance(node, ast.FunctionDef):
             for mark in node.decorator_list:
                 target = mark.func if isinstance(mark, ast.Call) else mark
                 if getattr(target, "id", getattr(target, "attr", None)) == decorator:
-                    yield node.name
+                    found.append(node.name)
+    return tuple(found)
 
 
 @dataclass
@@ -237,13 +259,16 @@ class Registry:
         return names
 
     def get(self, name: str) -> Any:
-        """Load a plugin.
+        """Load a plugin; of losses, also a mixture such as `dpo:0.8+sft:0.2`.
 
         Raises:
             UnknownName: nobody registered the name.
             PluginRefused: its file does not import, or does not define it.
         """
         if name in self._loaded:
+            return self._loaded[name]
+        if self.kind == "variant" and is_mixture(name):
+            self._loaded[name] = mixture(name, self.get)
             return self._loaded[name]
         sources = self.sources()
         if name not in sources:

@@ -17,8 +17,9 @@ from dpobench.errors import UserError
 from dpobench.evaluate import Plan, plan
 from dpobench.execute import Job, execute, is_done, register, status_of
 from dpobench.experiment import Experiment, Run, check_experiment, unfold
-from dpobench.prepare import Inputs, gather, heldout_folder, training_folder
+from dpobench.prepare import Inputs, gather, heldout_folder, need_folders, training_folder
 from dpobench.progress import Display, describe
+from dpobench.reference import beyond_pairs, check_pairs
 from dpobench.registry import variants
 from dpobench.testing import require
 from dpobench.workers import Workers, quiet
@@ -110,7 +111,21 @@ def check(experiment: Experiment) -> None:
     once = experiment.model_copy(update={"seeds": experiment.seeds[:1], "learning_rates": ()})
     for one in unfold(once, variants, reference=""):
         require(variants.get(one.variant), one.params)
+    _check_moving_reference(experiment)
     plan(experiment.evaluation, has_pairs=True, heldout="")
+
+
+def _check_moving_reference(experiment: Experiment) -> None:
+    """An option without effect is a mistake."""
+    recipe = experiment.recipe
+    if recipe.reference_every == 0 and recipe.reference_mix != 1.0:
+        raise UserError(
+            f"recipe.reference_mix = {recipe.reference_mix} has no effect while the reference stays; set recipe.reference_every"
+        )
+    if recipe.reference_every and not any(variants.get(name).declared["reference"] for name in experiment.variants):
+        raise UserError(
+            f"recipe.reference_every = {recipe.reference_every} has no effect: none of the variants has a reference"
+        )
 
 
 def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Console) -> list[Job]:
@@ -123,8 +138,12 @@ def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Consol
         return plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
 
     inputs = gather(experiment, out, where.cache, say)
+    losses = {name: variants.get(name) for name in experiment.variants}
+    check_pairs(losses.values(), inputs.train)
     heldout = heldout_folder(inputs, planned, out, where.device, say)
     shared = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
+    needs = {name for loss in losses.values() for name in loss.needs}
+    prepared = need_folders(inputs, shared, needs, experiment.recipe, where.device, say)
     runs = unfold(experiment, variants, shared.name)
     scoring = planned(heldout.name)
     jobs = [
@@ -133,6 +152,7 @@ def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Consol
             out=out,
             model=inputs.model,
             shared=shared,
+            needs={name: folder for name, folder in prepared.items() if name in losses[one.variant].needs},
             heldout=heldout,
             evaluation=inputs.evaluation,
             plugins=experiment.plugins,
@@ -161,6 +181,7 @@ def _write_plan(
     content = {
         "runs": [one.describe() for one in runs],
         "left_out": list(planned.left_out),
+        "given": {name: beyond_pairs(variants.get(name)) for name in experiment.variants},
         "data": dict(inputs.note),
         "model_hash": inputs.model_hash,
         "reference": heldout.name,

@@ -1,35 +1,123 @@
 """One optimizer step's gradient: log-probabilities of a global batch, one value per pair, the mean taken here and nowhere else."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpobench.logprobs import Batch, by_tokens, completion_logps, pair_batch
-from dpobench.pairs import Pairs, Side
+from dpobench.logprobs import Batch, by_tokens, completion_logps, completion_values, pair_batch
+from dpobench.needs import NEEDS
+from dpobench.pairs import Objective, Pairs, Side
 from dpobench.registry import Bound
 from dpobench.tokens import TokenPair
 
+Values = Mapping[str, Tensor]
 
-def pairs_of(logps: Tensor, batch: Batch, rows: Sequence[TokenPair]) -> Pairs:
+
+@dataclass(frozen=True)
+class Block:
+    """Some pairs laid out as a model reads them.
+
+    Args:
+        rows: the b pairs.
+        batch: their chosen sides, then the rejected, then the gold answers where these are needed.
+        mismatched: completions of other prompts under these, chosen ones first, where they are needed.
+    """
+
+    rows: Sequence[TokenPair]
+    batch: Batch
+    mismatched: Batch | None
+
+    @property
+    def sides(self) -> int:
+        """Completions of each pair, 2 or 3."""
+        return len(self.batch.mask) // len(self.rows)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a loss may need beside policy and pairs.
+
+    Args:
+        reference: a live reference model.
+        statistics: running statistics as the step before left them.
+        moves: whether the reference changes during the training.
+    """
+
+    reference: Any = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    moves: bool = False
+
+
+def block_of(rows: Sequence[TokenPair], bound: Bound, device: Any, *, pairs_only: bool = False) -> Block:
+    """Lay out what a loss needs of some pairs; of the pairs alone, where what it needs beside them is known already."""
+    needs = () if pairs_only else bound.variant.needs
+    crossed = [row.mismatched for row in rows if row.mismatched is not None] if "mismatched" in needs else []
+    batch = pair_batch(rows, device, gold="gold" in bound.variant.needs)
+    return Block(rows, batch, pair_batch(crossed, device) if crossed else None)
+
+
+def values_of(model: Any, block: Block, bound: Bound, reference: Any = None) -> dict[str, Tensor]:
+    """All that the loss asks of the policy: "logp" and declared quantities, shape [sides x b, T]; "mismatched", shape [2b, T']."""
+    needs = [NEEDS[name] for name in bound.variant.needs]
+    asked = [(need, bound.named(need.compute)) for need in needs if need.compute and need.source in ("policy", "both")]
+    values = completion_values(model, block.batch, asked, reference)
+    if block.mismatched is not None:
+        with torch.no_grad():
+            values["mismatched"] = completion_logps(model, block.mismatched)
+    return values
+
+
+def pairs_of(values: Values, block: Block, statistics: Mapping[str, float] = MappingProxyType({})) -> Pairs:
     """What the loss is given.
 
     Args:
-        logps: of the chosen, then of the rejected completions, shape [2B, T].
-        batch: the tokens they belong to.
-        rows: the B pairs, with the reference's log-probabilities.
+        values: from `values_of`.
+        block: the pairs they belong to, with the reference's log-probabilities.
+        statistics: running statistics, this batch counted.
     """
-    reference = np.concatenate([*(r.chosen_reference for r in rows), *(r.rejected_reference for r in rows)])
-    constant = batch.scatter(torch.from_numpy(reference).to(logps.device, logps.dtype))
-    half = len(rows)
+    logps, rows = values["logp"], block.rows
+    size = len(rows)
+    # The reference of a gold answer is not computed: a loss that reads it sees that at once.
+    absent = [np.full(len(row.gold), np.nan, np.float32) for row in rows if row.gold is not None][
+        : len(logps) - 2 * size
+    ]
+    reference = np.concatenate([*(r.chosen_reference for r in rows), *(r.rejected_reference for r in rows), *absent])
+    constant = _scattered(block.batch, reference, logps)
+    extras = {name: value for name, value in values.items() if name not in ("logp", "mismatched")}
+    for name in rows[0].extras:
+        given = [row.extras[name] for row in rows]
+        told = [*(side[0] for side in given), *(side[1] for side in given), *absent]
+        extras[name] = _scattered(block.batch, np.concatenate(told), logps)
+
+    def side(number: int) -> Side:
+        part = slice(number * size, (number + 1) * size)
+        mask = block.batch.mask[part]
+        return Side(logps[part], constant[part], mask, {name: value[part] for name, value in extras.items()})
+
+    others = {"gold": side(2)} if len(logps) > 2 * size else {}
+    if block.mismatched is not None and "mismatched" in values:
+        others["mismatched"] = _mismatched(values["mismatched"], block.mismatched, rows)
     names = sorted({name for row in rows for name in row.columns})
-    columns = {n: torch.tensor([row.columns.get(n, float("nan")) for row in rows], device=logps.device) for n in names}
-    chosen = Side(logps[:half], constant[:half], batch.mask[:half])
-    return Pairs(chosen, Side(logps[half:], constant[half:], batch.mask[half:]), columns)
+    columns = {name: torch.tensor([row.columns.get(name, math.nan) for row in rows]).to(logps) for name in names}
+    kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in statistics.items()}
+    return Pairs(side(0), side(1), columns, kept, others)
+
+
+def _scattered(batch: Batch, values: Any, like: Tensor) -> Tensor:
+    return batch.scatter(torch.from_numpy(values).to(like.device, like.dtype))
+
+
+def _mismatched(logps: Tensor, batch: Batch, rows: Sequence[TokenPair]) -> Side:
+    crossed = [row.mismatched for row in rows if row.mismatched is not None]
+    reference = np.concatenate([*(r.chosen_reference for r in crossed), *(r.rejected_reference for r in crossed)])
+    return Side(logps, _scattered(batch, reference, logps), batch.mask)
 
 
 @dataclass(frozen=True)
@@ -39,10 +127,22 @@ class Step:
     Args:
         values: columns `loss, margin, chosen_logp, rejected_logp, chosen_logratio, rejected_logratio, slope`; shape [B] each, nats.
         tokens: tokens of all sides, prompts counted once per side.
+        statistics: running statistics, this step counted.
     """
 
     values: dict[str, Tensor]
     tokens: int
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What the global batch gave for the local pairs of a loss that must see it at once."""
+
+    losses: Tensor
+    pulls: Values
+    slopes_at_start: Tensor
+    statistics: Mapping[str, float]
 
 
 _SEEN = (
@@ -57,84 +157,128 @@ _SEEN = (
 )
 
 
-def gradient(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any, budget: int) -> Step:
-    """Add the gradient of the mean loss over the global batch to the model's parameters.
+def gradient(
+    model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any, budget: int, beside: Beside | None = None
+) -> Step:
+    """Add the gradient of the objective over the global batch to the model's parameters.
 
     Every process takes its slice of the batch in micro-batches within a token budget; neither the slicing nor the budget
-    changes the result beyond rounding, for losses that couple pairs as for those that do not.
+    changes the result beyond rounding: not for losses that couple pairs, not for ratios of sums, not for running statistics.
 
     Args:
         model: the prepared policy.
-        bound: the loss, one value per pair.
+        bound: the loss.
         rows: the global batch, B pairs, the same on every process.
         accelerator: device, precision and collectives.
         budget: most tokens of a padded micro-batch.
+        beside: live reference and running statistics, where the loss declared them.
     """
+    beside = beside or Beside()
     world, rank = accelerator.num_processes, accelerator.process_index
     share = len(rows) // world
     local = list(rows[rank * share : (rank + 1) * share])
-    groups = by_tokens([2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in local], budget)
-    pulls = _coupled(model, bound, rows, local, accelerator, groups) if bound.variant.couples_batch else None
+    groups = by_tokens([_padded_size(pair, bound) for pair in local], budget)
+    whole = denominators = None
+    if bound.variant.sees_whole_batch:
+        whole = _on_whole_batch(model, bound, rows, local, accelerator, groups, beside)
+    else:
+        denominators = _denominators(bound, rows, accelerator.device)
     seen: dict[str, Tensor] = {name: torch.zeros(share, device=accelerator.device) for name in _SEEN}
     for number, group in enumerate(groups):
-        members = [local[i] for i in group]
-        batch = pair_batch(members, accelerator.device)
+        block = block_of([local[i] for i in group], bound, accelerator.device, pairs_only=whole is not None)
         last = number == len(groups) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-            logps = completion_logps(model, batch)
-            logps.retain_grad()
-            pairs = pairs_of(logps, batch, members)
-            if pulls is None:
-                losses = bound(pairs)
-                objective = losses.sum() / len(rows)
+            values = values_of(model, block, bound, beside.reference)
+            values["logp"].retain_grad()
+            pairs = pairs_of(values, block)
+            if whole is None:
+                losses = bound.objective(pairs).each(denominators, len(rows))
+                objective, slopes = losses.sum() / len(rows), _start_slopes(bound, pairs, denominators, len(rows))
             else:
-                losses, pull = pulls
-                losses, pull = losses[group], _regroup(pull, group, share, batch)
-                objective = (pull * logps).sum()
+                losses, slopes = whole.losses[group], whole.slopes_at_start[group]
+                objective = _pulled(whole.pulls, values, group, share)
             # DDP averages over processes; each holds its part of the mean over the whole batch, so the parts must add up.
             accelerator.backward(objective * world)
-        _note(seen, group, pairs, losses, logps, bound, len(rows) / world)
+        _note(seen, group, pairs, losses, values["logp"], len(rows) / world)
+        seen["slope_at_start"][group] = slopes
     gathered = {name: accelerator.gather(value.detach()) for name, value in seen.items()}
-    return Step(gathered, sum(pair.size for pair in rows))
+    return Step(gathered, sum(pair.size for pair in rows), whole.statistics if whole else {})
 
 
-def _coupled(
+def _padded_size(pair: TokenPair, bound: Bound) -> int:
+    sides = [pair.chosen, pair.rejected]
+    if pair.gold is not None and "gold" in bound.variant.needs:
+        sides.append(pair.gold)
+    return len(sides) * (len(pair.prompt) + max(map(len, sides)))
+
+
+def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Any) -> Sequence[Tensor]:
+    """Denominators of the global batch's ratios; they do not depend on the policy, so the reference stands in for it."""
+    if len(rows) > 1 and not _denominators(bound, rows[:1], device):
+        return ()
+    block = block_of(rows, bound, device)
+    zeros = torch.zeros(block.batch.mask.shape, device=device)
+    stand_in = {name: zeros for name in ("logp", *bound.variant.needs) if name != "mismatched"}
+    with torch.no_grad():
+        objective: Objective = bound.objective(at_start(pairs_of(stand_in, block)))
+    return objective.denominators
+
+
+def _on_whole_batch(
     model: Any,
     bound: Bound,
     rows: Sequence[TokenPair],
     local: list[TokenPair],
     accelerator: Any,
     groups: list[list[int]],
-) -> tuple[Tensor, Tensor]:
-    """Losses and gradient with respect to the log-probabilities of this process's slice, taken on the global batch.
-
-    Returns: loss of each local pair, shape [b], and the gradient of the mean, shape [2b, T], chosen sides first.
-    """
-    whole = pair_batch(rows, accelerator.device)
+    beside: Beside,
+) -> _Whole:
+    """Losses of this process's pairs and their pulls on what the policy gave, both taken on the global batch."""
+    whole = block_of(rows, bound, accelerator.device)
     share, rank = len(local), accelerator.process_index
-    logps = torch.zeros(2, share, whole.mask.shape[1], device=accelerator.device)
+    parts: dict[str, Tensor] = {}
     with torch.no_grad(), accelerator.autocast():
         for group in groups:
-            batch = pair_batch([local[i] for i in group], accelerator.device)
-            found = completion_logps(model, batch)
-            logps[:, group, : found.shape[1]] = found.view(2, len(group), -1)
-    # [processes x b, 2, T] in the order of the global batch, then chosen sides first.
-    gathered = accelerator.gather(logps.transpose(0, 1).contiguous()).transpose(0, 1).reshape(2 * len(rows), -1)
-    leaf = gathered.detach().requires_grad_()
-    losses = bound(pairs_of(leaf, whole, rows))
-    (pull,) = torch.autograd.grad(losses.mean(), leaf)
+            block = block_of([local[i] for i in group], bound, accelerator.device)
+            for name, found in values_of(model, block, bound, beside.reference).items():
+                laid = whole.mismatched if name == "mismatched" and whole.mismatched else whole.batch
+                shape = len(laid.mask) // len(rows), share, laid.mask.shape[1]
+                part = parts.setdefault(name, found.new_zeros(shape))
+                part[:, group, : found.shape[1]] = found.view(shape[0], len(group), -1)
+    # [processes x b, sides, T] in the order of the global batch, then side by side.
+    values = {
+        name: accelerator.gather(part.transpose(0, 1).contiguous()).transpose(0, 1).flatten(0, 1).detach()
+        for name, part in parts.items()
+    }
+    statistics = bound.update(pairs_of(values, whole), beside.statistics)
+    leaves = {name: value.requires_grad_() for name, value in values.items() if _differentiable(name)}
+    losses = bound(pairs_of(values, whole, statistics))
+    pulls = torch.autograd.grad(losses.mean(), list(leaves.values()), allow_unused=True)
     mine = slice(rank * share, (rank + 1) * share)
-    return losses.detach()[mine], pull.view(2, len(rows), -1)[:, mine].reshape(2 * share, -1)
+    local_pulls = {
+        name: pull.unflatten(0, (-1, len(rows)))[:, mine]
+        for name, pull in zip(leaves, pulls, strict=True)
+        if pull is not None
+    }
+    at_first = pairs_of({name: value.detach() for name, value in values.items()}, whole)
+    return _Whole(losses.detach()[mine], local_pulls, start_slopes(bound, at_first)[mine], statistics)
 
 
-def _regroup(pull: Tensor, group: list[int], share: int, batch: Batch) -> Tensor:
-    rows = [*group, *(share + i for i in group)]
-    return pull[rows][:, : batch.mask.shape[1]]
+def _differentiable(name: str) -> bool:
+    return name == "logp" or (name in NEEDS and NEEDS[name].differentiable)
 
 
-def _note(
-    seen: dict[str, Tensor], group: list[int], pairs: Pairs, losses: Tensor, logps: Tensor, bound: Bound, scale: float
-) -> None:
+def _pulled(pulls: Values, values: Values, group: list[int], share: int) -> Tensor:
+    """A scalar whose gradient is the global batch's pull on this micro-batch."""
+    assert all(pull.shape[1] == share for pull in pulls.values())
+    parts = []
+    for name, pull in pulls.items():
+        found = values[name]
+        parts.append((pull[:, group, : found.shape[1]].flatten(0, 1) * found).sum())
+    return torch.stack(parts).sum()
+
+
+def _note(seen: dict[str, Tensor], group: list[int], pairs: Pairs, losses: Tensor, logps: Tensor, scale: float) -> None:
     """Write a micro-batch's numbers to their places in the batch."""
     half = len(pairs)
     with torch.no_grad():
@@ -145,21 +289,41 @@ def _note(
             seen[f"{name}_logratio"][group] = side.logratio.float()
         if logps.grad is not None:
             seen["slope"][group] = logps.grad[:half].abs().amax(-1).float() * scale
-    seen["slope_at_start"][group] = start_slopes(bound, pairs)
 
 
 def at_start(pairs: Pairs) -> Pairs:
     """The same pairs as they were when the policy still equalled the reference; differentiable leaves."""
-    sides = [
-        Side(side.reference.detach().clone().requires_grad_(), side.reference, side.mask)
-        for side in (pairs.chosen, pairs.rejected)
-    ]
-    return Pairs(sides[0], sides[1], pairs.columns)
+    sides = []
+    for side in (pairs.chosen, pairs.rejected):
+        told = {"zero": torch.zeros_like(side.reference), "reference": side.reference}
+        extras = {
+            name: told.get(NEEDS[name].start, value).detach() if name in NEEDS else value
+            for name, value in side.extras.items()
+        }
+        sides.append(Side(side.reference.detach().clone().requires_grad_(), side.reference, side.mask, extras))
+    others = {name: Side(s.policy.detach(), s.reference, s.mask, s.extras) for name, s in pairs.others.items()}
+    if "mismatched" in others:
+        crossed = others["mismatched"]
+        others["mismatched"] = replace(crossed, policy=crossed.reference)
+    return Pairs(sides[0], sides[1], pairs.columns, pairs.statistics, others)
+
+
+def started(bound: Bound, pairs: Pairs) -> Pairs:
+    """`at_start`, with the running statistics of a first step."""
+    start = at_start(pairs)
+    statistics = bound.update(start, bound.initial())
+    kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in statistics.items()}
+    return replace(start, statistics=kept)
 
 
 def start_slopes(bound: Bound, pairs: Pairs) -> Tensor:
-    """Largest pull on a chosen token of each pair at policy = reference, shape [B]."""
-    start = at_start(pairs)
+    """Largest pull on a chosen token of each pair at policy = reference, of a batch that is whole, shape [B]."""
+    return _start_slopes(bound, pairs, None, len(pairs))
+
+
+def _start_slopes(bound: Bound, pairs: Pairs, denominators: Sequence[Tensor] | None, size: int) -> Tensor:
+    start = started(bound, pairs)
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(bound(start).sum(), start.chosen.policy, allow_unused=True)
+        each = bound.objective(start).each(denominators, size)
+        (slope,) = torch.autograd.grad(each.sum(), start.chosen.policy, allow_unused=True)
     return torch.zeros(len(pairs), device=pairs.chosen.policy.device) if slope is None else slope.abs().amax(-1).float()

@@ -7,7 +7,7 @@ gradient of the mean loss, clip, move, log. What a loss may change is the value 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from dpobench import checkpoint, store
 from dpobench.errors import Damaged, Diverged, DpobenchError, UserError
-from dpobench.experiment import Run
-from dpobench.logprobs import completion_logps, pair_batch
+from dpobench.experiment import Recipe, Run
+from dpobench.needs import NEEDS
 from dpobench.pairs import Pairs
+from dpobench.reference import move, scored, with_noise
 from dpobench.registry import Bound
-from dpobench.step import Step, at_start, gradient, pairs_of
+from dpobench.step import Beside, Step, block_of, gradient, pairs_of, started, values_of
 from dpobench.tokens import TokenPair
 
 Progress = Callable[[dict[str, Any]], None]
@@ -116,7 +117,7 @@ def train(
     Args:
         run: what to train.
         bound: its loss.
-        pairs: training pairs with the reference's log-probabilities.
+        pairs: training pairs with the reference's log-probabilities and whatever else of it the loss declared.
         start: folder of the start policy.
         target: folder to fill with `checkpoint/` and `log.jsonl`.
         accelerator: from `accelerator_for`.
@@ -132,33 +133,62 @@ def train(
     _check_size(recipe.batch, len(pairs), accelerator.num_processes)
     model, optimizer = load_policy(start, accelerator, recipe.weight_decay)
     steps = recipe.steps(len(pairs))
-    first, result, log = _resume(saving, model, optimizer, accelerator)
+    beside = _beside(start, bound, recipe, accelerator)
+    first, result, log, beside = _resume(saving, model, optimizer, accelerator, beside)
     saved = time.monotonic()
     for step in range(first, steps):
         began = time.monotonic()
-        torch.manual_seed(int(store.digest("step", run.seed, step), 16))
-        rows = [pairs[i] for i in batch_at(step, recipe.batch, len(pairs), run.seed)]
+        rows = _rows(pairs, run, bound, step, beside.reference, accelerator)
         if step == 0:
-            result.checks |= check_start(model, bound, rows[: min(len(rows), 8)], accelerator)
-        seen = gradient(model, bound, rows, accelerator, recipe.micro_batch_tokens)
+            result.checks |= check_start(model, bound, rows[: min(len(rows), 8)], accelerator, beside.reference)
+        seen = gradient(model, bound, rows, accelerator, recipe.micro_batch_tokens, beside)
+        beside = replace(beside, statistics=seen.statistics)
         norm = float(accelerator.clip_grad_norm_(model.parameters(), recipe.clip))
         rate = recipe.rate(step, steps, run.learning_rate)
         log.append(_log_row(step, seen, norm, rate, bound, time.monotonic() - began))
         _require_finite(log, target, accelerator)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
+        _advance(optimizer, rate)
+        if recipe.reference_every and (step + 1) % recipe.reference_every == 0:
+            move(beside.reference, accelerator.unwrap_model(model), recipe.reference_mix)
         log[-1]["seconds"] = round(time.monotonic() - began, 4)
         result.seconds += log[-1]["seconds"]
         progress(log[-1])
         if saving and time.monotonic() - saved > saving.every:
-            _save_state(saving.folder, step + 1, model, optimizer, {"log": log, "result": asdict(result)}, accelerator)
+            note = {"step": step + 1, "log": log, "result": asdict(result)}
+            _save_state(saving.folder, model, optimizer, beside, note, accelerator)
             saved = time.monotonic()
     result.steps, result.tokens = steps, sum(row["tokens"] for row in log)
     result.flags = flags(log, recipe.clip)
     _finish(model, start, target, log, accelerator, result)
     return result
+
+
+def _advance(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _beside(start: Path, bound: Bound, recipe: Recipe, accelerator: Any) -> Beside:
+    """First statistics; and a second copy of the start policy, where a loss asks for both distributions or the reference moves."""
+    moves, live = recipe.reference_every > 0, None
+    if moves or any(NEEDS[name].source == "both" for name in bound.variant.needs):
+        live = checkpoint.load_model(start, device=str(accelerator.device)).requires_grad_(requires_grad=False)
+    return Beside(live, bound.initial(), moves)
+
+
+def _rows(
+    pairs: Sequence[TokenPair], run: Run, bound: Bound, step: int, reference: Any, accelerator: Any
+) -> list[TokenPair]:
+    """The pairs of a step with its noise, and with the log-probabilities of a reference that has moved."""
+    recipe, needs = run.recipe, bound.variant.needs
+    torch.manual_seed(int(store.digest("step", run.seed, step), 16))
+    rows = [pairs[i] for i in batch_at(step, recipe.batch, len(pairs), run.seed)]
+    if recipe.reference_every and step >= recipe.reference_every:
+        with accelerator.autocast():
+            rows = scored(reference, rows, needs, budget=recipe.micro_batch_tokens)
+    return with_noise(rows, run.seed, step) if "noise" in needs else rows
 
 
 def _require_finite(log: list[dict[str, Any]], target: Path, accelerator: Any) -> None:
@@ -176,7 +206,9 @@ def _check_size(batch: int, pairs: int, world: int) -> None:
         raise UserError(f"recipe.batch = {batch}, but there are {pairs} training pairs; choose a smaller batch")
 
 
-def check_start(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any) -> dict[str, float | None]:
+def check_start(
+    model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any, reference: Any = None
+) -> dict[str, float | None]:
     """Before the first step the policy is the reference: log-ratios are 0 and the loss has its start value.
 
     Returns: `start_margin` (largest margin per token, nats), `start_loss`, `start_declared`.
@@ -185,9 +217,10 @@ def check_start(model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator
         DpobenchError: they are not; the reference's log-probabilities belong to something else.
     """
     with torch.no_grad(), accelerator.autocast():
-        batch = pair_batch(rows, accelerator.device)
-        pairs = pairs_of(completion_logps(model, batch), batch, rows)
-        loss, expected = float(bound(pairs).mean()), float(bound(at_start(pairs)).mean())
+        block = block_of(rows, bound, accelerator.device)
+        values = values_of(model, block, bound, reference)
+        pairs = pairs_of(values, block, bound.update(pairs_of(values, block), bound.initial()))
+        loss, expected = float(bound(pairs).mean()), float(bound(started(bound, pairs)).mean())
     slack = 2e-5 if run_precision(accelerator) == "float32" else 5e-2
     lengths = pairs.chosen.length + pairs.rejected.length
     margin = float((pairs.margin.abs() / lengths).max())
@@ -212,7 +245,7 @@ def run_precision(accelerator: Any) -> str:
 
 def _tolerance(bound: Bound, pairs: Pairs, slack: float) -> float:
     """How far the loss may move when every token's log-probability moves by `slack`."""
-    start = at_start(pairs)
+    start = started(bound, pairs)
     with torch.enable_grad():
         slopes = torch.autograd.grad(
             bound(start).mean(), (start.chosen.policy, start.rejected.policy), allow_unused=True
@@ -225,7 +258,8 @@ def _log_row(step: int, seen: Step, norm: float, rate: float, bound: Bound, seco
     values = {name: value.double().cpu() for name, value in seen.values.items()}
     margin, mean = values["margin"], {name: float(value.mean()) for name, value in values.items()}
     factor = float(bound.params[bound.variant.strength]) if bound.variant.unit == "nat" else 1.0
-    return {
+    statistics = {f"statistic_{name}": value for name, value in seen.statistics.items()}
+    return statistics | {
         "step": step,
         "loss": mean["loss"],
         "margin": mean["margin"],
@@ -283,8 +317,10 @@ def _write_log(target: Path, log: list[dict[str, Any]], accelerator: Any) -> Non
         store.write_bytes(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log).encode())
 
 
-def _save_state(folder: Path, step: int, model: Any, optimizer: Any, note: dict[str, Any], accelerator: Any) -> None:
-    """Keep weights, optimizer moments, step and log, so that a killed run goes on to the same numbers, bit for bit.
+def _save_state(
+    folder: Path, model: Any, optimizer: Any, beside: Beside, note: dict[str, Any], accelerator: Any
+) -> None:
+    """Keep weights, moments, a moved reference, statistics, step and log: a killed run goes on to the same numbers, bit for bit.
 
     Each process decides by its own clock, so there is no barrier here: the first one writes, the others wait in the next step.
     """
@@ -293,23 +329,25 @@ def _save_state(folder: Path, step: int, model: Any, optimizer: Any, note: dict[
         tensors = {f"weight.{name}": value.detach().contiguous() for name, value in inner.named_parameters()}
         for name, weight in inner.named_parameters():
             tensors |= {f"{kind}.{name}": base.state[weight][kind] for kind in _STATE}
+        if beside.moves:
+            tensors |= {f"reference.{name}": value.contiguous() for name, value in beside.reference.named_parameters()}
         with store.building(folder) as part:
             save_file(tensors, part / "state.safetensors")
-            store.write_json(part / "state.json", {"step": step, **note})
+            store.write_json(part / "state.json", note | {"statistics": dict(beside.statistics)})
             store.seal(part)
 
 
 def _resume(
-    saving: Saving | None, model: Any, optimizer: Any, accelerator: Any
-) -> tuple[int, Trained, list[dict[str, Any]]]:
+    saving: Saving | None, model: Any, optimizer: Any, accelerator: Any, beside: Beside
+) -> tuple[int, Trained, list[dict[str, Any]], Beside]:
     """Load a state that was kept whole; start over where there is none."""
     if saving is None or not store.sealed(saving.folder):
-        return 0, Trained(), []
+        return 0, Trained(), [], beside
     try:
         store.verify(saving.folder)
     except Damaged:
         # A state saves time, nothing else: from the start the run ends with the same numbers.
-        return 0, Trained(), []
+        return 0, Trained(), [], beside
     note = store.read_json(saving.folder / "state.json")
     tensors = load_file(saving.folder / "state.safetensors", device=str(accelerator.device))
     inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
@@ -318,4 +356,6 @@ def _resume(
             weight.copy_(tensors[f"weight.{name}"])
             step = torch.tensor(float(note["step"]), device=accelerator.device)
             base.state[weight] = {"step": step, **{kind: tensors[f"{kind}.{name}"] for kind in _STATE}}
-    return note["step"], Trained(**note["result"]), note["log"]
+        for name in [name.removeprefix("reference.") for name in tensors if name.startswith("reference.")]:
+            beside.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
+    return note["step"], Trained(**note["result"]), note["log"], replace(beside, statistics=note["statistics"])

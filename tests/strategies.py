@@ -1,9 +1,12 @@
 """Hypothesis strategies for what a loss is given."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
+from dpobench.registry import Bound
 
 LOGP = st.floats(-12.0, 0.0, allow_nan=False, width=64)
 
@@ -38,3 +41,24 @@ def of_margins(margins: list[float], *, dtype: torch.dtype = torch.float64) -> P
     mask = torch.ones_like(given, dtype=torch.bool)
     chosen = Side(given.clone().requires_grad_(), torch.zeros_like(given), mask)
     return Pairs(chosen, Side(torch.zeros_like(given).requires_grad_(), torch.zeros_like(given), mask))
+
+
+def complete(given: Pairs, bound: Bound) -> Pairs:
+    """The same pairs with everything that any loss declares, and the running statistics of a first batch."""
+    shape, like = given.chosen.policy.shape, given.chosen.policy.detach()
+    noise = torch.linspace(0.2, 0.8, shape.numel()).view(shape).to(like.dtype)
+    values = {"noise": noise, "collision": -noise, "reference_entropy": noise, "reference_kl": noise}
+
+    def told(side: Side) -> Side:
+        near = {"extrapolated": 1.01 * side.policy.detach(), "interpolated": 0.99 * side.policy.detach()}
+        return Side(side.policy, side.reference, side.mask, values | near)
+
+    twice = torch.cat([like, like]), given.chosen.mask.repeat(2, 1)
+    others = {
+        "mismatched": Side(0.5 * twice[0], 0 * twice[0], twice[1]),
+        "gold": Side(like, like * torch.nan, given.chosen.mask),
+    }
+    columns = dict.fromkeys(bound.variant.columns, noise[:, 0])
+    pairs = Pairs(told(given.chosen), told(given.rejected), columns, {}, others)
+    statistics = bound.update(pairs, bound.initial())
+    return replace(pairs, statistics={name: torch.tensor(value) for name, value in statistics.items()})

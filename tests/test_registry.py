@@ -100,7 +100,7 @@ def test_a_users_file_may_not_take_a_shipped_name_and_leaves_the_rest_usable(hou
 
 
 def test_an_unknown_name_gets_the_nearest_known_one():
-    with pytest.raises(UnknownName, match=r"no variant is called 'dppo'. Did you mean 'dpo'\? Known: cdpo, dpo, ipo"):
+    with pytest.raises(UnknownName, match=r"no variant is called 'dppo'. Did you mean 'dpo'\? Known: alpha_dpo, "):
         variants.get("dppo")
 
 

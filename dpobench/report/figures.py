@@ -22,7 +22,7 @@ from dpobench.report.text import line
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _SMALL: dict[str, Any] = {"fontsize": 8}
-INK, FAINT, GREY = "#1b1f24", "#d5d9de", "#6f7782"
+INK, FAINT, GREY, BACK = "#1b1f24", "#d5d9de", "#6f7782", "#b3bac3"
 STYLE = {
     "svg.hashsalt": "dpobench",
     "svg.fonttype": "none",
@@ -112,8 +112,18 @@ def _canvas(columns: int, rows: int, width: float, height: float) -> tuple[Figur
 
 
 def _look(f: Findings, variant: str) -> dict[str, Any]:
-    place = f.variants.index(variant)
-    return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+    if variant not in f.foremost:
+        return {"color": BACK, "marker": "o", "zorder": 1.5}
+    place = f.foremost.index(variant)
+    return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "zorder": 2 + place / 100}
+
+
+def _entry(f: Findings, variant: str, text: str = "") -> str:
+    """A variant's entry in a legend; all that stand in the background have one together."""
+    if variant in f.foremost:
+        return _name(variant) + text
+    others = [v for v in f.variants if v not in f.foremost]
+    return f"{len(others)} others" if variant == others[0] else "_nolegend_"
 
 
 def _name(label: str) -> str:
@@ -123,6 +133,9 @@ def _name(label: str) -> str:
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
+        # What stands in the background is named last.
+        last = sorted(range(len(labels)), key=lambda i: labels[i].endswith(" others"))
+        handles, labels = [handles[i] for i in last], [labels[i] for i in last]
         figure.legend(
             handles, labels, loc="outside upper left", ncols=min(6, len(labels)), handlelength=1.4, columnspacing=1.6
         )
@@ -163,6 +176,8 @@ def frontier(f: Findings) -> Figure | None:
         axis.plot([low, x.high], [y.value, y.value], color=look["color"], lw=1.1, alpha=0.45)
         axis.plot([x.value, x.value], [y.low, y.high], color=look["color"], lw=1.1, alpha=0.45)
         axis.plot(x.value, y.value, ls="", ms=6.5, **look)
+        if c.variant not in f.foremost:
+            continue
         axis.annotate(
             _name(f.label(c)),
             (x.value, y.value),
@@ -176,7 +191,9 @@ def frontier(f: Findings) -> Figure | None:
     for variant in f.variants:
         line_of = sorted((x.value, y.value) for c, x, y in placed if c.variant == variant)
         if line_of:
-            axis.plot(*zip(*line_of, strict=True), lw=1.0, alpha=0.6, label=_name(variant), **_look(f, variant), ms=5)
+            axis.plot(
+                *zip(*line_of, strict=True), lw=1.0, alpha=0.6, label=_entry(f, variant), **_look(f, variant), ms=5
+            )
     _reference_line(f, axis, f.ranking)
     _pareto_steps(f, axis, [(x.value, y.value) for _, x, y in placed])
     axis.set_xscale("log")
@@ -189,7 +206,7 @@ def frontier(f: Findings) -> Figure | None:
 
 def _offset(f: Findings, variant: str) -> tuple[int, int]:
     """Labels of different variants stand on different sides of their points, so that near points keep both."""
-    return ((7, 6), (7, -13), (-22, 6), (-22, -13))[f.variants.index(variant) % 4]
+    return ((7, 6), (7, -13), (-22, 6), (-22, -13))[f.foremost.index(variant) % 4]
 
 
 def _pareto_steps(f: Findings, axis: Axes, points: list[tuple[float, float]]) -> None:
@@ -242,9 +259,8 @@ def _curve(f: Findings, axis: Axes, metric: str, cells: list[Configuration]) -> 
     look, xs = _look(f, points[0][2].variant), [b for b, _, _ in points]
     # Further hyper-parameters share a beta: then the points stand alone, a line through them would mean nothing.
     alone = len(set(xs)) < len(xs)
-    axis.plot(
-        xs, [e.value for _, e, _ in points], lw=0 if alone else 1.4, ms=5, label=_name(points[0][2].variant), **look
-    )
+    label = _entry(f, points[0][2].variant)
+    axis.plot(xs, [e.value for _, e, _ in points], lw=0 if alone else 1.4, ms=5, label=label, **look)
     if alone or len(points) == 1:
         for x, e, _ in points:
             axis.plot([x, x], [e.low, e.high], color=look["color"], lw=1, alpha=0.5)
@@ -297,14 +313,9 @@ def dynamics(f: Findings) -> Figure | None:
             if not len(table):
                 continue
             smooth = table.sort_index().rolling(max(1, len(table) // 20), min_periods=1, center=True).mean()
-            color = _look(f, variant)["color"]
-            axis.plot(
-                smooth.index,
-                smooth.mean(axis=1),
-                color=color,
-                lw=1.3,
-                label=f"{_name(variant)}, β {_name(f.label(f.chosen[variant]))}",
-            )
+            look = _look(f, variant)
+            color, label = look["color"], _entry(f, variant, f", β {_name(f.label(f.chosen[variant]))}")
+            axis.plot(smooth.index, smooth.mean(axis=1), color=color, zorder=look["zorder"], lw=1.3, label=label)
             if smooth.shape[1] > 1:
                 axis.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=color, alpha=0.15, lw=0)
         axis.set_title(title)
@@ -323,7 +334,10 @@ def lengths(f: Findings) -> Figure | None:
     figure, (axis, *_) = _canvas(1, 1, 8.2, 3.0)
     shown = [
         (REFERENCE, [REFERENCE], {"color": GREY, "lw": 2.2}),
-        *((v, c.ids, {"color": _look(f, v)["color"], "lw": 1.4}) for v, c in f.chosen.items()),
+        *(
+            (_entry(f, v), c.ids, {"color": _look(f, v)["color"], "zorder": _look(f, v)["zorder"], "lw": 1.4})
+            for v, c in f.chosen.items()
+        ),
     ]
     drawn = False
     for name, runs, look in shown:
@@ -331,7 +345,7 @@ def lengths(f: Findings) -> Figure | None:
         values = np.sort(table.to_numpy(dtype=float).ravel())
         if len(values):
             drawn = True
-            axis.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=_name(name), **look)
+            axis.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=name, **look)
     axis.set_xlabel(f"{_name(f.results.label(f.length))} ({_name(f.results.metrics[f.length].unit)})")
     axis.set_ylabel("share of answers")
     axis.set_ylim(0, 1.02)
@@ -349,9 +363,11 @@ def calibration(f: Findings) -> Figure | None:
     axis.plot([0.5, 1], [0.5, 1], color=GREY, lw=1.2, label="perfect")
     for variant, r in shown:
         look = _look(f, variant)
-        axis.plot(r.confidence, r.accuracy, color=look["color"], lw=1.2, label=_name(variant))
+        axis.plot(
+            r.confidence, r.accuracy, color=look["color"], zorder=look["zorder"], lw=1.2, label=_entry(f, variant)
+        )
         sizes = 260 * np.asarray(r.count) / sum(r.count) + 8
-        axis.scatter(r.confidence, r.accuracy, s=sizes, color=look["color"], marker=look["marker"], alpha=0.8, lw=0)
+        axis.scatter(r.confidence, r.accuracy, s=sizes, alpha=0.8, lw=0, **look)
     axis.set_xlabel("stated probability")
     axis.set_ylabel("share right")
     axis.set_xlim(0.49, 1.01)

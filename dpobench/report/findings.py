@@ -1,5 +1,6 @@
 """What the scores say: configurations, the one that stands for each variant, and how it compares with the control."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,8 @@ from dpobench.stats import (
 from dpobench.stats.compare import family
 
 TEST, SELECTION = "test", "selection"
+# Variants told apart in one figure: beyond the first number the eye finds none again, and only so many as the second stand out.
+MOST, FOREMOST = 12, 6
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,26 @@ class Findings:
         """Which direction of the ranking metric is better."""
         return self.results.metrics[self.ranking].better if self.ranking else "none"
 
+    @cached_property
+    def unequal_trials(self) -> bool:
+        """Whether the variants had different numbers of configurations to choose from."""
+        return len(set(Counter(c.variant for c in self.configurations).values())) > 1
+
     @property
     def variants(self) -> list[str]:
         """Variants in the order of the plan."""
         return list(dict.fromkeys(c.variant for c in self.configurations))
+
+    @cached_property
+    def foremost(self) -> list[str]:
+        """The variants that figures tell apart: all of them, or the control and the best where they are too many for that."""
+        if len(self.variants) <= MOST:
+            return self.variants
+        sign = -1 if self.direction == "lower" else 1
+        values = {v: self.estimate(c.ids, self.ranking) for v, c in self.chosen.items()}
+        ranked = sorted((v for v in values if values[v]), key=lambda v: (-sign * values[v].value, v))  # type: ignore[union-attr]
+        first = [v for v in ranked if v != self.results.control][: FOREMOST - 1]
+        return [v for v in self.variants if v in first or v == self.results.control]
 
     def label(self, configuration: Configuration) -> str:
         """Short name of a cell within its variant."""

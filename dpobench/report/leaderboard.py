@@ -40,6 +40,7 @@ def leaderboard(f: Findings) -> Table:
         Column("Length ratio", "length_ratio", 2, interval=True),
         Column("Seeds", "seeds", 0),
         Column("Prompts", "n_prompts", 0),
+        Column("Trials", "trials", 0) if f.unequal_trials else None,
     ]
     return Table(
         "leaderboard",
@@ -309,8 +310,8 @@ def trials(f: Findings) -> Table:
         row |= {status: sum(c.count(status) for c in own) for status in ("done", "diverged", "failed", "missing")}
         row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in own))
         row["unit"] = own[0].unit
+        row["given"] = ", ".join(f.results.given(variant))
         rows.append(row)
-    counts = {row["trials"] for row in rows}
     unequal = "The variants had unequal numbers of trials: the best of more tries looks better by luck alone."
     columns = [
         Column("Variant", "variant"),
@@ -322,6 +323,8 @@ def trials(f: Findings) -> Table:
         Column("Missing", "missing", 0),
         Column("β", "betas"),
         Column("Unit of β", "unit"),
+        Column("Also given", "given") if any(row["given"] for row in rows) else None,
     ]
-    note = unequal if len(counts) > 1 else "Every variant had the same number of trials."
-    return Table("trials", "Trials per variant", pd.DataFrame(rows, dtype=object), columns, note)
+    note = unequal if f.unequal_trials else "Every variant had the same number of trials."
+    shown = [column for column in columns if column]
+    return Table("trials", "Trials per variant", pd.DataFrame(rows, dtype=object), shown, note)

@@ -1,7 +1,7 @@
 """Everything an experiment's folder says, read once: plan, runs and one long table of scores."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,10 @@ class Results:
     def alpha(self) -> float:
         """Level of the tests."""
         return float(self.experiment.get("alpha") or self.experiment.get("evaluation", {}).get("alpha") or 0.05)
+
+    def given(self, variant: str) -> Sequence[str]:
+        """What of the data a variant read beside prompts, chosen and rejected answers: columns, gold answers."""
+        return tuple((self.plan.get("given") or {}).get(variant, ()))
 
     @property
     def control(self) -> str | None:

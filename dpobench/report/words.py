@@ -101,7 +101,11 @@ def notes(f: Findings) -> list[str]:
         said.append(
             f"Selected although seeds are missing, for want of a complete configuration: {', '.join(incomplete)}."
         )
-    if len({sum(c.variant == v for c in f.configurations) for v in f.variants}) > 1:
+    if told := [f"{v} ({', '.join(f.results.given(v))})" for v in f.variants if f.results.given(v)]:
+        said.append(
+            f"Given more of the data than the others: {'; '.join(told)}. What they gain may be the information's, not the loss's."
+        )
+    if f.unequal_trials:
         said.append("The variants had unequal numbers of trials: the best of more tries looks better by luck alone.")
     edge = [v for v, c in f.chosen.items() if _at_edge(f, v, c.beta)]
     if edge:

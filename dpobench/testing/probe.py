@@ -1,132 +1,21 @@
-"""Small batches on which a loss shows what it is, and a loss called on them."""
+"""A loss called on small batches, with exactly what it declared."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpobench.errors import PluginRefused
-from dpobench.pairs import Pairs, Side
+from dpobench.pairs import Objective, Pairs, Ratio
+from dpobench.plugin import Interval
 from dpobench.registry import Bound, Variant
+from dpobench.testing import batches
+from dpobench.testing.batches import Declared, Undeclared, chosen_rows, copied, ordinary
 
-# Neither T = B nor T = 2B: broadcasting mistakes survive such coincidences. Both sides have an answer of one token.
-CHOSEN_LENGTHS, REJECTED_LENGTHS = (4, 1, 7, 3, 5), (6, 3, 2, 3, 1)
-WIDTH = 7
-# Nats of summed log-ratio. Beyond REACH, ten nats a token on an answer of 200 tokens, no policy gets.
-MARGINS = (0.0, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 2e3, 1e4)
-REACH = 2e3
-# How a margin is divided: (share of the chosen, share of the rejected, length of the chosen, length of the rejected).
-PATHS = ((0.5, 0.5, 5, 3), (1.0, 0.0, 1, 4), (0.0, 1.0, 7, 1))
-
-
-def mask_of(lengths: Sequence[int], width: int = WIDTH) -> Tensor:
-    """True at the first `lengths[i]` of `width` tokens, shape [B, T]."""
-    return torch.arange(width) < torch.tensor(lengths)[:, None]
-
-
-@cache
-def ordinary() -> Pairs:
-    """Five pairs of unequal lengths as early in training, float64: margins within a few nats, zeros at masked positions."""
-    generator = torch.Generator().manual_seed(11)
-    sides = []
-    for lengths in (CHOSEN_LENGTHS, REJECTED_LENGTHS):
-        mask = mask_of(lengths)
-        reference = -0.2 - 3 * torch.rand(mask.shape, generator=generator, dtype=torch.float64)
-        policy = reference * (0.6 + 0.8 * torch.rand(mask.shape, generator=generator, dtype=torch.float64))
-        sides.append(Side(policy * mask, reference * mask, mask))
-    return Pairs(sides[0], sides[1])
-
-
-@cache
-def swept() -> tuple[Pairs, Tensor]:
-    """Pairs over a grid of margins in float32, each margin along every path of `PATHS`; no log-probability is above 0.
-
-    Returns: the pairs, path by path with rising margins, and the margins in nats, shape [paths, margins].
-    """
-    margins = torch.tensor([*(-m for m in reversed(MARGINS[1:])), *MARGINS], dtype=torch.float64)
-    return _along_paths(margins, torch.float32), margins.expand(len(PATHS), -1)
-
-
-@cache
-def modest() -> Pairs:
-    """Margins of -3, 0 and 3 nats in bfloat16."""
-    return _along_paths(torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64), torch.bfloat16)
-
-
-def _along_paths(margins: Tensor, dtype: torch.dtype) -> Pairs:
-    sides = []
-    for side, sign in ((0, 1.0), (1, -1.0)):
-        lengths = torch.tensor([path[2 + side] for path in PATHS]).repeat_interleave(len(margins))
-        shares = torch.tensor([path[side] for path in PATHS], dtype=torch.float64)
-        logratio = sign * (shares[:, None] * margins).flatten() / lengths
-        mask = mask_of(lengths.tolist())
-        # The answer that became likelier was unlikely before: raising the policy instead would pass probability one.
-        policy = (-0.7 + logratio.clamp(max=0.0))[:, None] * mask
-        reference = (-0.7 - logratio.clamp(min=0.0))[:, None] * mask
-        sides.append(Side(policy.to(dtype), reference.to(dtype), mask))
-    return Pairs(sides[0], sides[1])
-
-
-def started(pairs: Pairs) -> Pairs:
-    """The same pairs where the policy equals the reference."""
-    sides = [Side(s.reference, s.reference, s.mask) for s in (pairs.chosen, pairs.rejected)]
-    return Pairs(sides[0], sides[1])
-
-
-def chosen_rows(pairs: Pairs, rows: Sequence[int]) -> Pairs:
-    """Some of the pairs, in the order asked for."""
-    index = list(rows)
-    sides = [Side(s.policy[index], s.reference[index], s.mask[index]) for s in (pairs.chosen, pairs.rejected)]
-    return Pairs(sides[0], sides[1])
-
-
-def shifted(pairs: Pairs, policy: Sequence[float], reference: Sequence[float]) -> Pairs:
-    """Constants added to every token: of the chosen, then of the rejected."""
-    sides = [
-        Side(s.policy + p * s.mask, s.reference + r * s.mask, s.mask)
-        for s, p, r in zip((pairs.chosen, pairs.rejected), policy, reference, strict=True)
-    ]
-    return Pairs(sides[0], sides[1])
-
-
-def moved(pairs: Pairs, directions: Sequence[Tensor], size: float) -> Pairs:
-    """The policy's log-probabilities moved along a direction: of the chosen, then of the rejected, shape [B, T] each."""
-    sides = [
-        Side(s.policy + size * d, s.reference, s.mask)
-        for s, d in zip((pairs.chosen, pairs.rejected), directions, strict=True)
-    ]
-    return Pairs(sides[0], sides[1])
-
-
-def littered(pairs: Pairs) -> Pairs:
-    """Garbage at the masked positions, and more masked positions, not a number, at the end."""
-    sides = []
-    for s in (pairs.chosen, pairs.rejected):
-        more = torch.full((len(pairs), 3), float("nan"), dtype=s.policy.dtype)
-        sides.append(
-            Side(
-                torch.cat([torch.where(s.mask, s.policy, -50.0), more], dim=1),
-                torch.cat([torch.where(s.mask, s.reference, -20.0), more], dim=1),
-                torch.cat([s.mask, torch.zeros_like(more, dtype=torch.bool)], dim=1),
-            )
-        )
-    return Pairs(sides[0], sides[1])
-
-
-def copied(pairs: Pairs, *, dtype: torch.dtype | None = None, differentiable: bool = False) -> Pairs:
-    """Fresh tensors, so that a loss that writes into its arguments cannot spoil the batch for the next law."""
-    sides = [
-        Side(
-            s.policy.detach().to(dtype or s.policy.dtype, copy=True).requires_grad_(differentiable),
-            s.reference.to(dtype or s.reference.dtype, copy=True),
-            s.mask.clone(),
-        )
-        for s in (pairs.chosen, pairs.rejected)
-    ]
-    return Pairs(sides[0], sides[1])
+__all__ = ["Outcome", "Probe", "chosen_rows", "drawn_inside", "limits", "ordinary", "written"]
 
 
 @dataclass(frozen=True)
@@ -135,23 +24,71 @@ class Outcome:
 
     Args:
         loss: one value per pair, shape [B].
-        chosen: gradient of their sum with respect to the chosen tokens' log-probabilities, shape [B, T].
-        rejected: the same for the rejected tokens.
+        gradients: of their sum with respect to each of `batches.leaves`, shape [B, T] each.
     """
 
     loss: Tensor
-    chosen: Tensor
-    rejected: Tensor
+    gradients: Mapping[str, Tensor]
+
+    @property
+    def chosen(self) -> Tensor:
+        """Gradient with respect to the chosen tokens' log-probabilities, shape [B, T]."""
+        return self.gradients["chosen"]
+
+    @property
+    def rejected(self) -> Tensor:
+        """The same for the rejected tokens."""
+        return self.gradients["rejected"]
 
     @property
     def finite(self) -> Tensor:
         """Whether value and gradient of each pair are finite, shape [B]."""
-        return self.loss.isfinite() & self.chosen.isfinite().all(-1) & self.rejected.isfinite().all(-1)
+        found = self.loss.isfinite()
+        for gradient in self.gradients.values():
+            found = found & gradient.isfinite().all(-1)
+        return found
 
     def same_as(self, other: "Outcome") -> bool:
         """Whether nothing at all differs."""
-        mine, theirs = (self.loss, self.chosen, self.rejected), (other.loss, other.chosen, other.rejected)
-        return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        return torch.equal(self.loss, other.loss) and all(
+            torch.equal(gradient, other.gradients[name]) for name, gradient in self.gradients.items()
+        )
+
+    def like(self, other: "Outcome") -> bool:
+        """Whether nothing differs by more than rounding in float64."""
+        return _alike(self.loss, other.loss) and all(
+            _alike(gradient, other.gradients[name]) for name, gradient in self.gradients.items()
+        )
+
+
+def _alike(mine: Tensor, theirs: Tensor) -> bool:
+    return bool(((mine - theirs).abs() <= 1e-12 * mine.abs().max()).all())
+
+
+def limits(interval: Interval, far: float = 3.0) -> tuple[float, float]:
+    """Least and greatest value of an interval, infinite ends cut so far from zero or from the other end.
+
+    Raises:
+        PluginRefused: it is no interval, or holds nothing.
+    """
+    try:
+        _ = 0.0 in interval
+        low, high = (float(end) for end in interval.text[1:-1].split(","))
+    except ValueError as error:
+        raise PluginRefused(f"{interval.text!r} is no interval; write for example '(0, inf)' or '[0, 0.5)'") from error
+    if not low < high:
+        raise PluginRefused(f"{interval.text!r} holds no value; write the lower end first")
+    if low == -torch.inf:
+        low = min(-far, high - far)
+    return low, max(far, low + far) if high == torch.inf else high
+
+
+def drawn_inside(interval: Interval, size: int, number: int) -> Tensor:
+    """Values spread over the inside of an interval, always the same for a number, shape [size]."""
+    low, high = limits(interval)
+    # Multiples of the golden ratio spread evenly, however many are taken.
+    share = (0.618034 * torch.arange(1, size + 1, dtype=torch.float64) + 0.381966 * number) % 1
+    return low + (high - low) * (0.01 + 0.98 * share)
 
 
 class Probe:
@@ -166,6 +103,11 @@ class Probe:
         self.variant = variant
         self.asked = bool(params)
         self.centre = variant.arguments(params or {})
+
+    @cached_property
+    def home(self) -> "Probe":
+        """The loss at its defaults. What it declares must matter there; elsewhere a user may have switched a part off."""
+        return Probe(self.variant) if self.asked else self
 
     @cached_property
     def grids(self) -> dict[str, list[dict[str, Any]]]:
@@ -189,64 +131,222 @@ class Probe:
             found += [point for point in along if point not in found]
         return found
 
-    def loss(self, pairs: Pairs, params: Mapping[str, Any] | None = None) -> Tensor:
+    def given(self, pairs: Pairs, draw: int = 0) -> Pairs:
+        """Pairs that carry everything, with what is declared and nothing else.
+
+        Args:
+            pairs: one of the batches.
+            draw: which values the columns have.
+        """
+        columns = {
+            name: drawn_inside(interval, len(pairs), number + 7 * draw).to(pairs.chosen.policy.dtype)
+            for number, (name, interval) in enumerate(self.variant.columns.items())
+        }
+        return batches.narrowed(pairs, self.variant.needs, columns)
+
+    @cached_property
+    def ordinary(self) -> Pairs:
+        """Five pairs in float64."""
+        return self.given(ordinary())
+
+    @cached_property
+    def swept(self) -> Pairs:
+        """The whole range of margins in float32."""
+        return self.given(batches.swept())
+
+    @cached_property
+    def started(self) -> Pairs:
+        """Five pairs where the policy equals the reference, in float64."""
+        return batches.started(self.ordinary)
+
+    def initial(self, params: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """First statistics.
+
+        Raises:
+            PluginRefused: `init` raises.
+        """
+        try:
+            return Bound(self.variant, params or self.centre).initial()
+        except Exception as error:
+            raise PluginRefused(f"init raises {type(error).__name__}: {error}") from error
+
+    def updated(
+        self, pairs: Pairs, statistics: Mapping[str, float], params: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """Next statistics; `pairs` stays as it is.
+
+        Raises:
+            PluginRefused: `update` raises, or returns something else than numbers.
+        """
+        try:
+            with torch.no_grad():
+                return Bound(self.variant, params or self.centre).update(copied(pairs), dict(statistics))
+        except KeyError as error:
+            raise PluginRefused(
+                f"update reads {error}, which the loss does not declare: add it to columns, needs or running"
+            ) from error
+        except Exception as error:
+            raise PluginRefused(f"{_with(params)}update raises {type(error).__name__}: {error}") from error
+
+    def statistics(self, pairs: Pairs, params: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """What the statistics are where these pairs are the first batch."""
+        return self.updated(pairs, self.initial(params), params) if self.variant.keeps_statistics else {}
+
+    def known(self, pairs: Pairs, statistics: Mapping[str, float]) -> Pairs:
+        """The same pairs with these statistics."""
+        scalars = {name: torch.tensor(value, dtype=torch.float64) for name, value in statistics.items()}
+        return replace(pairs, statistics=Declared(scalars, "running"))
+
+    def objective(
+        self, pairs: Pairs, params: Mapping[str, Any] | None = None, statistics: Mapping[str, float] | None = None
+    ) -> Objective:
         """Call the loss.
 
-        Returns: one value per pair, shape [B].
+        Args:
+            pairs: what it is given; a part of a batch, if `statistics` says what the whole batch made of them.
+            params: hyper-parameters; None for the centre.
+            statistics: running statistics; None where these pairs are the first batch.
 
         Raises:
             PluginRefused: it raises, or returns something else.
         """
+        if statistics is None:
+            statistics = self.statistics(pairs, params)
+        if statistics:
+            pairs = self.known(pairs, statistics)
         try:
-            loss = Bound(self.variant, params or self.centre)(pairs)
+            found = Bound(self.variant, params or self.centre).objective(pairs)
+        except Undeclared as error:
+            raise PluginRefused(_undeclared(error)) from error
         except Exception as error:
             raise PluginRefused(f"{_with(params)}it raises {type(error).__name__}: {error}") from error
-        if not isinstance(loss, Tensor):
-            raise PluginRefused(f"it returns a {type(loss).__name__}; return a tensor with one loss per pair")
-        if loss.shape != (len(pairs),):
-            raise PluginRefused(
-                f"it returns shape {list(loss.shape)} for {len(pairs)} pairs; return one loss per pair, shape [B], and leave "
-                "the mean to the harness"
-            )
-        return loss
+        _well_formed(found, len(pairs))
+        assert isinstance(found, Objective)
+        return found
 
-    def value(self, pairs: Pairs, params: Mapping[str, Any] | None = None) -> Tensor:
+    def value(
+        self, pairs: Pairs, params: Mapping[str, Any] | None = None, statistics: Mapping[str, float] | None = None
+    ) -> Tensor:
         """Loss per pair without its gradient, shape [B]; `pairs` stays as it is."""
         with torch.no_grad():
-            return self.loss(copied(pairs), params)
+            return self.objective(copied(pairs), params, statistics).each()
 
-    def outcome(self, pairs: Pairs, params: Mapping[str, Any] | None = None) -> Outcome:
+    def outcome(
+        self, pairs: Pairs, params: Mapping[str, Any] | None = None, statistics: Mapping[str, float] | None = None
+    ) -> Outcome:
         """Loss per pair with its gradient; `pairs` stays as it is.
 
         Raises:
             PluginRefused: there is no gradient.
         """
         given = copied(pairs, differentiable=True)
+        if statistics is None:
+            # Sums are taken once per side; taken without gradients, they would have none in the loss either.
+            statistics = self.statistics(pairs, params)
         with torch.enable_grad():
-            loss = self.loss(given, params)
+            loss = self.objective(given, params, statistics).each()
             if not loss.requires_grad:
                 raise PluginRefused(
                     "the gradient does not reach the policy's log-probabilities; do not detach them or leave torch"
                 )
-            leaves = (given.chosen.policy, given.rejected.policy)
+            leaves = batches.leaves(given)
             try:
-                found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+                found = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
             except RuntimeError as error:
                 raise PluginRefused(f"the gradient cannot be taken: {error}") from error
-        chosen, rejected = (torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True))
-        return Outcome(loss.detach(), chosen, rejected)
+        gradients = {
+            name: torch.zeros_like(leaf) if g is None else g
+            for (name, leaf), g in zip(leaves.items(), found, strict=True)
+        }
+        return Outcome(loss.detach(), gradients)
 
     @cached_property
     def base(self) -> Outcome:
         """Outcome on the ordinary pairs in float64."""
-        return self.outcome(ordinary())
+        return self.outcome(self.ordinary)
+
+    def later(self, params: Mapping[str, Any]) -> Outcome:
+        """Outcome on the ordinary pairs in the second step, after one on three of them."""
+        if not self.variant.keeps_statistics:
+            return self.outcome(self.ordinary, params)
+        before = self.statistics(chosen_rows(self.ordinary, [0, 1, 2]), params)
+        return self.outcome(self.ordinary, params, self.updated(self.ordinary, before, params))
+
+    def at_ends(self) -> Iterator[tuple[str, Pairs]]:
+        """Ordinary pairs with all columns at the ends of their intervals, a thousand for an infinite one, and all alike."""
+        intervals = self.variant.columns
+        ends = [{name: limits(interval, 1e3)[end] for name, interval in intervals.items()} for end in (0, 1)]
+        apart = [{name: ends[(n + turn) % 2][name] for n, name in enumerate(intervals)} for turn in (0, 1)]
+        for found in (*ends, *apart, dict.fromkeys(intervals, 0.5)):
+            at = {name: value for name, value in found.items() if value in intervals[name]}
+            if at:
+                yield f"with {', '.join(f'{name} = {value:g}' for name, value in at.items())}", self._with_columns(at)
+
+    def _with_columns(self, at: Mapping[str, float]) -> Pairs:
+        pairs = self.ordinary
+        fixed = {name: torch.full_like(pairs.columns[name], value) for name, value in at.items()}
+        return replace(pairs, columns=Declared({**pairs.columns, **fixed}, "columns"))
 
     @cached_property
     def sweeps(self) -> list[Outcome]:
-        """Outcome over the whole range of margins in float32, at each of `points`."""
-        pairs, _ = swept()
-        return [self.outcome(pairs, point) for point in self.points]
+        """Outcome over the whole range of margins as one batch, at each of `points`."""
+        return [self.outcome(self.swept, point) for point in self.points]
+
+    @cached_property
+    def curves(self) -> list[Outcome]:
+        """Outcome over the whole range of margins, at each of `points`, in the order of `sweeps`.
+
+        What couples pairs or keeps statistics meets margins of one magnitude and sign at a time: far-off pairs would bend
+        what the others get.
+        """
+        if not self.variant.sees_whole_batch:
+            return self.sweeps
+        groups = batches.groups()
+        order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        apart = [chosen_rows(self.swept, rows) for rows in groups]
+        return [_joined([self.outcome(pairs, point) for pairs in apart], order) for point in self.points]
+
+
+def _joined(parts: Sequence[Outcome], order: Tensor) -> Outcome:
+    names = parts[0].gradients
+    gradients = {name: torch.cat([part.gradients[name] for part in parts])[order] for name in names}
+    return Outcome(torch.cat([part.loss for part in parts])[order], gradients)
+
+
+def _well_formed(found: Any, size: int) -> None:
+    """Refuse what is no objective of `size` pairs."""
+    _one_per_pair(found.losses, size, "it returns", "leave the mean to the harness")
+    if not isinstance(found.ratios, tuple) or not all(isinstance(ratio, Ratio) for ratio in found.ratios):
+        raise PluginRefused("the ratios of its Objective are no tuple of Ratio; write (Ratio(numerator, denominator),)")
+    for ratio in found.ratios:
+        if not isinstance(ratio.weight, int | float):
+            raise PluginRefused(f"a ratio's weight is a {type(ratio.weight).__name__}; write a number")
+        for name in ("numerator", "denominator"):
+            _one_per_pair(getattr(ratio, name), size, f"a ratio's {name} is", "leave the sums to the harness")
+
+
+def _one_per_pair(found: Any, size: int, what: str, remedy: str) -> None:
+    if not isinstance(found, Tensor):
+        raise PluginRefused(
+            f"{what} a {type(found).__name__}; return a tensor with one value per pair, or an Objective"
+        )
+    if found.shape != (size,):
+        has = "shape" if what.endswith("returns") else "of shape"
+        raise PluginRefused(
+            f"{what} {has} {list(found.shape)} for {size} pairs; return one value per pair, shape [B], and {remedy}"
+        )
+
+
+def _undeclared(error: Undeclared) -> str:
+    if error.place:
+        return f"it reads {error.name!r}, which it does not declare: add it to {error.place}"
+    return f"it reads {error.name!r} of further completions, which have log-probabilities only"
+
+
+def written(params: Mapping[str, Any]) -> str:
+    """Hyper-parameters as a user writes them."""
+    return ", ".join(f"{name}={value!r}" for name, value in params.items())
 
 
 def _with(params: Mapping[str, Any] | None) -> str:
-    return f"with {', '.join(f'{k}={v!r}' for k, v in params.items())} " if params else ""
+    return f"with {written(params)} " if params else ""

@@ -10,18 +10,29 @@ import torch.nn.functional as F
 
 from dpobench import step as step_module
 from dpobench.logprobs import Batch, completion_logps, pair_batch
-from dpobench.step import gradient, pairs_of
+from dpobench.step import block_of, gradient, pairs_of, values_of
 from tests.train import tiny
 
 LOSSES = tiny.losses()
-SEPARATE = [name for name in LOSSES.names() if not LOSSES.get(name).couples_batch]
-COUPLED = [name for name in LOSSES.names() if LOSSES.get(name).couples_batch]
+COUPLED = ("distributional", "transport")
 
 
 def taken(model, bound, rows, accelerator, budget=10_000):
     model.zero_grad()
-    seen = gradient(model, bound, rows, accelerator, budget)
+    reference = tiny.llama(seed=5, dtype=next(model.parameters()).dtype)
+    seen = gradient(model, bound, rows, accelerator, budget, tiny.beside(bound, reference))
     return tiny.gradients(model), seen
+
+
+def at_once(model, bound, rows):
+    """The gradient by one backward pass through the whole batch, the loss called once."""
+    model.zero_grad()
+    reference = tiny.llama(seed=5, dtype=next(model.parameters()).dtype).eval()
+    block = block_of(rows, bound, "cpu")
+    with torch.no_grad():
+        statistics = bound.update(pairs_of(values_of(model, block, bound, reference), block), bound.initial())
+    bound(pairs_of(values_of(model, block, bound, reference), block, statistics)).mean().backward()
+    return tiny.gradients(model)
 
 
 def by_hand(model, row):
@@ -59,39 +70,48 @@ def test_loss_and_gradient_are_those_of_the_printed_formula(name, drifted, accel
 
 
 @pytest.mark.parametrize("name", LOSSES.names())
-@pytest.mark.parametrize("budget", [8, 120])
-def test_micro_batches_do_not_change_the_gradient(name, budget, drifted, accelerator):
-    model, bound = tiny.llama().train(), LOSSES.get(name).bind()
-    wanted, whole = taken(model, bound, drifted, accelerator)
-    found, parts = taken(model, bound, drifted, accelerator, budget)
-    assert tiny.apart(found, wanted) <= 5e-6
-    for key, value in whole.values.items():
-        torch.testing.assert_close(parts.values[key], value, rtol=2e-5, atol=2e-5, msg=key)
+def test_micro_batches_of_one_two_four_and_eight_pairs_give_the_gradient_of_the_whole(
+    name, drifted, accelerator, monkeypatch
+):
+    model, bound = tiny.llama(dtype=torch.float64).train(), LOSSES.get(name).bind()
+    wanted = at_once(model, bound, drifted)
+    seen = {}
+    for size in (1, 2, 4, 8):
+        monkeypatch.setattr(step_module, "by_tokens", cut_into(size))
+        found, seen[size] = taken(model, bound, drifted, accelerator)
+        assert tiny.apart(found, wanted) <= 1e-6, size
+    for key, value in seen[8].values.items():
+        torch.testing.assert_close(seen[1].values[key], value, rtol=2e-5, atol=2e-5, msg=key)
+    assert seen[1].statistics == pytest.approx(seen[8].statistics)
+
+
+def cut_into(size):
+    """Micro-batches of so many pairs, in an order that is not theirs."""
+    return lambda sizes, budget: [
+        list(range(first, len(sizes)))[:size] for first in reversed(range(0, len(sizes), size))
+    ]
+
+
+def test_a_token_mean_is_not_the_mean_over_micro_batches(drifted, accelerator):
+    model, bound = tiny.llama().train(), LOSSES.get("sft").bind()
+    whole, _ = taken(model, bound, drifted, accelerator)
+    halves = [taken(model, bound, half, accelerator)[0] for half in (drifted[:8], drifted[8:])]
+    assert tiny.apart(sum(halves) / 2, whole) > 1e-3
 
 
 def test_a_small_budget_cuts_the_batch_and_a_large_one_does_not(drifted, accelerator, monkeypatch):
     sizes = []
 
-    def counted(rows, device):
+    def counted(rows, device, **options):
         sizes.append(len(rows))
-        return pair_batch(rows, device)
+        return pair_batch(rows, device, **options)
 
     monkeypatch.setattr(step_module, "pair_batch", counted)
-    model, bound = tiny.llama().train(), LOSSES.get(SEPARATE[0]).bind()
+    model, bound = tiny.llama().train(), LOSSES.get("dpo").bind()
     taken(model, bound, drifted, accelerator)
     taken(model, bound, drifted, accelerator, budget=8)
-    assert sizes == [16] + [1] * 16
-
-
-@pytest.mark.parametrize("name", COUPLED)
-@pytest.mark.parametrize("budget", [8, 120, 10_000])
-def test_a_coupled_loss_has_the_gradient_of_the_whole_batch(name, budget, drifted, accelerator):
-    model, bound = tiny.llama().train(), LOSSES.get(name).bind()
-    batch = pair_batch(drifted)
-    bound(pairs_of(completion_logps(model, batch), batch, drifted)).mean().backward()
-    wanted = tiny.gradients(model)
-    found, _ = taken(model, bound, drifted, accelerator, budget)
-    assert tiny.apart(found, wanted) <= 1e-6
+    # One pair is laid out first, to ask whether the loss has denominators.
+    assert sizes == [1, 16, 1] + [1] * 16
 
 
 @pytest.mark.parametrize("name", COUPLED)
@@ -120,7 +140,7 @@ def test_padding_does_not_change_the_log_probabilities_or_the_gradient(drifted):
 
 def test_pairs_of_very_different_lengths_do_not_touch_each_other(accelerator):
     pairs = tiny.scored([*tiny.rows(1, seed=1, longest=3), *tiny.rows(1, seed=2, longest=40)], tiny.llama(seed=5))
-    model, bound = tiny.llama().train(), LOSSES.get(SEPARATE[0]).bind()
+    model, bound = tiny.llama().train(), LOSSES.get("dpo").bind()
     together, _ = taken(model, bound, pairs, accelerator)
     alone = [taken(model, bound, [pair], accelerator)[0] for pair in pairs]
     assert tiny.apart(together, sum(alone) / 2) <= 5e-6
@@ -143,9 +163,9 @@ def test_every_answer_token_moves_the_loss_once_and_no_prompt_token_does(drifted
     """The pull on a pair's log-probabilities is -beta x sigmoid(-margin) / B on each chosen token, its negative on the rejected."""
     model, bound = tiny.llama().eval(), LOSSES.get("dpo").bind(beta=0.3)
     rows = drifted[:3]
-    batch = pair_batch(rows)
-    logps = completion_logps(model, batch).detach().requires_grad_()
-    pairs = pairs_of(logps, batch, rows)
+    block = block_of(rows, bound, "cpu")
+    logps = completion_logps(model, block.batch).detach().requires_grad_()
+    pairs = pairs_of({"logp": logps}, block)
     bound(pairs).mean().backward()
     for i, row in enumerate(rows):
         pull = 0.3 / (1 + math.exp(0.3 * pairs.margin[i].item())) / 3
@@ -157,7 +177,7 @@ def test_every_answer_token_moves_the_loss_once_and_no_prompt_token_does(drifted
 
 def test_columns_of_the_data_reach_the_loss_and_absent_ones_are_nan(drifted):
     rows = [replace(drifted[0], columns={"score": 2.0}), drifted[1]]
-    batch = pair_batch(rows)
-    given = pairs_of(torch.zeros(batch.mask.shape), batch, rows).columns["score"]
+    block = block_of(rows, LOSSES.get("dpo").bind(), "cpu")
+    given = pairs_of({"logp": torch.zeros(block.batch.mask.shape)}, block).columns["score"]
     assert given[0] == 2.0
     assert given[1].isnan()

@@ -1,5 +1,6 @@
 """Models, tokenizers and pairs small enough that a test can work their numbers out again in another way."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpobench.experiment import Recipe, Run
-from dpobench.logprobs import score_sequences
+from dpobench.needs import NEEDS
+from dpobench.reference import mismatched, with_noise
+from dpobench.reference import scored as reference_scored
 from dpobench.registry import Registry
+from dpobench.step import Beside
 from dpobench.tokens import TokenPair
 
 VOCABULARY, END = 48, 1
+# Columns of the data that losses read, all within (0, 1).
+COLUMNS = ("score_chosen", "score_rejected", "win_probability")
 COUPLED = Path(__file__).with_name("coupled.py")
 
 
@@ -43,14 +49,22 @@ def rows(count, seed=0, longest=12):
     def answer():
         return np.append(ids(0, longest), END)
 
-    return [TokenPair(f"pair-{i}", ids(1, longest), answer(), answer()) for i in range(count)]
+    pairs = [TokenPair(f"pair-{i}", ids(1, longest), answer(), answer()) for i in range(count)]
+    told = np.random.default_rng([seed, 1])
+    return [replace(pair, gold=answer(), columns=dict(zip(COLUMNS, told.random(3), strict=True))) for pair in pairs]
 
 
 def scored(pairs, reference):
-    """The same pairs with the log-probabilities of a reference model."""
-    reference.eval()
-    values = score_sequences(reference, [(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)])
-    return [p.with_reference(values[2 * i], values[2 * i + 1]) for i, p in enumerate(pairs)]
+    """The same pairs with all that losses may need of a reference model, of the other pairs and of a step."""
+    crossed = mismatched(pairs, 64) or [None] * len(pairs)
+    pairs = [replace(pair, mismatched=other) for pair, other in zip(pairs, crossed, strict=True)]
+    needs = [name for name in NEEDS if name != "mismatched" or crossed[0] is not None]
+    return with_noise(reference_scored(reference.eval(), pairs, needs), 0, 0)
+
+
+def beside(bound, reference):
+    """What a loss needs beside pairs at a first step."""
+    return Beside(reference.eval(), bound.initial())
 
 
 def losses():

@@ -3,15 +3,24 @@
 import pytest
 import torch
 
+from dpobench import Pairs, Side
 from dpobench.registry import variants
-from tests.strategies import of_margins
+from tests.strategies import complete
 
 FAR = [-1e4, -1e3, -100.0, 0.0, 100.0, 1e3, 1e4]
 
 
+def probable(margins, dtype):
+    """Pairs of these margins in which no log-probability is above 0: what became likelier was unlikely before."""
+    given = torch.tensor(margins, dtype=dtype)[:, None]
+    mask = torch.ones_like(given, dtype=torch.bool)
+    chosen = Side(given.clamp(max=0).requires_grad_(), -given.clamp(min=0), mask)
+    return Pairs(chosen, Side(torch.zeros_like(given).requires_grad_(), torch.zeros_like(given), mask))
+
+
 def taken(name, margins, dtype, **params):
-    given = of_margins(margins, dtype=dtype)
-    loss = variants.get(name).bind(**params)(given)
+    bound, given = variants.get(name).bind(**params), probable(margins, dtype)
+    loss = bound(complete(given, bound))
     loss.sum().backward()
     return loss.detach(), given.chosen.policy.grad[:, 0]
 

@@ -1,6 +1,5 @@
-"""The four losses against what other projects' own functions returned on the same log-probabilities."""
+"""Every registered loss against what other projects' own functions returned on the same log-probabilities."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -10,35 +9,24 @@ import torch
 
 from dpobench import Pairs, Side
 from dpobench.registry import variants
-from tests.strategies import of_margins
+from tests.variants.golden import Reading, Term, deviations, evaluated, main_batch, numbers
+from tests.variants.golden_cases import (
+    BRAIN,
+    EXACT,
+    EXCUSED,
+    FAILED,
+    LEFT_OUT,
+    LOGGED,
+    SINGLE,
+    UNSEEN,
+    Compared,
+    compared,
+    first_beta_dpo,
+    read,
+    tolerance,
+)
 
 pytestmark = pytest.mark.shared
-
-TOLERANCE = {"float64": 5e-8, "float32": 3e-6}
-# Family of the recorded case -> our loss and the factor between them. "sigmoid" and "ipo" are names of the extreme batch.
-FAMILIES = {
-    "dpo": ("dpo", lambda beta: 1.0),
-    "sigmoid": ("dpo", lambda beta: 1.0),
-    "cdpo": ("cdpo", lambda beta: 1.0),
-    "ipo_mean": ("ipo", lambda beta: 1.0),
-    "ipo": ("ipo", lambda beta: 1.0),
-    "ipo_sum": ("ipo_sum", lambda beta: 1.0),
-    "ipo_scaled_sum": ("ipo_sum", lambda beta: beta**2),
-}
-BETA = ("beta", "beta_pi", "tau")
-FLIP = ("label_smoothing", "epsilon")
-# Cases that carry one of these family names and are no such loss, or whose numbers are wrong, with the reason.
-EXCEPTIONS = {
-    "trl.sigmoid.ls0.2_ignored": "label smoothing is asked for and ignored: plain DPO is returned",
-    "trl.ipo.empty_prompt": "divides by one token more than it scored where nothing precedes the completion",
-    "halos.ipo.at_init": "counts tokens whose log-ratio is not 0: 0 / 0 where the policy equals the reference",
-    "extreme.trl.sigmoid.forward_kl": "a forward-KL divergence, not DPO",
-    "extreme.trl.sigmoid.js_divergence": "a Jensen-Shannon divergence, not DPO",
-}
-# Executions of these families that ended in an error, so that there is nothing to compare.
-FAILURES = {"liger.ipo", "torchtune.HEAD.import", "swift.ipo.padded"}
-# Families that have our names in theirs and are other losses.
-OTHERS = {"cpo_ipo_mean", "ipo_mean_js", "mallows_ipo_sum"}
 
 
 @pytest.fixture(scope="module")
@@ -46,129 +34,160 @@ def golden(shared: Path) -> dict:
     file = shared / "golden" / "losses.json"
     if not file.is_file():
         pytest.skip("golden/losses.json is absent")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read(file)
 
 
-def of_our_families(golden: dict) -> dict[str, dict]:
-    return {case["id"]: case for case in golden["cases"] if case["loss"] in FAMILIES}
+@pytest.fixture(scope="module")
+def results(golden: dict) -> list[Compared]:
+    return compared(golden)
 
 
-def main_batch(inputs: dict) -> Pairs:
-    policy, reference = (torch.tensor(inputs[f"{who}_token_logps"], dtype=torch.float64) for who in ("policy", "ref"))
-    mask, half = torch.tensor(inputs["mask"], dtype=torch.bool), inputs["B"]
-    chosen = Side(policy[:half].clone().requires_grad_(), reference[:half], mask[:half])
-    return Pairs(chosen, Side(policy[half:].clone().requires_grad_(), reference[half:], mask[half:]))
+def case_of(golden: dict, name: str) -> dict:
+    return next(case for case in golden["cases"] if case["id"] == name)
 
 
-def bound(case: dict):
-    name, factor = FAMILIES[case["loss"]]
-    given = case["params"]
-    beta = next(given[key] for key in BETA if key in given)
-    flips = {"flip": next(given[key] for key in FLIP if key in given)} if name == "cdpo" else {}
-    loss = variants.get(name).bind(beta=beta, **flips)
-    return lambda pairs: factor(beta) * loss(pairs)
+def apart(golden: dict, name: str, loss: str, **params: float) -> dict[str, float]:
+    """Deviations of a recorded case from a registered loss."""
+    return deviations(evaluated(case_of(golden, name), Reading((Term(loss, params),)), golden["inputs"]))
 
 
-def gradients(pairs: Pairs, averaged: bool) -> dict[str, torch.Tensor]:
-    """Gradients under every name that the file has for them, shape [B].
-
-    Every token of an answer has the same gradient. With respect to the sum of the answer's log-probabilities that is this
-    gradient; with respect to their mean, which some projects hand to the loss, it is this times the length.
-    """
-    found = {}
-    for name, side in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
-        rows = torch.arange(len(pairs))
-        grad, mask = side.policy.grad, side.mask
-        positions = torch.arange(mask.shape[1]).expand_as(mask)
-        first = positions.masked_fill(~mask, mask.shape[1]).amin(1)
-        last = positions.masked_fill(~mask, -1).amax(1)
-        found[f"grad_first_token_{name}"] = grad[rows, first]
-        found[f"grad_last_token_{name}"] = grad[rows, last]
-        found[f"grad_sum_{name}"] = grad.sum(1)
-        found[f"grad_{name}"] = grad.sum(1) if averaged else grad[rows, first]
-    return found
-
-
-def deviation(found: torch.Tensor, recorded: list[float]) -> float:
-    """Largest difference, relative to values above 1."""
-    expected = torch.tensor(recorded, dtype=torch.float64)
-    return float(((found.double() - expected).abs() / expected.abs().clamp(min=1.0)).max())
-
-
-def deviations(case: dict, inputs: dict) -> dict[str, float]:
-    """Deviation of each number that a case records."""
-    if case["batch"] == "extreme":
-        pairs = of_margins(case["log_ratio_margin"], dtype=torch.float32)
-        losses, scale = bound(case)(pairs), 1.0
-    else:
-        pairs = main_batch(inputs)
-        losses = bound(case)(pairs)
-        scale = 1 / len(pairs)
-    (losses.sum() * scale).backward()
-    found = {"per_pair": losses.detach(), "scalar": losses.detach().mean()[None]}
-    found |= gradients(pairs, averaged=case["params"].get("avg_logp", False))
-    recorded = {key: case[key] if isinstance(case[key], list) else [case[key]] for key in found if key in case}
-    return {key: deviation(found[key], values) for key, values in recorded.items()}
-
-
-def test_every_recorded_case_of_these_losses_is_matched_or_excused(golden):
-    matched, worst, numbers = set(), 0.0, 0
-    for name, case in of_our_families(golden).items():
-        if name in EXCEPTIONS:
-            continue
-        apart = deviations(case, golden["inputs"])
-        assert {"scalar", "per_pair"} & set(apart), f"{name}: nothing was compared"
-        for what, by in apart.items():
-            assert by <= TOLERANCE[case["dtype"]], f"{name}: {what} is {by:.3g} apart"
-            numbers += 1
-        worst = max(worst, *(by for by in apart.values() if case["dtype"] == "float64"), 0.0)
-        matched.add(name)
-    assert matched | set(EXCEPTIONS) == set(of_our_families(golden))
-    assert not matched & set(EXCEPTIONS)
-    sys.stdout.write(
-        f"{len(matched)} cases matched in {numbers} fields, largest float64 deviation {worst:.2g}; {len(EXCEPTIONS)} excused\n"
-    )
-    assert len(matched) >= 30
-
-
-def test_most_cases_record_a_gradient_and_it_is_compared(golden):
-    with_gradient = [
-        name
-        for name, case in of_our_families(golden).items()
-        if name not in EXCEPTIONS and any(key.startswith("grad") for key in deviations(case, golden["inputs"]))
+def test_every_recorded_number_is_returned_by_the_registered_loss_it_belongs_to(results):
+    breaches = [
+        f"{one.case['id']} as {one.reading.label or one.reading.loss}: {field} is {by:.2g} apart"
+        for one in results
+        for field, by in one.apart.items()
+        if not by <= tolerance(one.case)
     ]
-    without = set(of_our_families(golden)) - set(EXCEPTIONS) - set(with_gradient)
-    assert without == {"nemo.dpo", "exo_repo.dpo-pref"}, "only these two record no gradient"
+    assert breaches == []
 
 
-def test_no_other_recorded_loss_goes_by_one_of_our_names(golden):
-    ours = {
-        case["loss"] for case in golden["cases"] if "ipo" in case["loss"] or case["loss"] in ("dpo", "cdpo", "sigmoid")
+def test_every_recorded_case_is_matched_or_excused_and_none_is_both(golden, results):
+    known, matched = {case["id"] for case in golden["cases"]}, {one.case["id"] for one in results}
+    assert len(known) == len(golden["cases"]) == 181
+    assert matched | set(EXCUSED) == known
+    assert not matched & set(EXCUSED)
+    fields = sum(len(one.apart) for one in results)
+    exact = [by for one in results if tolerance(one.case) == EXACT for by in one.apart.values()]
+    sys.stdout.write(
+        f"{len(matched)} cases matched in {fields} fields, largest float64 deviation {max(exact):.2g}; "
+        f"{len(EXCUSED)} excused\n"
+    )
+
+
+def test_every_recorded_field_of_a_matched_case_is_compared_but_for_what_projects_log(results):
+    forgotten = {}
+    for one in results:
+        recorded = {name for name, value in one.case.items() if value is not None}
+        left = recorded - set(one.apart) - LOGGED - set(LEFT_OUT.get(one.case["id"], ()))
+        if left:
+            forgotten[one.case["id"]] = left
+    assert forgotten == {}
+
+
+def test_the_fields_left_out_are_there_and_would_not_match(golden):
+    for name, fields in LEFT_OUT.items():
+        assert set(fields) <= set(case_of(golden, name))
+    # The batch's mean calibration is a constant per pair, so the logistic parts differ as their whole does.
+    case, pairs = case_of(golden, "cal_dpo"), main_batch(golden["inputs"])
+    bound = variants.get("dpo").bind(beta=1.0)
+    rest = torch.tensor(case["per_pair"], dtype=torch.float64) - bound(pairs.pairs(bound, case)).detach()
+    assert rest.tolist() == pytest.approx([float(rest[0])] * 6, rel=1e-12)
+
+
+def test_every_registered_loss_is_covered_but_those_that_nobody_else_has(results):
+    assert set(variants.names()) - {one.reading.loss for one in results} == set(UNSEEN)
+
+
+def test_the_failed_executions_are_the_known_ones(golden):
+    assert {failure["id"]: failure["error"].partition(":")[0] for failure in golden["failures"]} == {
+        name: reason.partition(":")[0].partition(" ")[0] for name, reason in FAILED.items()
     }
-    assert ours - set(FAMILIES) == OTHERS
 
 
-def test_the_failed_executions_of_these_losses_are_the_known_ones(golden):
-    assert {failure["id"] for failure in golden["failures"] if failure["loss"] in FAMILIES} == FAILURES
+def test_only_cases_with_lower_precision_inside_are_given_more_room(results):
+    worst = dict.fromkeys([*SINGLE, *BRAIN], 0.0)
+    for one in results:
+        if one.case["id"] in worst:
+            worst[one.case["id"]] = max(worst[one.case["id"]], *one.apart.values())
+    assert min(worst.values()) > EXACT
+    assert {one.case["id"] for one in results if one.case["dtype"] != "float64"} == {
+        one.case["id"] for one in results if one.case["batch"] == "extreme" or one.case["id"].startswith("trl.f.alpha")
+    }
+
+
+def test_where_another_project_overflows_ours_is_finite(golden, results):
+    overflowing = {"extreme.trl.sigmoid.forward_kl", "extreme.fdpo_repo.forward_dpo_loss"}
+    for one in results:
+        recorded = torch.cat([numbers(one.case[name]) for name in one.apart])
+        assert bool(recorded.isfinite().all()) == (one.case["id"] not in overflowing), one.case["id"]
+        if one.case["id"] in overflowing:
+            found = evaluated(one.case, one.reading, golden["inputs"])
+            assert found.losses.isfinite().all()
+            assert found.batch.policy.grad.isfinite().all()
+
+
+def test_log_probabilities_taken_from_the_recorded_logits_are_the_recorded_ones(golden):
+    batch = main_batch(golden["inputs"])
+    for values, name in ((batch.policy.detach(), "policy_token_logps"), (batch.reference, "ref_token_logps")):
+        recorded = torch.tensor(golden["inputs"][name], dtype=torch.float64)
+        assert values[batch.mask].tolist() == pytest.approx(recorded[batch.mask].tolist(), rel=1e-12)
+    taken = batch.reference_table.gather(-1, batch.targets[..., None]).squeeze(-1)
+    assert taken[batch.mask].tolist() == pytest.approx(batch.reference[batch.mask].tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "params"),
+    [
+        ("mitchell.cdpo", "rdpo", {"beta": 0.1, "flip": 0.2}),
+        ("torchtune.ipo", "ipo", {"beta": 0.1}),
+        ("trl024.bco_pair", "bco_pair_no_shift", {"beta": 0.1}),
+        ("sampo_repo.mix", "dpo_nll_token", {"beta": 0.1, "weight": 0.05}),
+        ("llamafactory.ld_dpo", "ld_dpo", {"beta": 0.1, "alpha": 0.5}),
+        ("llamafactory.orpo", "orpo", {"weight": 0.1}),
+        ("tdpo2", "tdpo1", {"beta": 0.1}),
+        ("trl.aot.b0.1", "aot_unpaired", {"beta": 0.1}),
+        ("exo_repo.exo-pref", "exo", {"beta": 0.1}),
+        ("sppo_repo.hard", "sppo_hard", {"beta": 0.1}),
+    ],
+)
+def test_losses_that_go_by_one_name_elsewhere_are_told_apart(golden, name, loss, params):
+    assert apart(golden, name, loss, **params)["scalar"] > 1e-3
+
+
+def test_a_loss_of_the_right_value_and_the_wrong_gradient_is_told_apart(golden):
+    # tdpo2 at alpha 1 has the value of tdpo1, and holds the chosen side's divergence constant, which tdpo1 does not.
+    found = apart(golden, "tdpo1", "tdpo2", beta=0.1, alpha=1.0)
+    assert found["per_pair"] < EXACT
+    assert found["grad_logits_abs_sum"] > 1e-3
+
+
+def test_the_recorded_batch_does_not_try_the_clamp_of_wpo_the_anchors_of_kto_pair_or_the_gain_of_beta_dpo(golden):
+    # What the table says of them; when this fails, the table is out of date.
+    assert max(apart(golden, "wpo", "wpo_unclamped", beta=0.1).values()) < EXACT
+    assert max(apart(golden, "trl.wpo", "wpo", beta=0.1).values()) < EXACT
+    half = Reading((Term("kto_pair", {"beta": 0.1}, 2.0),))
+    found = evaluated(case_of(golden, "liger.apo_zero"), half, golden["inputs"])
+    assert max(deviations(found).values()) < EXACT
+    steep = Term("beta_dpo", {"beta": 0.1, "gain": 5.0, "drop": 0.0}, statistics=first_beta_dpo)
+    found = evaluated(case_of(golden, "beta_dpo.nofilter"), Reading((steep,)), golden["inputs"])
+    assert max(deviations(found).values()) < EXACT
 
 
 def test_the_one_that_ignores_label_smoothing_equals_dpo_and_not_cdpo(golden):
-    case = of_our_families(golden)["trl.sigmoid.ls0.2_ignored"]
-    pairs = main_batch(golden["inputs"])
-    plain, smoothed = (variants.get("dpo").bind(beta=0.1), variants.get("cdpo").bind(beta=0.1, flip=0.2))
-    assert float(plain(pairs).detach().mean()) == pytest.approx(case["scalar"], rel=1e-12)
-    assert abs(float(smoothed(pairs).detach().mean()) - case["scalar"]) > 0.03
+    assert apart(golden, "trl.sigmoid.ls0.2_ignored", "dpo", beta=0.1)["scalar"] < 1e-12
+    assert apart(golden, "trl.sigmoid.ls0.2_ignored", "cdpo", beta=0.1, flip=0.2)["scalar"] > 0.03
 
 
 def test_the_one_that_is_not_a_number_at_the_start_has_a_value_here(golden):
-    assert of_our_families(golden)["halos.ipo.at_init"]["scalar"] == "nan"
+    assert case_of(golden, "halos.ipo.at_init")["scalar"] == "nan"
     given = main_batch(golden["inputs"])
-    start = Pairs(*(Side(s.reference, s.reference, s.mask) for s in (given.chosen, given.rejected)))
+    rows = slice(0, given.half), slice(given.half, None)
+    start = Pairs(*(Side(given.reference[r], given.reference[r], given.mask[r]) for r in rows))
     assert variants.get("ipo").bind(beta=0.1)(start).tolist() == pytest.approx([25.0] * 6)
 
 
 def test_the_one_that_counts_a_token_too_many_differs_from_its_own_count_of_scored_tokens(golden):
-    case = of_our_families(golden)["trl.ipo.empty_prompt"]
+    case = case_of(golden, "trl.ipo.empty_prompt")
     assert case["per_pair"] == pytest.approx(case["with_completion_mask"], rel=1e-12)
     assert not any(
         math.isclose(a, b, rel_tol=1e-3) for a, b in zip(case["per_pair"], case["with_scored_tokens"], strict=True)

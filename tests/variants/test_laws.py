@@ -1,13 +1,17 @@
 """Every registered loss keeps every law."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dpobench.errors import UserError
+from dpobench.errors import PluginRefused, UserError
+from dpobench.needs import NEEDS
 from dpobench.registry import variants
 from dpobench.testing import check, require
+from dpobench.testing.batches import chosen_rows, leaf, leaves, mapped, ordinary
 from dpobench.testing.laws import LAWS
-from dpobench.testing.probe import chosen_rows, ordinary
+from dpobench.testing.probe import Probe
 
 
 @pytest.mark.parametrize("name", variants.names())
@@ -24,19 +28,47 @@ def test_a_registered_loss_keeps_the_laws_at_the_ends_of_its_grid(name):
         require(variant, {variant.strength: beta})
 
 
-@pytest.mark.parametrize("name", variants.names())
+@pytest.mark.parametrize("name", [n for n in variants.names() if not variants.get(n).declared["stops_gradient"]])
 def test_the_gradient_agrees_with_finite_differences(name):
-    given = chosen_rows(ordinary(), [1, 4])
-    leaves = [side.policy.clone().requires_grad_() for side in (given.chosen, given.rejected)]
+    probe = Probe(variants.get(name))
+    given = chosen_rows(probe.ordinary, [1, 4])
+    known, names = probe.statistics(given), list(leaves(given))
 
-    def total(chosen, rejected):
-        sides = [
-            type(s)(policy, s.reference, s.mask)
-            for s, policy in zip((given.chosen, given.rejected), (chosen, rejected), strict=True)
-        ]
-        return variants.get(name).bind()(type(given)(sides[0], sides[1])).sum()
+    def total(*values):
+        at = dict(zip(names, values, strict=True))
+        moved = mapped(given, lambda where, what, tensor: at.get(leaf(where, what), tensor))
+        return probe.objective(moved, statistics=known).each().sum()
 
-    assert torch.autograd.gradcheck(total, leaves, eps=1e-6, atol=1e-6, rtol=1e-5)
+    inputs = [tensor.clone().requires_grad_() for tensor in leaves(given).values()]
+    assert torch.autograd.gradcheck(total, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def turned_round(variant):
+    """The same loss under declarations that are each wrong in one point."""
+    declared = variant.declared
+    for flag in ("reference", "couples_batch", "stops_gradient"):
+        yield flag, {flag: not declared[flag]}
+    for need in NEEDS:
+        yield need, {"needs": tuple({*declared["needs"]} ^ {need})}
+    for column in declared["columns"]:
+        yield column, {"columns": {name: text for name, text in declared["columns"].items() if name != column}}
+    yield "a further column", {"columns": {**declared["columns"], "unread": "(0, 1)"}}
+    yield "another start", {"start": 7.0}
+    if declared["running"]:
+        yield "running", {"running": None}
+
+
+@pytest.mark.parametrize("name", variants.names())
+def test_no_declaration_of_a_registered_loss_is_too_much_or_too_little(name):
+    variant = variants.get(name)
+    kept = []
+    for what, other in turned_round(variant):
+        try:
+            require(replace(variant, declared={**variant.declared, **other}))
+            kept.append(what)
+        except PluginRefused:
+            pass
+    assert kept == []
 
 
 def test_the_fixture_has_unequal_lengths_a_one_token_answer_and_no_square_shape():
@@ -47,6 +79,15 @@ def test_the_fixture_has_unequal_lengths_a_one_token_answer_and_no_square_shape(
     assert 1.0 in given.rejected.length.tolist()
     assert (given.chosen.length != given.rejected.length).any()
     assert (given.chosen.length == given.rejected.length).any()
+
+
+@pytest.mark.parametrize("name", variants.names())
+def test_a_user_may_switch_off_what_a_loss_declares(name):
+    # What a loss declares must matter at its defaults; a need, a column or a statistic may not at a weight of 0.
+    variant = variants.get(name)
+    for parameter in variant.parameters.values():
+        if parameter.name != variant.strength and parameter.bounds is not None and 0.0 in parameter.bounds:
+            require(variant, {parameter.name: 0.0})
 
 
 def test_hyper_parameters_outside_the_grid_are_tried_too():

@@ -1,0 +1,11 @@
+"""Clamps a column in place."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1), columns={"score": "(0, 1)"})
+def column_in_place(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return -F.logsigmoid(beta * pairs.margin) * pairs.columns["score"].clamp_(min=0.5)

@@ -1,0 +1,11 @@
+"""Detaches the divergence."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1), needs=("reference_kl",))
+def kl_detached(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return -F.logsigmoid(beta * pairs.margin) + pairs.chosen.total("reference_kl").detach()

@@ -1,0 +1,11 @@
+"""A ratio, not a tuple of ratios."""
+
+import torch.nn.functional as F
+
+from dpobench import Objective, Pairs, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1))
+def ratio_no_tuple(pairs: Pairs, *, beta: float = 0.1) -> Objective:
+    """Faulty."""
+    return Objective(-F.logsigmoid(beta * pairs.margin), pairs.chosen.nll())

@@ -1,0 +1,13 @@
+"""Numerators are mixed over the batch."""
+
+import torch.nn.functional as F
+
+from dpobench import Objective, Pairs, Ratio, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1))
+def ratio_of_neighbours(pairs: Pairs, *, beta: float = 0.1) -> Objective:
+    """Faulty."""
+    return Objective(
+        -F.logsigmoid(beta * pairs.margin), (Ratio(-pairs.chosen.logp + pairs.chosen.logp.mean(), pairs.chosen.length),)
+    )

@@ -1,0 +1,11 @@
+"""Reads a statistic that nobody keeps."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(source="none", beta_grid=(0.05, 0.1))
+def statistics_undeclared(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return -F.logsigmoid(beta * pairs.chosen.logratio - pairs.statistics["delta"])

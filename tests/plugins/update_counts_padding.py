@@ -1,0 +1,24 @@
+"""Averages over padding too."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+def init() -> dict[str, float]:
+    """Nothing seen."""
+    return {"delta": 0.0}
+
+
+def update(pairs: Pairs, statistics: Mapping[str, float]) -> Mapping[str, float]:
+    """Faulty."""
+    ratios = (pairs.chosen.policy - pairs.chosen.reference).nan_to_num()
+    return {"delta": float(ratios.mean())}
+
+
+@loss(source="none", beta_grid=(0.05, 0.1), running=(init, update))
+def update_counts_padding(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return -F.logsigmoid(beta * pairs.chosen.logratio - pairs.statistics["delta"])

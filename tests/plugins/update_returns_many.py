@@ -1,0 +1,24 @@
+"""One statistic per pair is no statistic."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpobench import Pairs, PerPair, loss
+
+
+def init() -> dict[str, float]:
+    """Nothing seen."""
+    return {"delta": 0.0}
+
+
+def update(pairs: Pairs, statistics: Mapping[str, float]) -> Mapping[str, Tensor]:
+    """Faulty."""
+    return {"delta": pairs.margin}
+
+
+@loss(source="none", beta_grid=(0.05, 0.1), running=(init, update))
+def update_returns_many(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Faulty."""
+    return -F.logsigmoid(beta * pairs.chosen.logratio - pairs.statistics["delta"])

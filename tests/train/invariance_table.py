@@ -1,0 +1,73 @@
+"""The table of the docs that shows how little the cutting of a batch changes a gradient, loss by loss.
+
+Run from the root of the checkout as `python -m tests.train.invariance_table`; prints Markdown. The relative distance to one backward
+pass through the whole batch of 16 pairs is given for micro-batches of 1, 2, 4 and 8 pairs in float64 and, the largest of the four, in
+float32; that of two processes (gloo), in float64, to one process.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from dpobench import step
+from dpobench.registry import variants
+from dpobench.tokens import write_pairs
+from dpobench.train import accelerator_for
+from tests.train import tiny
+from tests.train.test_gradient import at_once, cut_into, taken
+
+SIZES = (1, 2, 4, 8)
+
+
+def distances(name: str, rows: list, dtype: torch.dtype) -> list[float]:
+    """Of the gradient in micro-batches of each size from the gradient at once."""
+    model, bound, found = tiny.llama(dtype=dtype), variants.get(name).bind(), []
+    wanted = at_once(model, bound, rows)
+    kept = step.by_tokens
+    for size in SIZES:
+        step.by_tokens = cut_into(size)
+        found.append(tiny.apart(taken(model, bound, rows, accelerator_for("cpu", "float32"))[0], wanted))
+    step.by_tokens = kept
+    return found
+
+
+def of_two_processes(rows: list) -> dict[str, torch.Tensor]:
+    """The gradient of every loss, by two processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny.llama().save_pretrained(folder / "start")
+        tiny.words().save_pretrained(folder / "start")
+        write_pairs(folder / "pairs.parquet", tiny.scored(tiny.rows(22), tiny.llama()))
+        write_pairs(folder / "drifted.parquet", rows)
+        script = str(Path(__file__).with_name("two_processes.py"))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+        command += [str(folder / part) for part in ("start", "pairs.parquet", "drifted.parquet", "")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run(command, check=True, capture_output=True, env=environment | {"GLOO_SOCKET_IFNAME": "lo"})
+        return load_file(folder / "found.safetensors")
+
+
+def lines() -> Iterator[str]:
+    """The table, line by line."""
+    rows = tiny.scored(tiny.rows(16, seed=3), tiny.llama(seed=5))
+    two = of_two_processes(rows)
+    yield f"| loss | {' | '.join(f'{size} a micro-batch' for size in SIZES)} | float32, worst | two processes |"
+    yield "|---|" + "---|" * (len(SIZES) + 2)
+    for name in variants.names():
+        exact, single = distances(name, rows, torch.float64), distances(name, rows, torch.float32)
+        model, bound = tiny.llama(dtype=torch.float64), variants.get(name).bind()
+        whole, _ = taken(model, bound, rows, accelerator_for("cpu", "float32"), 120)
+        told = [*exact, max(single), tiny.apart(two[f"{name}.gradient"], whole)]
+        yield f"| {name} | {' | '.join(f'{value:.0e}' for value in told)} |"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in lines():
+        sys.stdout.write(line + "\n")

@@ -1,0 +1,27 @@
+"""DPO beside the negative log-likelihood of the chosen answer, a mean over its own tokens."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(
+    source="Pang et al. 2024, arXiv:2404.19733, with the per-answer mean as implemented by OAT and SamPO",
+    beta_grid=(0.01, 0.05, 0.1, 0.3, 0.5),
+    grids={"weight": (0.005, 0.1, 1.0)},
+    bounds={"weight": "[0, inf)"},
+)
+def dpo_nll(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> PerPair:
+    r"""Logistic loss and likelihood: $-\log\sigma(\beta\,\Delta) - \alpha\,\bar p_w$.
+
+    Every answer counts alike, whatever its length. The same name stands elsewhere for a mean over all tokens of the batch
+    (`dpo_nll_token`) and for a sum over each answer (`dpo_nll_sum`). Also called RPO.
+
+    Args:
+        pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; `pairs.chosen.mean_logp` is $\bar p_w$, nats per token.
+        beta: strength of the pull to the reference.
+        weight: $\alpha$, of the likelihood beside DPO; 0 is DPO.
+
+    Returns: one loss per pair, shape [B].
+    """
+    return -F.logsigmoid(beta * pairs.margin) - weight * pairs.chosen.mean_logp

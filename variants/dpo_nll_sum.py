@@ -1,0 +1,26 @@
+"""DPO beside the negative log-likelihood of the whole chosen answer."""
+
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, loss
+
+
+@loss(
+    source="DPO with a summed likelihood term, as implemented by NeMo-RL",
+    beta_grid=(0.01, 0.05, 0.1, 0.3, 0.5),
+    grids={"weight": (0.005, 0.1, 1.0)},
+    bounds={"weight": "[0, inf)"},
+)
+def dpo_nll_sum(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> PerPair:
+    r"""Logistic loss and likelihood: $-\log\sigma(\beta\,\Delta) - \alpha\,p_w$.
+
+    At n tokens an answer, a weight here acts like n times that weight in `dpo_nll`: at 1 the likelihood outweighs DPO by far.
+
+    Args:
+        pairs: B pairs; `pairs.margin` is $\Delta$, `pairs.chosen.logp` $p_w$, shape [B], in nats.
+        beta: strength of the pull to the reference.
+        weight: $\alpha$, of the likelihood beside DPO; 0 is DPO.
+
+    Returns: one loss per pair, shape [B].
+    """
+    return -F.logsigmoid(beta * pairs.margin) - weight * pairs.chosen.logp

@@ -1,0 +1,33 @@
+"""Odds Ratio Preference Optimization, with the likelihood as a mean over all response tokens."""
+
+import torch.nn.functional as F
+
+from dpobench import Objective, Pairs, PerPair, Side, loss
+
+
+def log_odds(side: Side) -> PerPair:
+    """Log-odds of the mean token probability, shape [B]; finite where that is one: the answer certain in every token."""
+    certain = side.mean_logp.clamp(max=-1e-7)
+    return side.mean_logp - (-certain.expm1()).log()
+
+
+@loss(
+    source="Hong et al. 2024, arXiv:2403.07691, with the likelihood of the response only, an option of the authors' code",
+    beta_grid=(0.1, 0.2, 0.5, 1.0),
+    strength="weight",
+    unit="weight",
+    reference=False,
+)
+def orpo(pairs: Pairs, *, weight: float = 0.1) -> Objective:
+    r"""Likelihood and log odds ratio: $\mathrm{NLL}(y_w) - \lambda\log\sigma(o_w - o_l)$, $o = \bar p - \log(1 - e^{\bar p})$.
+
+    Here the likelihood is a mean over all response tokens of the global batch. The authors' default and TRL count the
+    prompt's tokens as well; LLaMA-Factory takes the mean of each answer (`orpo_seq`).
+
+    Args:
+        pairs: B pairs; $\bar p$ is `mean_logp` of each side, shape [B], in nats per token.
+        weight: $\lambda$, of the odds ratio beside the likelihood.
+
+    Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+    """
+    return Objective(-weight * F.logsigmoid(log_odds(pairs.chosen) - log_odds(pairs.rejected)), (pairs.chosen.nll(),))

@@ -1,0 +1,38 @@
+"""SamPO: DPO on equally many tokens of both answers, drawn at random."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from dpobench import Pairs, PerPair, Side, loss
+
+
+@loss(
+    source="Lu et al. 2024, arXiv:2406.10957, with one draw for policy and reference",
+    beta_grid=(0.01, 0.05, 0.1, 0.3, 0.5),
+    needs=("noise",),
+    start=math.log(2),
+)
+def sampo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    r"""DPO on log-ratios summed over $m = \min(n_w, n_l)$ tokens $K$ of each answer: $-\log\sigma(\beta(\sum_{K_w} a_t - \sum_{K_l} a_t))$.
+
+    Kept are the m tokens with the largest noise, so the shorter answer is kept whole. Policy and reference share the draw, which
+    keeps a log-ratio; the authors' code draws for each anew, so that it depends on tokens' log-probabilities where nothing was
+    learned.
+
+    Args:
+        pairs: B pairs; $a_t$ is policy minus reference at token t, in nats; the extra `noise` is uniform in (0, 1).
+        beta: strength of the pull to the reference.
+
+    Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+    """
+    kept = torch.minimum(pairs.chosen.length, pairs.rejected.length)[:, None]
+    chosen, rejected = (_sampled(side, kept) for side in (pairs.chosen, pairs.rejected))
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
+def _sampled(side: Side, kept: torch.Tensor) -> PerPair:
+    noise = torch.where(side.mask, side.extras["noise"], -1.0)
+    rank = noise.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    return torch.where(rank < kept, side.policy - side.reference, 0.0).sum(-1)
