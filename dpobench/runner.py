@@ -16,7 +16,7 @@ from dpobench.checkpoint import resolve
 from dpobench.errors import UserError
 from dpobench.evaluate import Plan, plan
 from dpobench.execute import Job, execute, is_done, register, status_of
-from dpobench.experiment import Experiment, Run, check_experiment, unfold
+from dpobench.experiment import Experiment, Run, check_experiment, unequal_trials, unfold
 from dpobench.prepare import Inputs, gather, heldout_folder, need_folders, training_folder
 from dpobench.progress import Display, describe
 from dpobench.reference import beyond_pairs, check_pairs
@@ -88,6 +88,7 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
         store.sweep_parts(out)
         with Workers(where.workers, where.threads, _devices(where)) as workers:
             jobs = plan_jobs(experiment, out, where, console)
+            _warn(console, [job.run for job in jobs])
             missing = [job for job in jobs if not is_done(job)]
             _check_disk(missing, out, where.workers)
             ended = {job.run.id: status_of(job.folder) for job in jobs if job not in missing}
@@ -261,9 +262,15 @@ def dry_run(experiment: Experiment, console: Console) -> None:
     runs = unfold(experiment, variants, reference="")
     for one in runs:
         console.print(describe(one), highlight=False, markup=False)
+    _warn(console, runs)
     trials = Counter(one.variant for one in runs)
     told = ", ".join(f"{name} {count // len(experiment.seeds)}" for name, count in trials.items())
     console.print(f"{len(runs)} runs; configurations per variant: {told}", highlight=False)
+
+
+def _warn(console: Console, runs: Sequence[Run]) -> None:
+    if warning := unequal_trials(runs):
+        console.print(f"warning: {warning}", highlight=False, markup=False)
 
 
 def _run_together(experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
