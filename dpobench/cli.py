@@ -201,12 +201,19 @@ def variants(ctx: click.Context, plugins: tuple[str, ...]) -> None:
 
 
 @variants.command()
-@click.argument("name")
-def show(name: str) -> None:
-    """Everything about one loss."""
+@click.argument("name", required=False)
+@click.option("--plot", is_flag=False, flag_value="", metavar="[FILE]",
+              help="Draw loss and pull against the margin: bare, in the terminal; or into a .svg, .png or .pdf.")  # fmt: skip
+def show(name: str | None, plot: str | None) -> None:
+    """Everything about one loss, or about a sum of them: show dpo:0.8+sft."""
     from dpobench import gallery
 
-    for line in gallery.portrait(name):
+    if name is None and plot:
+        # The bare option stood before the name and took it for its value.
+        name, plot = plot, ""
+    if name is None:
+        raise UserError("variants show: no loss is named; `dpobench variants` lists them")
+    for line in gallery.portrait(name, plot):
         click.echo(line)
 
 
@@ -227,9 +234,9 @@ def check_file(file: Path) -> int:
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where to write it.")
 def new(name: str, folder: Path) -> None:
     """Write a loss to start from, and a test for it."""
-    from dpobench import gallery
+    from dpobench import starter
 
-    for file in gallery.template(name, folder):
+    for file in starter.write(name, folder):
         click.echo(file)
 
 

@@ -39,6 +39,14 @@ def test_options_of_run_are_pinned():
     }  # fmt: skip
 
 
+def test_options_about_losses_are_pinned():
+    commands = {"list": cli.variants, **cli.variants.commands}
+    names = {
+        name: [o for p in command.params for o in p.opts if o.startswith("-")] for name, command in commands.items()
+    }
+    assert names == {"list": ["--plugin"], "show": ["--plot"], "check": [], "new": ["--folder"]}
+
+
 def test_commands_are_pinned():
     assert set(cli.commands.commands) == {"run", "report", "evaluate", "variants", "status", "doctor", "bench"}
 
@@ -78,6 +86,9 @@ def test_grids_unfold_as_written(arguments, runs):
         (("report", "nowhere"), "no plan.json"),
         (("status", "nowhere"), "no plan.json"),
         (("variants", "show", "dppo"), "Did you mean 'dpo'"),
+        (("variants", "show"), "no loss is named"),
+        (("variants", "show", "dpo:heavy+sft"), "'heavy' is no positive weight"),
+        (("variants", "check", "nowhere.py"), "no such file"),
         (("variants", "new", "dpo"), "exists already"),
         (("variants", "new", "My-Loss"), "no name for a loss"),
     ],
@@ -116,7 +127,7 @@ def test_a_portrait_names_source_grid_and_laws():
     done = dpobench("variants", "show", "ipo")
     assert "arXiv:2310.12036" in done.stdout
     assert "sets a target margin in nats per token" in done.stdout
-    assert "broken" not in done.stdout
+    assert "BROKEN" not in done.stdout
 
 
 def test_doctor_finds_this_installation_ready():

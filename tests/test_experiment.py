@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dpobench.errors import UnknownName, UserError
-from dpobench.experiment import Experiment, Recipe, merge, parse, parse_grids, set_path, unfold
+from dpobench.experiment import Experiment, Recipe, merge, parse, parse_grids, set_path, unequal_trials, unfold
 from dpobench.registry import variants
 
 
@@ -128,3 +128,17 @@ def test_learning_rate_by_hand():
     assert [recipe.rate(step, 10, 1.0) for step in range(4)] == pytest.approx([0.5, 1.0, 1.0, 7 / 8])
     assert Recipe(warmup=0.0, schedule="constant").rate(9, 10, 0.3) == 0.3
     assert Recipe(warmup=0.0, schedule="cosine").rate(5, 10, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_unequal_numbers_of_configurations_are_told_and_equal_ones_are_not():
+    def told(grid, **more):
+        return unequal_trials(unfold(Experiment(variants=("dpo", "cdpo"), grid=grid, **more), variants, "key"))
+
+    # 3 betas of dpo; 2 betas x 2 flips of cdpo: 3 and 4 configurations, however many seeds and learning rates.
+    uneven = {"dpo": {"beta": (0.1, 0.3, 0.5)}, "cdpo": {"beta": (0.1, 0.3), "flip": (0.1, 0.2)}}
+    assert "(dpo 3, cdpo 4)" in told(uneven)
+    assert told(uneven, seeds=(0, 1, 2)) == told(uneven)
+    assert "(dpo 6, cdpo 8)" in told(uneven, learning_rates=(1e-4, 1e-3))
+    # 4 and 2 x 2.
+    even = {**uneven, "dpo": {"beta": (0.05, 0.1, 0.3, 0.5)}}
+    assert told(even) is told({}) is told({}, seeds=(0, 1)) is None
