@@ -163,6 +163,7 @@ def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[s
         "seconds": {"train": round(trained.seconds, 3)},
         "tokens": trained.tokens,
         "steps": trained.steps,
+        "layout": trained.layout,
         "flags": trained.flags,
         "provenance": {
             **provenance.environment(job.device, recipe.precision),

@@ -195,7 +195,7 @@ class Run(_Settings):
     @property
     def id(self) -> str:
         """Variant and hash of all fields: a changed field is another run."""
-        return f"{self.variant.replace(':', '_')}-{digest(self.model_dump())}"
+        return f"{self.variant.replace(':', '_')[:100]}-{digest(self.model_dump())}"
 
     @property
     def beta(self) -> Any:
@@ -309,7 +309,7 @@ def parse_grids(
     for text in grids:
         path, sign, values = text.partition("=")
         # A mixture has dots in its name.
-        owner = next((name for name in chosen if path.startswith(f"{name}.")), path.partition(".")[0])
+        owner = max((name for name in chosen if path.startswith(f"{name}.")), key=len, default=path.partition(".")[0])
         name, parameter = owner, path[len(owner) + 1 :]
         if not sign or not parameter:
             raise UserError(f"--grid {text!r}: write VARIANT.PARAMETER=VALUE,VALUE")

@@ -54,6 +54,7 @@ MEANINGS = MappingProxyType(
         "start": "the declared value at policy = reference is the value there",
         "shift": "moving policy and reference alike changes nothing",
         "strength": "every hyper-parameter with a grid matters",
+        "probability": "a stated probability is sigmoid(beta x margin)",
     }
 )
 _GROUPS = (

@@ -16,7 +16,42 @@ from dpobench.tokens import TokenPair
 Sequences = Sequence[tuple[Any, Any]]
 
 
-class Batch:
+def tensor(values: Any, device: torch.device | str) -> Tensor:
+    """A numpy array on a device."""
+    return torch.from_numpy(values).to(device)
+
+
+class Laid:
+    """Completions laid out for a model: where each of their tokens is predicted.
+
+    Args:
+        rows: row of each completion token, shape [K].
+        positions: position whose output predicts it, shape [K].
+        targets: its id, shape [K].
+        lengths: tokens of each of the N completions; they sum to K.
+        device: where the tensors live.
+
+    Attributes:
+        mask: true where `scatter` puts a value, shape [N, T].
+    """
+
+    def __init__(self, rows: Any, positions: Any, targets: Any, lengths: Sequence[int], device: Any) -> None:
+        ends = np.asarray(lengths)[:, None]
+        self.rows: Int[Tensor, " K"] = tensor(rows, device)
+        self.positions: Int[Tensor, " K"] = tensor(positions, device)
+        self.targets: Int[Tensor, " K"] = tensor(targets, device)
+        self.mask: Bool[Tensor, "N T"] = tensor(np.arange(ends.max()) < ends, device)
+
+    def scatter(self, values: Float[Tensor, " K"]) -> Float[Tensor, "N T"]:
+        """Lay one value per completion token out as rows, zero elsewhere; differentiable."""
+        return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the model's forward pass."""
+        raise NotImplementedError
+
+
+class Batch(Laid):
     """Prompts and completions as one right-padded block.
 
     Args:
@@ -26,10 +61,6 @@ class Batch:
     Attributes:
         ids: token ids, shape [N, S].
         attention: true at tokens, shape [N, S].
-        rows: row of each completion token, shape [K].
-        positions: position whose output predicts it, shape [K].
-        targets: its id, shape [K].
-        mask: true where `scatter` puts a value, shape [N, T].
     """
 
     def __init__(self, sequences: Sequences, device: torch.device | str = "cpu") -> None:
@@ -42,22 +73,18 @@ class Batch:
             ids[row, len(prompt) : len(prompt) + len(completion)] = completion
         ends = lengths.sum(1)
         steps = np.arange(ids.shape[1])
-        predicts = (steps >= lengths[:, :1] - 1) & (steps < ends[:, None] - 1)
-        rows, positions = predicts.nonzero()
-        self.ids: Int[Tensor, "N S"] = torch.from_numpy(ids).to(device)
-        self.attention: Bool[Tensor, "N S"] = torch.from_numpy(steps < ends[:, None]).to(device)
-        self.rows: Int[Tensor, " K"] = torch.from_numpy(rows).to(device)
-        self.positions: Int[Tensor, " K"] = torch.from_numpy(positions).to(device)
-        self.targets: Int[Tensor, " K"] = torch.from_numpy(ids[rows, positions + 1]).to(device)
-        self.mask: Bool[Tensor, "N T"] = torch.from_numpy(np.arange(lengths[:, 1].max()) < lengths[:, 1:]).to(device)
+        rows, positions = ((steps >= lengths[:, :1] - 1) & (steps < ends[:, None] - 1)).nonzero()
+        super().__init__(rows, positions, ids[rows, positions + 1], lengths[:, 1].tolist(), device)
+        self.ids: Int[Tensor, "N S"] = tensor(ids, device)
+        self.attention: Bool[Tensor, "N S"] = tensor(steps < ends[:, None], device)
 
-    def scatter(self, values: Float[Tensor, " K"]) -> Float[Tensor, "N T"]:
-        """Lay one value per completion token out as rows, zero elsewhere; differentiable."""
-        return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the model's forward pass."""
+        return {"input_ids": self.ids, "attention_mask": self.attention.long(), "use_cache": False}
 
 
 @contextlib.contextmanager
-def _only(model: Any, batch: Batch) -> Iterator[list[Tensor]]:
+def _only(model: Any, batch: Laid) -> Iterator[list[Tensor]]:
     """While open, the model's head sees the hidden states of completion tokens only.
 
     The hook sits before the head, so whatever the architecture does after it (soft-capping, scaling) still applies.
@@ -77,14 +104,14 @@ def _only(model: Any, batch: Batch) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def completion_logits(model: Any, batch: Batch) -> Float[Tensor, "K V"]:
+def completion_logits(model: Any, batch: Laid) -> Float[Tensor, "K V"]:
     """Logits at the positions that predict completion tokens, in the model's dtype."""
     with _only(model, batch):
-        out = model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+        out = model(**batch.inputs())
     return out.logits[0]
 
 
-def completion_logps(model: Any, batch: Batch) -> Float[Tensor, "N T"]:
+def completion_logps(model: Any, batch: Laid) -> Float[Tensor, "N T"]:
     """Log-probability of every completion token, nats, float32 (float64 for a float64 model); zero where `batch.mask` is false."""
     logits = _exact(completion_logits(model, batch))
     return batch.scatter(-torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
@@ -95,7 +122,7 @@ def _exact(logits: Tensor) -> Tensor:
 
 
 def completion_values(
-    model: Any, batch: Batch, asked: Sequence[tuple[Need, Mapping[str, float]]], reference: Any = None
+    model: Any, batch: Laid, asked: Sequence[tuple[Need, Mapping[str, float]]], reference: Any = None
 ) -> dict[str, Float[Tensor, "N T"]]:
     """Log-probability of every completion token, and what else a loss asked of its next-token distribution.
 
@@ -134,7 +161,7 @@ def _before_head(model: Any, change: Callable[[Tensor], Tensor]) -> Iterator[Any
         handle.remove()
 
 
-def completion_hidden(model: Any, batch: Batch) -> Float[Tensor, "K H"]:
+def completion_hidden(model: Any, batch: Laid) -> Float[Tensor, "K H"]:
     """What `Head` turns into the logits of completion tokens; computing it costs no row of the vocabulary but one."""
     seen: list[Tensor] = []
 
@@ -143,7 +170,7 @@ def completion_hidden(model: Any, batch: Batch) -> Float[Tensor, "K H"]:
         return hidden[:1, :1]
 
     with _before_head(model, keep):
-        model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+        model(**batch.inputs())
     return seen[0]
 
 
@@ -191,7 +218,7 @@ class Head:
 
 
 def pair_batch(pairs: Sequence[TokenPair], device: torch.device | str = "cpu", *, gold: bool = False) -> Batch:
-    """The chosen sides of B pairs, then their rejected sides, as one batch of 2B rows; with `gold`, then the gold answers."""
+    """The chosen sides of B pairs, then their rejected sides; with `gold`, then the gold answers."""
     sides = [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
     if gold:
         sides.append([pair.gold for pair in pairs if pair.gold is not None])

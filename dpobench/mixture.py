@@ -1,6 +1,7 @@
 """Weighted sums of registered losses, written as a name: `dpo:0.8+bco_pair:0.2+sft:1`."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dpobench.errors import UserError
-from dpobench.plugin import Parameter, Variant
+from dpobench.plugin import Parameter, Variant, keywords
 
 
 def is_mixture(name: str) -> bool:
@@ -27,6 +28,8 @@ def mixture(name: str, find: Callable[[str], Variant]) -> "Mixture":
         UserError: no loss of this name, a weight that is no positive number, or a loss named twice.
     """
     parts: dict[str, tuple[Variant, float]] = {}
+    if re.search(r"\s", name):
+        raise UserError(f"mixture {name!r}: write it without blanks")
     for text in name.split("+"):
         owner, sign, weight = text.partition(":")
         try:
@@ -41,6 +44,10 @@ def mixture(name: str, find: Callable[[str], Variant]) -> "Mixture":
             raise UserError(f"mixture {name!r}: {owner!r} is named twice; add the weights")
         parts[owner] = find(owner), value
     losses = [loss for loss, _ in parts.values()]
+    for column in {column for loss in losses for column in loss.columns}:
+        allowed = {loss.columns[column].text for loss in losses if column in loss.columns}
+        if len(allowed) > 1:
+            raise UserError(f"mixture {name!r}: its parts want {column} in {' and in '.join(sorted(allowed))}")
     return Mixture("variant", name, losses[0].function, _declared(name, losses), losses[0].file, tuple(parts.values()))
 
 
@@ -56,6 +63,7 @@ def _declared(name: str, losses: list[Variant]) -> Mapping[str, Any]:
         "needs": tuple(dict.fromkeys(need for loss in losses for need in loss.needs)),
         "columns": {column: text for one in every for column, text in one["columns"].items()},
         "running": None,
+        "states_probability": False,
         "start": None,
     }
     for flag in ("reference", "couples_batch", "stops_gradient"):
@@ -95,6 +103,24 @@ class Mixture(Variant):
         """Whether those of any part outlive a step."""
         return any(loss.keeps_statistics for loss, _ in self.parts)
 
+    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete and check hyper-parameters.
+
+        Raises:
+            UserError: as for one loss; or parts ask for one need at two settings.
+        """
+        from dpobench.needs import NEEDS
+
+        found = super().arguments(params)
+        for name in {name for need in self.needs if need in NEEDS for name in keywords(NEEDS[need].compute)}:
+            self.pick(name, found)
+        return found
+
+    @cached_property
+    def recipe(self) -> Mapping[str, float]:
+        """Weight of each part: what makes two mixtures the same however they are written."""
+        return {loss.name: weight for loss, weight in self.parts}
+
     def objective(self, pairs: Any, params: Mapping[str, Any]) -> Any:
         """Sum of the parts' objectives, each with its own hyper-parameters and statistics."""
         from dpobench.pairs import Objective
@@ -131,7 +157,10 @@ class Mixture(Variant):
         Raises:
             UserError: they do not.
         """
-        values = {params[f"{loss.name}.{name}"] for loss, _ in self.parts if name in loss.parameters}
+        from dpobench.needs import NEEDS
+
+        users = [loss for loss, _ in self.parts if any(name in keywords(NEEDS[need].compute) for need in loss.needs)]
+        values = {params[f"{loss.name}.{name}"] for loss in users}
         if len(values) > 1:
             raise UserError(
                 f"mixture {self.name!r}: its parts disagree on {name} ({', '.join(map(str, sorted(values)))})"

@@ -188,7 +188,7 @@ class Variant(Plugin):
         """Next values of the running statistics, from the global batch."""
         if (running := self.declared["running"]) is None:
             return {}
-        named = {name: params[name] for name in _keywords(running[1])}
+        named = {name: params[name] for name in keywords(running[1])}
         return {name: float(value) for name, value in running[1](pairs.detached(), statistics, **named).items()}
 
     def start(self, params: Mapping[str, Any]) -> float | None:
@@ -241,7 +241,7 @@ class Bound:
 
     def named(self, function: Callable[..., Any]) -> dict[str, Any]:
         """The hyper-parameters that a function takes as keyword-only arguments."""
-        return {name: self.variant.pick(name, self.params) for name in _keywords(function)}
+        return {name: self.variant.pick(name, self.params) for name in keywords(function)}
 
     @property
     def start(self) -> float | None:
@@ -249,6 +249,9 @@ class Bound:
         return self.variant.start(self.params)
 
 
-def _keywords(function: Callable[..., Any]) -> list[str]:
+def keywords(function: Callable[..., Any] | None) -> list[str]:
+    """Names of a function's keyword-only arguments; none of no function."""
+    if function is None:
+        return []
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]

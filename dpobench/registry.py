@@ -56,6 +56,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
     reference: bool = True,
     couples_batch: bool = False,
     stops_gradient: bool = False,
+    states_probability: bool = False,
     needs: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     running: tuple[Callable[[], Mapping[str, float]], Callable[..., Mapping[str, Any]]] | None = None,
@@ -78,6 +79,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
         reference: whether the value depends on the reference.
         couples_batch: whether the loss of a pair depends on the other pairs.
         stops_gradient: whether the method holds a part of its formula constant, so that the gradient is not the value's slope.
+        states_probability: whether sigmoid(beta x margin) is the loss's probability of the label; reports then calibrate it.
         needs: what is computed for this loss beyond log-probabilities; the names of `dpobench.needs`.
         columns: numeric columns of the data set that the loss reads, with the interval of their values.
         running: statistics that outlive a step, as `(init, update)`: `init()` gives each its first value, and
@@ -95,6 +97,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
         "reference": reference,
         "couples_batch": couples_batch,
         "stops_gradient": stops_gradient,
+        "states_probability": states_probability,
         "needs": tuple(needs),
         "columns": dict(columns or {}),
         "running": running,

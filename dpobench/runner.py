@@ -17,6 +17,7 @@ from dpobench.errors import UserError
 from dpobench.evaluate import Plan, plan
 from dpobench.execute import Job, execute, is_done, register, status_of
 from dpobench.experiment import Experiment, Run, check_experiment, unequal_trials, unfold
+from dpobench.mixture import Mixture
 from dpobench.prepare import Inputs, gather, heldout_folder, need_folders, training_folder
 from dpobench.progress import Display, describe
 from dpobench.reference import beyond_pairs, check_pairs
@@ -112,8 +113,20 @@ def check(experiment: Experiment) -> None:
     once = experiment.model_copy(update={"seeds": experiment.seeds[:1], "learning_rates": ()})
     for one in unfold(once, variants, reference=""):
         require(variants.get(one.variant), one.params)
+    _check_twins(experiment.variants)
     _check_moving_reference(experiment)
     plan(experiment.evaluation, has_pairs=True, heldout="")
+
+
+def _check_twins(names: Sequence[str]) -> None:
+    """One loss under two names would be trained twice and counted twice."""
+    seen: dict[frozenset[Any], str] = {}
+    for name in names:
+        loss = variants.get(name)
+        parts = frozenset((loss.recipe if isinstance(loss, Mixture) else {name: 1.0}).items())
+        if parts in seen:
+            raise UserError(f"variants: {seen[parts]} and {name} are one loss; leave one out")
+        seen[parts] = name
 
 
 def _check_moving_reference(experiment: Experiment) -> None:
@@ -141,6 +154,11 @@ def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Consol
     inputs = gather(experiment, out, where.cache, say)
     losses = {name: variants.get(name) for name in experiment.variants}
     check_pairs(losses.values(), inputs.train)
+    recipe = experiment.recipe
+    if recipe.reference_every >= (steps := recipe.steps(len(inputs.train))):
+        raise UserError(
+            f"recipe.reference_every = {recipe.reference_every} has no effect in {steps} steps; choose a smaller number"
+        )
     heldout = heldout_folder(inputs, planned, out, where.device, say)
     shared = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
     needs = {name for loss in losses.values() for name in loss.needs}
@@ -183,6 +201,9 @@ def _write_plan(
         "runs": [one.describe() for one in runs],
         "left_out": list(planned.left_out),
         "given": {name: beyond_pairs(variants.get(name)) for name in experiment.variants},
+        "states_probability": [
+            name for name in experiment.variants if variants.get(name).declared["states_probability"]
+        ],
         "data": dict(inputs.note),
         "model_hash": inputs.model_hash,
         "reference": heldout.name,
@@ -206,7 +227,9 @@ def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
     if not missing:
         return
     weights = sum(file.stat().st_size for file in missing[0].model.glob("*.safetensors"))
-    needed = int(1.1 * weights * (len(missing) + 3 * workers))
+    # A resumable state holds weights and two moments, and a reference that moves.
+    state = 4 if missing[0].run.recipe.reference_every else 3
+    needed = int(1.1 * weights * (len(missing) + state * workers))
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(
@@ -234,7 +257,11 @@ def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
 
 def summary_lines(report: Path) -> Iterator[str]:
     """The verdict and the leaderboard as a terminal shows them, read from the report's own files."""
-    yield from (report / "verdict.txt").read_text(encoding="utf-8").splitlines()[:1]
+    from dpobench.report.text import UNEVEN
+
+    verdict, *notes = (report / "verdict.txt").read_text(encoding="utf-8").splitlines()
+    yield verdict
+    yield from (note for note in notes if note.startswith(UNEVEN))
     with (report / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if "verdict" in row]
     if not rows:
@@ -293,6 +320,7 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
         with store.locked(out):
             store.sweep_parts(out)
             jobs = plan_jobs(experiment, out, where, console)
+            _warn(console, [job.run for job in jobs])
             _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
             told = [[job.model_dump_json() for job in jobs]]
             _execute_all(told, accelerator, broadcast_object_list)

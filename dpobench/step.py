@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpobench.logprobs import Batch, by_tokens, completion_logps, completion_values, pair_batch
+from dpobench.logprobs import Laid, by_tokens, completion_logps, completion_values, pair_batch
 from dpobench.needs import NEEDS
+from dpobench.packing import first_fit, packed_pairs
 from dpobench.pairs import Objective, Pairs, Side
 from dpobench.registry import Bound
 from dpobench.tokens import TokenPair
@@ -31,8 +32,8 @@ class Block:
     """
 
     rows: Sequence[TokenPair]
-    batch: Batch
-    mismatched: Batch | None
+    batch: Laid
+    mismatched: Laid | None
 
     @property
     def sides(self) -> int:
@@ -48,19 +49,32 @@ class Beside:
         reference: a live reference model.
         statistics: running statistics as the step before left them.
         moves: whether the reference changes during the training.
+        layout: "packed" where the models read packed rows (see `dpobench.packing`), else "padded", and why.
+        equal: whether the reference is the policy itself in this step. Its log-probabilities are then the policy's own, not those of an
+            earlier pass: losses with a kink at 0 would follow the sign of a rounding error, which depends on how the batch was cut.
     """
 
     reference: Any = None
     statistics: Mapping[str, float] = field(default_factory=dict)
     moves: bool = False
+    layout: str = "padded"
+    equal: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether the models read packed rows."""
+        return self.layout == "packed"
 
 
-def block_of(rows: Sequence[TokenPair], bound: Bound, device: Any, *, pairs_only: bool = False) -> Block:
+def block_of(
+    rows: Sequence[TokenPair], bound: Bound, device: Any, *, packed: bool = False, pairs_only: bool = False
+) -> Block:
     """Lay out what a loss needs of some pairs; of the pairs alone, where what it needs beside them is known already."""
     needs = () if pairs_only else bound.variant.needs
     crossed = [row.mismatched for row in rows if row.mismatched is not None] if "mismatched" in needs else []
-    batch = pair_batch(rows, device, gold="gold" in bound.variant.needs)
-    return Block(rows, batch, pair_batch(crossed, device) if crossed else None)
+    lay = packed_pairs if packed else pair_batch
+    batch = lay(rows, device, gold="gold" in bound.variant.needs)
+    return Block(rows, batch, lay(crossed, device) if crossed else None)
 
 
 def values_of(model: Any, block: Block, bound: Bound, reference: Any = None) -> dict[str, Tensor]:
@@ -74,13 +88,16 @@ def values_of(model: Any, block: Block, bound: Bound, reference: Any = None) -> 
     return values
 
 
-def pairs_of(values: Values, block: Block, statistics: Mapping[str, float] = MappingProxyType({})) -> Pairs:
+def pairs_of(
+    values: Values, block: Block, statistics: Mapping[str, float] = MappingProxyType({}), *, equal: bool = False
+) -> Pairs:
     """What the loss is given.
 
     Args:
         values: from `values_of`.
         block: the pairs they belong to, with the reference's log-probabilities.
         statistics: running statistics, this batch counted.
+        equal: whether the reference is the policy itself.
     """
     logps, rows = values["logp"], block.rows
     size = len(rows)
@@ -89,12 +106,16 @@ def pairs_of(values: Values, block: Block, statistics: Mapping[str, float] = Map
         : len(logps) - 2 * size
     ]
     reference = np.concatenate([*(r.chosen_reference for r in rows), *(r.rejected_reference for r in rows), *absent])
-    constant = _scattered(block.batch, reference, logps)
+    constant = logps.detach() if equal else _scattered(block.batch, reference, logps)
     extras = {name: value for name, value in values.items() if name not in ("logp", "mismatched")}
     for name in rows[0].extras:
         given = [row.extras[name] for row in rows]
         told = [*(side[0] for side in given), *(side[1] for side in given), *absent]
         extras[name] = _scattered(block.batch, np.concatenate(told), logps)
+
+    if equal:
+        starts = {"zero": torch.zeros_like(constant), "reference": constant}
+        extras = {name: starts.get(NEEDS[name].start, value) for name, value in extras.items()}
 
     def side(number: int) -> Side:
         part = slice(number * size, (number + 1) * size)
@@ -103,18 +124,23 @@ def pairs_of(values: Values, block: Block, statistics: Mapping[str, float] = Map
 
     others = {"gold": side(2)} if len(logps) > 2 * size else {}
     if block.mismatched is not None and "mismatched" in values:
-        others["mismatched"] = _mismatched(values["mismatched"], block.mismatched, rows)
+        others["mismatched"] = _mismatched(values["mismatched"], block.mismatched, rows, equal=equal)
     names = sorted({name for row in rows for name in row.columns})
     columns = {name: torch.tensor([row.columns.get(name, math.nan) for row in rows]).to(logps) for name in names}
-    kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in statistics.items()}
-    return Pairs(side(0), side(1), columns, kept, others)
+    return Pairs(side(0), side(1), columns, _scalars(statistics, logps.device), others)
 
 
-def _scattered(batch: Batch, values: Any, like: Tensor) -> Tensor:
+def _scalars(statistics: Mapping[str, float], device: Any) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in statistics.items()}
+
+
+def _scattered(batch: Laid, values: Any, like: Tensor) -> Tensor:
     return batch.scatter(torch.from_numpy(values).to(like.device, like.dtype))
 
 
-def _mismatched(logps: Tensor, batch: Batch, rows: Sequence[TokenPair]) -> Side:
+def _mismatched(logps: Tensor, batch: Laid, rows: Sequence[TokenPair], *, equal: bool) -> Side:
+    if equal:
+        return Side(logps, logps, batch.mask)
     crossed = [row.mismatched for row in rows if row.mismatched is not None]
     reference = np.concatenate([*(r.chosen_reference for r in crossed), *(r.rejected_reference for r in crossed)])
     return Side(logps, _scattered(batch, reference, logps), batch.mask)
@@ -177,7 +203,7 @@ def gradient(
     world, rank = accelerator.num_processes, accelerator.process_index
     share = len(rows) // world
     local = list(rows[rank * share : (rank + 1) * share])
-    groups = by_tokens([_padded_size(pair, bound) for pair in local], budget)
+    groups = _groups(local, bound, budget, accelerator.device, packed=beside.packed)
     whole = denominators = None
     if bound.variant.sees_whole_batch:
         whole = _on_whole_batch(model, bound, rows, local, accelerator, groups, beside)
@@ -185,12 +211,13 @@ def gradient(
         denominators = _denominators(bound, rows, accelerator.device)
     seen: dict[str, Tensor] = {name: torch.zeros(share, device=accelerator.device) for name in _SEEN}
     for number, group in enumerate(groups):
-        block = block_of([local[i] for i in group], bound, accelerator.device, pairs_only=whole is not None)
+        members = [local[i] for i in group]
+        block = block_of(members, bound, accelerator.device, packed=beside.packed, pairs_only=whole is not None)
         last = number == len(groups) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
             values = values_of(model, block, bound, beside.reference)
             values["logp"].retain_grad()
-            pairs = pairs_of(values, block)
+            pairs = pairs_of(values, block, equal=beside.equal)
             if whole is None:
                 losses = bound.objective(pairs).each(denominators, len(rows))
                 objective, slopes = losses.sum() / len(rows), _start_slopes(bound, pairs, denominators, len(rows))
@@ -205,11 +232,27 @@ def gradient(
     return Step(gathered, sum(pair.size for pair in rows), whole.statistics if whole else {})
 
 
-def _padded_size(pair: TokenPair, bound: Bound) -> int:
-    sides = [pair.chosen, pair.rejected]
-    if pair.gold is not None and "gold" in bound.variant.needs:
-        sides.append(pair.gold)
-    return len(sides) * (len(pair.prompt) + max(map(len, sides)))
+# Most tokens of a micro-batch on a CPU: larger ones leave its caches and are slower.
+CPU_TOKENS = 2048
+
+
+def _groups(rows: Sequence[TokenPair], bound: Bound, budget: int, device: Any, *, packed: bool) -> list[list[int]]:
+    """Micro-batches: indices of pairs whose tokens, shared prompts once or padding counted, stay within the budget."""
+    if device.type == "cpu":
+        budget = min(budget, CPU_TOKENS)
+    sizes = [_size(row, bound, packed=packed) for row in rows]
+    return first_fit(sizes, budget) if packed else by_tokens(sizes, budget)
+
+
+def _size(row: TokenPair, bound: Bound, *, packed: bool) -> int:
+    """Tokens that the larger of a pair's passes computes: the pair's own, and its prompt with another one's answers."""
+    sides = [row.chosen, row.rejected]
+    if row.gold is not None and "gold" in bound.variant.needs:
+        sides.append(row.gold)
+    own = len(row.prompt) + sum(map(len, sides)) if packed else len(sides) * (len(row.prompt) + max(map(len, sides)))
+    if row.mismatched is None or "mismatched" not in bound.variant.needs:
+        return own
+    return max(own, _size(row.mismatched, bound, packed=packed))
 
 
 def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Any) -> Sequence[Tensor]:
@@ -218,7 +261,9 @@ def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Any) -> Seque
         return ()
     block = block_of(rows, bound, device)
     zeros = torch.zeros(block.batch.mask.shape, device=device)
-    stand_in = {name: zeros for name in ("logp", *bound.variant.needs) if name != "mismatched"}
+    stand_in = dict.fromkeys(("logp", *bound.variant.needs), zeros)
+    if block.mismatched is not None:
+        stand_in["mismatched"] = torch.zeros(block.mismatched.mask.shape, device=device)
     with torch.no_grad():
         objective: Objective = bound.objective(at_start(pairs_of(stand_in, block)))
     return objective.denominators
@@ -239,7 +284,7 @@ def _on_whole_batch(
     parts: dict[str, Tensor] = {}
     with torch.no_grad(), accelerator.autocast():
         for group in groups:
-            block = block_of([local[i] for i in group], bound, accelerator.device)
+            block = block_of([local[i] for i in group], bound, accelerator.device, packed=beside.packed)
             for name, found in values_of(model, block, bound, beside.reference).items():
                 laid = whole.mismatched if name == "mismatched" and whole.mismatched else whole.batch
                 shape = len(laid.mask) // len(rows), share, laid.mask.shape[1]
@@ -250,9 +295,9 @@ def _on_whole_batch(
         name: accelerator.gather(part.transpose(0, 1).contiguous()).transpose(0, 1).flatten(0, 1).detach()
         for name, part in parts.items()
     }
-    statistics = bound.update(pairs_of(values, whole), beside.statistics)
+    statistics = bound.update(pairs_of(values, whole, equal=beside.equal), beside.statistics)
     leaves = {name: value.requires_grad_() for name, value in values.items() if _differentiable(name)}
-    losses = bound(pairs_of(values, whole, statistics))
+    losses = bound(pairs_of(values, whole, statistics, equal=beside.equal))
     pulls = torch.autograd.grad(losses.mean(), list(leaves.values()), allow_unused=True)
     mine = slice(rank * share, (rank + 1) * share)
     local_pulls = {
@@ -312,8 +357,7 @@ def started(bound: Bound, pairs: Pairs) -> Pairs:
     """`at_start`, with the running statistics of a first step."""
     start = at_start(pairs)
     statistics = bound.update(start, bound.initial())
-    kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in statistics.items()}
-    return replace(start, statistics=kept)
+    return replace(start, statistics=_scalars(statistics, pairs.chosen.policy.device))
 
 
 def start_slopes(bound: Bound, pairs: Pairs) -> Tensor:

@@ -21,6 +21,7 @@ from dpobench import checkpoint, store
 from dpobench.errors import Damaged, Diverged, DpobenchError, UserError
 from dpobench.experiment import Recipe, Run
 from dpobench.needs import NEEDS
+from dpobench.packing import adopt
 from dpobench.pairs import Pairs
 from dpobench.reference import move, scored, with_noise
 from dpobench.registry import Bound
@@ -53,6 +54,7 @@ class Trained:
         seconds: wall time of the steps.
         checks: step-0 and reload figures.
         flags: what a reader should know, in words.
+        layout: "packed", or "padded" and why.
     """
 
     steps: int = 0
@@ -60,6 +62,7 @@ class Trained:
     seconds: float = 0.0
     checks: dict[str, float | None] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,28 +130,28 @@ def train(
     Raises:
         Diverged: a loss or gradient is not finite; the log up to there lies in `target`.
         DpobenchError: at step 0 the policy does not equal the reference.
-        UserError: the batch does not divide by the number of processes, or there are fewer pairs than a batch.
+        UserError: the batch does not divide by the number of processes, or is larger than the data.
     """
     recipe = run.recipe
-    _check_size(recipe.batch, len(pairs), accelerator.num_processes)
     model, optimizer = load_policy(start, accelerator, recipe.weight_decay)
-    steps = recipe.steps(len(pairs))
-    beside = _beside(start, bound, recipe, accelerator)
+    steps = _steps(recipe, len(pairs), accelerator.num_processes)
+    beside = _beside(start, bound, run, model, pairs, accelerator)
     first, result, log, beside = _resume(saving, model, optimizer, accelerator, beside)
     saved = time.monotonic()
     for step in range(first, steps):
         began = time.monotonic()
-        rows = _rows(pairs, run, bound, step, beside.reference, accelerator)
+        rows, beside = _rows(pairs, run, bound, step, beside, accelerator)
         if step == 0:
-            result.checks |= check_start(model, bound, rows[: min(len(rows), 8)], accelerator, beside.reference)
+            result.checks |= check_start(model, bound, rows[: min(len(rows), 8)], accelerator, beside)
         seen = gradient(model, bound, rows, accelerator, recipe.micro_batch_tokens, beside)
         beside = replace(beside, statistics=seen.statistics)
         norm = float(accelerator.clip_grad_norm_(model.parameters(), recipe.clip))
         rate = recipe.rate(step, steps, run.learning_rate)
+        seen = _against_start(seen, pairs, run, step) if beside.moves else seen
         log.append(_log_row(step, seen, norm, rate, bound, time.monotonic() - began))
         _require_finite(log, target, accelerator)
         _advance(optimizer, rate)
-        if recipe.reference_every and (step + 1) % recipe.reference_every == 0:
+        if beside.moves and (step + 1) % recipe.reference_every == 0:
             move(beside.reference, accelerator.unwrap_model(model), recipe.reference_mix)
         log[-1]["seconds"] = round(time.monotonic() - began, 4)
         result.seconds += log[-1]["seconds"]
@@ -157,7 +160,7 @@ def train(
             note = {"step": step + 1, "log": log, "result": asdict(result)}
             _save_state(saving.folder, model, optimizer, beside, note, accelerator)
             saved = time.monotonic()
-    result.steps, result.tokens = steps, sum(row["tokens"] for row in log)
+    result.steps, result.tokens, result.layout = steps, sum(row["tokens"] for row in log), beside.layout
     result.flags = flags(log, recipe.clip)
     _finish(model, start, target, log, accelerator, result)
     return result
@@ -170,25 +173,42 @@ def _advance(optimizer: Any, rate: float) -> None:
     optimizer.zero_grad()
 
 
-def _beside(start: Path, bound: Bound, recipe: Recipe, accelerator: Any) -> Beside:
-    """First statistics; and a second copy of the start policy, where a loss asks for both distributions or the reference moves."""
-    moves, live = recipe.reference_every > 0, None
+def _beside(start: Path, bound: Bound, run: Run, model: Any, pairs: Sequence[TokenPair], accelerator: Any) -> Beside:
+    """What goes beside the policy at first, and how pairs are laid out.
+
+    A second copy of the start policy is there where a loss asks for both distributions or the reference moves.
+    """
+    moves, live = run.recipe.reference_every > 0 and bound.variant.declared["reference"], None
     if moves or any(NEEDS[name].source == "both" for name in bound.variant.needs):
         live = checkpoint.load_model(start, device=str(accelerator.device)).requires_grad_(requires_grad=False)
-    return Beside(live, bound.initial(), moves)
+    refused = [adopt(one, pairs) for one in (accelerator.unwrap_model(model), live) if one is not None]
+    why = next((reason for reason in refused if reason), None)
+    return Beside(live, bound.initial(), moves, "packed" if why is None else f"padded ({why})")
 
 
 def _rows(
-    pairs: Sequence[TokenPair], run: Run, bound: Bound, step: int, reference: Any, accelerator: Any
-) -> list[TokenPair]:
+    pairs: Sequence[TokenPair], run: Run, bound: Bound, step: int, beside: Beside, accelerator: Any
+) -> tuple[list[TokenPair], Beside]:
     """The pairs of a step with its noise, and with the log-probabilities of a reference that has moved."""
     recipe, needs = run.recipe, bound.variant.needs
     torch.manual_seed(int(store.digest("step", run.seed, step), 16))
     rows = [pairs[i] for i in batch_at(step, recipe.batch, len(pairs), run.seed)]
-    if recipe.reference_every and step >= recipe.reference_every:
+    if beside.moves and step >= recipe.reference_every:
         with accelerator.autocast():
-            rows = scored(reference, rows, needs, budget=recipe.micro_batch_tokens)
-    return with_noise(rows, run.seed, step) if "noise" in needs else rows
+            rows = scored(beside.reference, rows, needs, budget=recipe.micro_batch_tokens)
+    copied = beside.moves and recipe.reference_mix == 1 and step % recipe.reference_every == 0
+    beside = replace(beside, equal=step == 0 or copied)
+    return (with_noise(rows, run.seed, step) if "noise" in needs else rows), beside
+
+
+def _against_start(seen: Step, pairs: Sequence[TokenPair], run: Run, step: int) -> Step:
+    """What is logged is measured from the start policy, as for every other run, wherever the reference has moved to."""
+    rows = [pairs[i] for i in batch_at(step, run.recipe.batch, len(pairs), run.seed)]
+    values = dict(seen.values)
+    for side in ("chosen", "rejected"):
+        start = torch.tensor([float(getattr(row, f"{side}_reference").sum(dtype=np.float64)) for row in rows])
+        values[f"{side}_logratio"] = values[f"{side}_logp"] - start.to(values[f"{side}_logp"])
+    return replace(seen, values=values | {"margin": values["chosen_logratio"] - values["rejected_logratio"]})
 
 
 def _require_finite(log: list[dict[str, Any]], target: Path, accelerator: Any) -> None:
@@ -199,15 +219,18 @@ def _require_finite(log: list[dict[str, Any]], target: Path, accelerator: Any) -
             raise Diverged(log[-1]["step"], what)
 
 
-def _check_size(batch: int, pairs: int, world: int) -> None:
+def _steps(recipe: Recipe, pairs: int, world: int) -> int:
+    """Optimizer steps of a training, if the batch suits the data and the processes."""
+    batch = recipe.batch
     if batch % world:
         raise UserError(f"recipe.batch = {batch} does not divide among {world} processes; choose a multiple of {world}")
     if pairs < batch:
         raise UserError(f"recipe.batch = {batch}, but there are {pairs} training pairs; choose a smaller batch")
+    return recipe.steps(pairs)
 
 
 def check_start(
-    model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any, reference: Any = None
+    model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any, beside: Beside | None = None
 ) -> dict[str, float | None]:
     """Before the first step the policy is the reference: log-ratios are 0 and the loss has its start value.
 
@@ -217,8 +240,9 @@ def check_start(
         DpobenchError: they are not; the reference's log-probabilities belong to something else.
     """
     with torch.no_grad(), accelerator.autocast():
-        block = block_of(rows, bound, accelerator.device)
-        values = values_of(model, block, bound, reference)
+        beside = beside or Beside()
+        block = block_of(rows, bound, accelerator.device, packed=beside.packed)
+        values = values_of(model, block, bound, beside.reference)
         pairs = pairs_of(values, block, bound.update(pairs_of(values, block), bound.initial()))
         loss, expected = float(bound(pairs).mean()), float(bound(started(bound, pairs)).mean())
     slack = 2e-5 if run_precision(accelerator) == "float32" else 5e-2

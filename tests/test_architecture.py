@@ -25,7 +25,7 @@ LAYERS = (
     {"cli", "__main__"},
     {"runner", "workers", "bench", "doctor", "gallery", "starter", "settings", "execute", "progress", "foreign"},
     {"train", "step", "evaluate", "report", "plots", "prepare"},
-    {"checkpoint", "sampling", "scores", "stats", "reference", "logprobs", "synthetic"},
+    {"checkpoint", "sampling", "scores", "stats", "reference", "logprobs", "packing", "synthetic"},
     {"data", "experiment", "provenance", "tokens", "heldout"},
     {"registry", "plugin", "mixture", "testing", "curves"},
     {"pairs", "needs", "errors", "store"},

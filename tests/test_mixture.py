@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from dpobench import runner
 from dpobench.errors import UnknownName, UserError
 from dpobench.experiment import Experiment, parse_grids, unfold
-from dpobench.registry import variants
+from dpobench.registry import Registry, variants
 from dpobench.testing import check
 from tests.strategies import of_margins
 
@@ -73,6 +74,7 @@ def test_mixtures_keep_the_laws(name):
         ("dpo+dpo:2", "'dpo' is named twice"),
         ("dppo:1+sft", "Did you mean 'dpo'"),
         ("dpo+", "no variant"),
+        ("dpo: 0.5+sft", "without blanks"),
     ],
 )
 def test_a_mistake_in_the_name_is_told(name, words):
@@ -80,9 +82,32 @@ def test_a_mistake_in_the_name_is_told(name, words):
         variants.get(name)
 
 
-def test_two_parts_may_not_ask_for_one_thing_at_two_settings():
-    bound = variants.get("eps_dpo+dpo").bind()
-    assert bound.variant.pick("epsilon", bound.params) == bound.params["eps_dpo.epsilon"]
+def test_a_need_takes_the_setting_of_the_part_that_has_it_and_not_of_a_namesake(tmp_path):
+    registry = Registry("variant", "dpobench.variants")
+    for name, needs in (("flipped", ""), ("stepped", "needs=('extrapolated',), ")):
+        file = tmp_path / f"{name}.py"
+        file.write_text(
+            f'"""Own."""\nfrom dpobench import loss\n@loss(source="none", {needs}beta_grid=(0.1, 0.2))\n'
+            f'def {name}(pairs, *, beta: float = 0.1, epsilon: float = 0.2):\n    """Own."""\n    return -beta * pairs.margin\n'
+        )
+        registry.add_file(file)
+    bound = registry.get("eps_dpo+flipped").bind()
+    assert bound.variant.pick("epsilon", bound.params) == 0.01
+    with pytest.raises(UserError, match="its parts disagree on epsilon"):
+        registry.get("eps_dpo+stepped").bind()
+    registry.get("eps_dpo+stepped").bind(**{"stepped.epsilon": 0.01})
+
+
+@pytest.mark.parametrize("twins", [("dpo", "dpo:1"), ("dpo+sft", "sft:1.0+dpo"), ("dpo:2+sft", "dpo:2.0+sft:1")])
+def test_one_loss_under_two_names_is_refused(twins):
+    with pytest.raises(UserError, match="are one loss; leave one out"):
+        runner.check(Experiment(variants=twins))
+
+
+def test_of_two_mixtures_the_grid_reaches_the_one_with_the_longer_name():
+    names = ["dpo+sft:1", "dpo+sft:1.5"]
+    found, _ = parse_grids([], ["dpo+sft:1.5.dpo.beta=0.2"], names, variants)
+    assert found == {"dpo+sft:1": {}, "dpo+sft:1.5": {"dpo.beta": (0.2,)}}
 
 
 def test_the_grids_of_a_mixture_are_reached_though_it_has_dots_in_its_name():

@@ -19,6 +19,7 @@ FAULTY = {
     "batch_mean": ("separability", "depends on the other pairs"),
     "beta_unused": ("strength", "beta has no effect"),
     "claims_coupling": ("separability", "no pair's loss depends on another"),
+    "claims_probability": ("probability", "not logistic in beta x margin"),
     "claims_no_reference": ("reference", "the reference changes the loss"),
     "claims_stop": ("derivative", "stops_gradient=True, but nothing is held constant"),
     "column_at_its_end": ("finite", "with score = 0; guard against"),

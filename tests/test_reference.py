@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from dpobench import runner
 from dpobench.errors import UserError
+from dpobench.experiment import Experiment, Recipe
 from dpobench.logprobs import pair_batch
 from dpobench.needs import NEEDS
 from dpobench.reference import (
@@ -127,3 +129,16 @@ def test_gold_answers_that_are_missing_are_counted(rows):
 def test_a_loss_that_needs_other_prompts_is_refused_where_there_are_none(rows):
     with pytest.raises(UserError, match="more than half the training pairs"):
         check_pairs([variants.get("kto")], [replace(rows[0], id=str(i)) for i in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("names", "recipe", "words"),
+    [
+        (("dpo",), Recipe(reference_mix=0.5), "has no effect while the reference stays"),
+        (("simpo", "orpo"), Recipe(reference_every=4), "none of the variants has a reference"),
+    ],
+)
+def test_a_moving_reference_without_effect_is_a_mistake(names, recipe, words):
+    with pytest.raises(UserError, match=words):
+        runner.check(Experiment(variants=names, recipe=recipe))
+    runner.check(Experiment(variants=("dpo", "simpo"), recipe=Recipe(reference_every=4, reference_mix=0.5)))

@@ -14,6 +14,7 @@ from dpobench import Pairs, PerPair, loss
     bounds={"flip": "[0, 0.5)"},
     gradient="target",
     start=math.log(2),
+    states_probability=True,
 )
 def cdpo(pairs: Pairs, *, beta: float = 0.1, flip: float = 0.1) -> PerPair:
     r"""Cross-entropy to a soft label: $-(1-\epsilon)\log\sigma(\beta\Delta) - \epsilon\log\sigma(-\beta\Delta)$.

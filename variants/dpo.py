@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from dpobench import Pairs, PerPair, loss
 
 
-@loss(source="Rafailov et al. 2023, arXiv:2305.18290, eq. 7", beta_grid=(0.01, 0.05, 0.1, 0.3, 0.5), start=math.log(2))
+@loss(
+    source="Rafailov et al. 2023, arXiv:2305.18290, eq. 7",
+    beta_grid=(0.01, 0.05, 0.1, 0.3, 0.5),
+    start=math.log(2),
+    states_probability=True,
+)
 def dpo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
     r"""Logistic loss on the margin: $-\log\sigma(\beta\,\Delta)$.
 

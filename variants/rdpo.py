@@ -13,6 +13,7 @@ from dpobench import Pairs, PerPair, loss
     grids={"flip": (0.05, 0.1, 0.2)},
     bounds={"flip": "[0, 0.5)"},
     start=math.log(2),
+    states_probability=True,
 )
 def rdpo(pairs: Pairs, *, beta: float = 0.1, flip: float = 0.1) -> PerPair:
     r"""DPO minus what flipped labels add to it: $\frac{(1-\epsilon)\ell(\Delta) - \epsilon\ell(-\Delta)}{1-2\epsilon}$.

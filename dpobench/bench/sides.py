@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from dpobench.bench.works import word_tokenizer
 from dpobench.experiment import Recipe
 from dpobench.logprobs import score_sequences
+from dpobench.packing import adopt
 from dpobench.pairs import Pairs, PerPair
 from dpobench.registry import Bound, Variant, loss
-from dpobench.step import gradient
+from dpobench.step import Beside, gradient
 from dpobench.tokens import TokenPair
 from dpobench.train import accelerator_for
 
@@ -52,11 +53,13 @@ class Ours:
         model = copy.deepcopy(policy)
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.beside = Beside(layout="padded" if adopt(model, rows) else "packed")
 
     def accumulate(self) -> float:
         """Add the gradient of a step. Returns: the mean loss."""
         budget = Recipe().micro_batch_tokens
-        return float(gradient(self.model, self.bound, self.rows, self.accelerator, budget).values["loss"].mean())
+        seen = gradient(self.model, self.bound, self.rows, self.accelerator, budget, self.beside)
+        return float(seen.values["loss"].mean())
 
     def move(self) -> None:
         """Clip and take the optimizer's step."""

@@ -160,10 +160,9 @@ def _length_and_win(f: Findings, runs: list[str]) -> dict[str, Any]:
 
 
 def reliability(f: Findings, c: Configuration) -> Calibration | None:
-    """Calibration of sigma(beta x margin) on held-out test pairs, seeds pooled; only where beta is per nat of summed log-ratio."""
-    margins = (
-        f.results.table(MARGIN, c.ids, None, TEST) if c.done and c.unit == "nat" and isinstance(c.beta, float) else None
-    )
+    """Calibration of sigma(beta x margin) on held-out test pairs, seeds pooled; only where the loss states that probability."""
+    stated = c.variant in (f.results.plan.get("states_probability") or ())
+    margins = f.results.table(MARGIN, c.ids, None, TEST) if c.done and stated and isinstance(c.beta, float) else None
     if margins is None or margins.shape[1] < 2:
         return None
     return calibration(special.expit(c.beta * margins.to_numpy(dtype=float)).ravel())

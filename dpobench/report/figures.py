@@ -122,7 +122,7 @@ def _entry(f: Findings, variant: str, text: str = "") -> str:
     """A variant's entry in a legend; all that stand in the background have one together."""
     if variant in f.foremost:
         return _name(variant) + text
-    others = [v for v in f.variants if v not in f.foremost]
+    others = [v for v in f.chosen if v not in f.foremost]
     return f"{len(others)} others" if variant == others[0] else "_nolegend_"
 
 

@@ -2,6 +2,8 @@
 
 import unicodedata
 
+# How the note on variants that read more of the data begins; the command line shows it, too.
+UNEVEN = "Given more of the data than the others"
 _BIDI = frozenset("\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _LATEX = {
     "\\": r"\textbackslash{}",

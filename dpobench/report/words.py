@@ -5,6 +5,7 @@ from typing import Any
 from dpobench.report.findings import Findings
 from dpobench.report.results import BENCHMARK
 from dpobench.report.table import interval, number, probability
+from dpobench.report.text import UNEVEN
 from dpobench.stats import Comparison
 
 
@@ -101,9 +102,15 @@ def notes(f: Findings) -> list[str]:
         said.append(
             f"Selected although seeds are missing, for want of a complete configuration: {', '.join(incomplete)}."
         )
-    if told := [f"{v} ({', '.join(f.results.given(v))})" for v in f.variants if f.results.given(v)]:
+    shared = set.intersection(*(set(f.results.given(v)) for v in f.variants)) if f.variants else set()
+    more = {v: [name for name in f.results.given(v) if name not in shared] for v in f.variants}
+    if told := [f"{v} ({', '.join(names)})" for v, names in more.items() if names]:
+        said.append(f"{UNEVEN}: {'; '.join(told)}. What they gain may be the information's, not the loss's.")
+    recipe = f.results.experiment.get("recipe") or {}
+    if recipe.get("reference_every"):
         said.append(
-            f"Given more of the data than the others: {'; '.join(told)}. What they gain may be the information's, not the loss's."
+            f"The reference moved: every {recipe['reference_every']} steps it took {recipe['reference_mix']:.0%} of the policy. "
+            "Log-ratios, margins and distances are measured from the start policy all the same."
         )
     if f.unequal_trials:
         said.append("The variants had unequal numbers of trials: the best of more tries looks better by luck alone.")

@@ -25,6 +25,7 @@ must be needed at the loss's defaults. A loss of a few lines takes some millisec
 | `start` | the value where the policy equals the reference is the declared one |
 | `shift` | a loss with a start knows log-ratios only |
 | `strength` | every hyper-parameter with a grid changes value or gradient |
+| `probability` | a loss that `states_probability` is logistic in beta x margin |
 """
 
 from dpobench.testing.laws import Law, check, require

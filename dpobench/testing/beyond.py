@@ -224,6 +224,25 @@ def _with_need(pairs: Pairs, name: str, source: Pairs) -> Pairs:
     return replace(pairs, chosen=other(pairs.chosen, source.chosen), rejected=other(pairs.rejected, source.rejected))
 
 
+def probability(probe: Probe) -> str:
+    """A loss that states sigmoid(beta x margin) changes, when a pair is turned round, in proportion to beta x margin."""
+    if not probe.variant.declared["states_probability"]:
+        return ""
+    # Margins from one nat to a hundred: nearer to 0 every loss is a straight line, and far out rounding is all there is.
+    size = probe.swept.margin.abs()
+    pairs = batches.chosen_rows(probe.swept, [int(row) for row in ((size >= 1) & (size <= 100)).nonzero()])
+    turned = replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen)
+    found: dict[str, Tensor] = {}
+    for point in probe.points:
+        beta = float(point[probe.variant.strength])
+        ratios = (probe.value(pairs, point) - probe.value(turned, point)) / (beta * pairs.margin)
+        others = repr({name: value for name, value in point.items() if name != probe.variant.strength})
+        first = found.setdefault(others, ratios[0])
+        if not bool(((ratios - first).abs() <= 1e-3 * first.abs()).all()):
+            return "states_probability=True, but the loss is not logistic in beta x margin; leave the declaration out"
+    return ""
+
+
 def denominators(probe: Probe) -> str:
     """A ratio's denominators are positive, and known before the policy is."""
     found = probe.objective(batches.copied(probe.ordinary, differentiable=True)).ratios

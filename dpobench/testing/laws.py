@@ -12,7 +12,16 @@ from dpobench.needs import NEEDS
 from dpobench.pairs import Pairs
 from dpobench.registry import Bound, Variant
 from dpobench.testing import batches
-from dpobench.testing.beyond import changed, close, columns, denominators, needs, statistics, without_random_numbers
+from dpobench.testing.beyond import (
+    changed,
+    close,
+    columns,
+    denominators,
+    needs,
+    probability,
+    statistics,
+    without_random_numbers,
+)
 from dpobench.testing.declaration import declaration, given_to_needs
 from dpobench.testing.direction import direction
 from dpobench.testing.probe import Outcome, Probe, written
@@ -347,4 +356,5 @@ LAWS: Mapping[str, Callable[[Probe], str]] = {
     "start": start,
     "shift": shift,
     "strength": strength,
+    "probability": probability,
 }

@@ -248,3 +248,10 @@ def own_beta_dpo(pairs: Pairs, *, beta: float = 0.1, memory: float = 0.9) -> Per
     kept = pairs.chosen.extras["noise"][:, 0] < (-unusual.square() / 2).exp()
     strength = (beta * (1 + 0.6 * (margin.mean() - pairs.statistics["mean"]))).clamp(min=1e-3)
     return -kept.to(margin.dtype) * F.logsigmoid(strength * pairs.margin)
+
+
+@loss(source="none", beta_grid=GRID, needs=("mismatched",), start=math.log(2))
+def own_uncoupled_mismatched(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
+    """Answers of other prompts weigh on each pair alone: the two of this pair, chosen and rejected."""
+    others = pairs.mismatched.logratio.view(2, -1).sum(0)
+    return -F.logsigmoid(beta * pairs.margin - 0.1 * others)

@@ -66,16 +66,15 @@ def test_statistics_stand_in_the_log_and_move(name, start, pairs, tmp_path, acce
         assert len({row[f"statistic_{key}"] for row in log}) > 1, key
 
 
-def test_a_copied_reference_makes_the_next_margin_zero_and_the_next_loss_log_two(start, pairs, tmp_path, accelerator):
+def test_a_copied_reference_makes_the_next_loss_log_two_and_the_log_still_measures_from_the_start(
+    start, pairs, tmp_path, accelerator
+):
     bound = LOSSES.get("dpo").bind(beta=0.2)
     run = tiny.run_of(bound, epochs=2.0, reference_every=4, reference_mix=1.0)
     train(run, bound, pairs, start, tmp_path, accelerator=accelerator)
     for row in log_of(tmp_path):
-        if row["step"] % 4 == 0:
-            assert row["margin"] == pytest.approx(0, abs=1e-5)
-            assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
-        else:
-            assert abs(row["margin"]) > 1e-3
+        assert (row["loss"] == pytest.approx(math.log(2), abs=1e-7)) == (row["step"] % 4 == 0)
+        assert (abs(row["margin"]) > 1e-3) == (row["step"] > 0)
 
 
 def test_a_reference_that_does_not_move_is_the_cached_one(start, pairs, tmp_path, accelerator):
@@ -84,7 +83,10 @@ def test_a_reference_that_does_not_move_is_the_cached_one(start, pairs, tmp_path
         (tmp_path / name).mkdir()
         train(tiny.run_of(bound, **recipe), bound, pairs, start, tmp_path / name, accelerator=accelerator)
         logs.append(log_of(tmp_path / name))
-    assert logs[0] == logs[1]
+    for still, late in zip(*logs, strict=True):
+        # Margins are summed in another order, which can turn a tie at the very start.
+        told = still.keys() - {"ties", "accuracy"}
+        assert {key: late[key] for key in told} == pytest.approx({key: still[key] for key in told}, rel=1e-5, abs=1e-5)
 
 
 def test_a_moved_reference_is_the_weighted_mean_of_both():

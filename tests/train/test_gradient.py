@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 
 from dpobench import step as step_module
 from dpobench.logprobs import Batch, completion_logps, pair_batch
+from dpobench.registry import Registry
 from dpobench.step import block_of, gradient, pairs_of, values_of
 from tests.train import tiny
 
 LOSSES = tiny.losses()
+PLUGINS = Path(__file__).parents[1] / "plugins"
 COUPLED = ("distributional", "transport")
 
 
@@ -181,3 +184,43 @@ def test_columns_of_the_data_reach_the_loss_and_absent_ones_are_nan(drifted):
     given = pairs_of({"logp": torch.zeros(block.batch.mask.shape)}, block).columns["score"]
     assert given[0] == 2.0
     assert given[1].isnan()
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_at_the_start_a_gradient_in_float32_does_not_depend_on_the_cutting_either(name, accelerator):
+    # Losses with a kink at policy = reference would follow the sign of a rounding error there.
+    rows = tiny.scored(tiny.rows(12, seed=8, longest=40), tiny.llama())
+    model, bound, found = tiny.llama().eval(), LOSSES.get(name).bind(), []
+    for budget in (1, 90, 10_000):
+        model.zero_grad()
+        beside = replace(tiny.beside(bound, tiny.llama()), equal=True)
+        found.append((gradient(model, bound, rows, accelerator, budget, beside), tiny.gradients(model)))
+    for seen, slopes in found[1:]:
+        assert tiny.apart(slopes, found[0][1]) <= 1e-5
+        assert seen.values["margin"].eq(0).all()
+
+
+def test_an_uncoupled_loss_may_read_mismatched_answers(drifted, accelerator):
+    registry = Registry("variant", "dpobench.variants")
+    registry.add_file(PLUGINS / "accepted.py")
+    model, bound = tiny.llama(dtype=torch.float64).eval(), registry.get("own_uncoupled_mismatched").bind()
+    wanted = at_once(model, bound, drifted)
+    found, _ = taken(model, bound, drifted, accelerator, budget=90)
+    assert tiny.apart(found, wanted) <= 1e-6
+
+
+def test_micro_batches_keep_the_budget_in_the_pass_over_mismatched_answers_too(drifted, accelerator, monkeypatch):
+    short = [replace(row, chosen=row.chosen[-1:], rejected=row.rejected[:1]) for row in drifted]
+    sizes = []
+
+    def counted(rows, device, **options):
+        batch = pair_batch(rows, device, **options)
+        if any(row.mismatched is None for row in rows):
+            sizes.append(batch.ids.numel())
+        return batch
+
+    monkeypatch.setattr(step_module, "pair_batch", counted)
+    longest = max(2 * (len(r.prompt) + max(len(m.chosen), len(m.rejected))) for r in short for m in [r.mismatched])
+    taken(tiny.llama().eval(), LOSSES.get("kto").bind(), short, accelerator, budget=2 * longest)
+    # The whole batch is laid out once; no pass of the model is longer than the budget.
+    assert sorted(sizes)[-2] <= 2 * longest

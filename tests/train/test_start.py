@@ -9,6 +9,7 @@ import torch
 
 from dpobench.errors import DpobenchError
 from dpobench.registry import Variant
+from dpobench.step import Beside
 from dpobench.train import check_start
 from tests.train import tiny
 
@@ -21,7 +22,7 @@ def dpo(**params):
 
 @pytest.mark.parametrize("name", LOSSES.names())
 def test_the_right_reference_passes(name, pairs, accelerator):
-    found = check_start(tiny.llama(), LOSSES.get(name).bind(), pairs[:8], accelerator, tiny.llama())
+    found = check_start(tiny.llama(), LOSSES.get(name).bind(), pairs[:8], accelerator, Beside(tiny.llama()))
     assert found["start_margin"] < 1e-6
     if found["start_declared"] is not None:
         assert found["start_loss"] == pytest.approx(found["start_declared"], rel=1e-6, abs=1e-5)
