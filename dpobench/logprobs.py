@@ -14,6 +14,8 @@ from dpobench.needs import Need
 from dpobench.tokens import TokenPair
 
 Sequences = Sequence[tuple[Any, Any]]
+# Most tokens of a pass on a CPU: larger ones leave its caches and are slower.
+CPU_TOKENS = 2048
 
 
 def tensor(values: Any, device: torch.device | str) -> Tensor:
@@ -250,6 +252,8 @@ def score_sequences(model: Any, sequences: Sequences, budget: int = 8192) -> lis
     Returns: one float32 array per sequence, of the completion's length.
     """
     scored: list[np.ndarray] = [np.empty(0, np.float32)] * len(sequences)
+    if model.device.type == "cpu":
+        budget = min(budget, CPU_TOKENS)
     for group in by_tokens([len(p) + len(c) for p, c in sequences], budget):
         batch = Batch([sequences[i] for i in group], model.device)
         values, mask = completion_logps(model, batch).float().cpu().numpy(), batch.mask.cpu().numpy()

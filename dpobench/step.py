@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpobench.logprobs import Laid, by_tokens, completion_logps, completion_values, pair_batch
+from dpobench.logprobs import CPU_TOKENS, Laid, by_tokens, completion_logps, completion_values, pair_batch
 from dpobench.needs import NEEDS
 from dpobench.packing import first_fit, packed_pairs
 from dpobench.pairs import Objective, Pairs, Side
@@ -230,10 +230,6 @@ def gradient(
         seen["slope_at_start"][group] = slopes
     gathered = {name: accelerator.gather(value.detach()) for name, value in seen.items()}
     return Step(gathered, sum(pair.size for pair in rows), whole.statistics if whole else {})
-
-
-# Most tokens of a micro-batch on a CPU: larger ones leave its caches and are slower.
-CPU_TOKENS = 2048
 
 
 def _groups(rows: Sequence[TokenPair], bound: Bound, budget: int, device: Any, *, packed: bool) -> list[list[int]]:
