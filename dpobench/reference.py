@@ -1,7 +1,6 @@
 """What the reference says of pairs, beside them and before any training; and a reference that moves."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.numpy import load_file, save
 from dpobench.errors import UserError
 from dpobench.logprobs import Batch, by_tokens, completion_logits, score_sequences
 from dpobench.needs import NEEDS, Need
-from dpobench.registry import Variant
+from dpobench.registry import Interval, Variant
 from dpobench.store import write_bytes
 from dpobench.tokens import TokenPair, read_pairs
 
@@ -147,35 +146,44 @@ def beyond_pairs(loss: Variant) -> list[str]:
 
 
 def check_pairs(losses: Iterable[Variant], pairs: Sequence[TokenPair]) -> None:
-    """Refuse a loss that reads what the training pairs do not have.
+    """Refuse losses that read what the training pairs do not have.
 
     Raises:
-        UserError: with the loss, the column, how many pairs lack it and what to do.
+        UserError: with every such loss, the column, how many pairs lack it and what to do.
     """
+    said: list[str] = []
     for loss in losses:
         for name, allowed in loss.columns.items():
-            bad = [pair for pair in pairs if pair.columns.get(name, math.nan) not in allowed]
-            if bad:
-                found = bad[0].columns.get(name)
-                wrong = (
-                    f"have no number {name!r}"
-                    if found is None
-                    else f"have a {name!r} outside {allowed.text}, as {found!r}"
-                )
-                raise UserError(
-                    f"{loss.name} reads the column {name!r}, but {len(bad):,} of {len(pairs):,} training pairs {wrong}; name the "
-                    f"column with --set data.columns.{name}=COLUMN, or leave {loss.name} out"
-                )
-        if "gold" in loss.needs and (bare := sum(pair.gold is None for pair in pairs)):
-            raise UserError(
-                f"{loss.name} needs a gold answer, but {bare:,} of {len(pairs):,} training pairs have none; name the column with "
-                f"--set data.columns.gold=COLUMN, or leave {loss.name} out"
-            )
+            said += _column(name, allowed, loss.name, pairs)
+        if "gold" in loss.needs and (bare := [pair.id for pair in pairs if pair.gold is None]):
+            said.append(f"{loss.name} needs a gold answer, but {_lacking(bare, pairs, 'have none', 'gold')}")
         if "mismatched" in loss.needs and not mismatched(pairs, 1):
-            raise UserError(
-                f"{loss.name} pairs every prompt with another one's answers, but one prompt has more than half the training "
-                f"pairs; leave {loss.name} out, or train on more prompts"
+            said.append(
+                f"{loss.name} pairs every prompt with another one's answers, but one prompt has more than half the training pairs; "
+                "train on more prompts"
             )
+    if said:
+        raise UserError("; ".join(said) + "; or leave these variants out")
+
+
+def _column(name: str, allowed: Interval, loss: str, pairs: Sequence[TokenPair]) -> Iterator[str]:
+    bare = [pair.id for pair in pairs if name not in pair.columns]
+    wrong = [pair for pair in pairs if name in pair.columns and pair.columns[name] not in allowed]
+    if bare:
+        yield f"{loss} reads the column {name!r}, but {_lacking(bare, pairs, f'have no number {name!r}', name)}"
+    if wrong:
+        first = ", ".join(f"{pair.columns[name]!r} in pair {pair.id}" for pair in wrong[:3])
+        of = f"{len(wrong):,} of {len(pairs):,} training pairs"
+        yield f"{loss} reads {name!r} in {allowed.text}, but {of} have others ({first}); mend them"
+
+
+def _lacking(bare: Sequence[str], pairs: Sequence[TokenPair], what: str, column: str) -> str:
+    """Where all pairs lack it, another column has it; where some do, these are to be mended."""
+    mend = (
+        f"name the column with --set data.columns.{column}=COLUMN" if len(bare) == len(pairs) else "mend or drop these"
+    )
+    first = "" if len(bare) == len(pairs) else f" (first {', '.join(bare[:3])})"
+    return f"{len(bare):,} of {len(pairs):,} training pairs {what}{first}; {mend}"
 
 
 def with_noise(rows: Sequence[TokenPair], seed: int, step: int) -> list[TokenPair]:

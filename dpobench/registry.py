@@ -284,6 +284,8 @@ class Registry:
         try:
             function = source.load() if not isinstance(source, Path) else getattr(self._module(source), name)
         except Exception as error:
+            if word := re.search(r"loss\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+                raise UnknownName("declaration", word[1], inspect.signature(loss).parameters) from error
             raise PluginRefused(
                 f"{self.kind} {name!r} ({source}) does not import: {type(error).__name__}: {error}"
             ) from error
@@ -295,12 +297,13 @@ class Registry:
         plugin = cls(self.kind, name, function, MappingProxyType(dict(declared)), file)
         if len(_positional(function)) != _POSITIONAL[self.kind]:
             raise PluginRefused(
-                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position; see the docs of @{_DECORATORS[self.kind]}"
+                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position; put '*,' before its hyper-parameters"
             )
         for declared_name in [*plugin.declared.get("bounds", ()), *plugin.declared.get("grids", ())]:
             if declared_name not in plugin.parameters:
                 raise PluginRefused(
-                    f"{self.kind} {name!r} ({file.name}) declares {declared_name!r}, which its function does not take"
+                    f"{self.kind} {name!r} ({file.name}) declares {declared_name!r}, which its function does not take; "
+                    'write strength="NAME" where the strength has another name'
                 )
         return plugin
 

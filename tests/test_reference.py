@@ -108,22 +108,31 @@ def test_the_gold_answers_are_the_last_rows_of_a_batch(rows):
     assert lengths[24:] == [len(row.gold) for row in rows]
 
 
-def test_a_column_that_is_missing_is_named_with_what_to_do(rows):
-    bare = [replace(rows[0], columns={}), *rows[1:]]
-    with pytest.raises(UserError, match=r"1 of 12 training pairs have no number 'win_probability'.*data.columns"):
+def test_a_column_that_all_pairs_lack_is_to_be_named(rows):
+    bare = [replace(row, columns={}) for row in rows]
+    with pytest.raises(UserError, match=r"12 of 12 training pairs have no number 'win_probability'; name the column"):
         check_pairs([variants.get("sppo_soft")], bare)
     check_pairs([variants.get("sppo_soft")], rows)
 
 
-def test_a_column_outside_its_interval_is_refused_with_the_value(rows):
+def test_a_column_that_some_pairs_lack_is_to_be_mended_there(rows):
+    bare = [replace(rows[0], columns={}), *rows[1:]]
+    with pytest.raises(
+        UserError, match=r"1 of 12 training pairs have no number 'win_probability' \(first pair-0\); mend"
+    ):
+        check_pairs([variants.get("sppo_soft")], bare)
+
+
+def test_a_column_outside_its_interval_is_refused_with_the_value_and_the_pair(rows):
     wrong = [*rows[1:], replace(rows[0], columns={"win_probability": 1.5})]
-    with pytest.raises(UserError, match=r"a 'win_probability' outside \[0, 1\], as 1.5"):
+    with pytest.raises(UserError, match=r"'win_probability' in \[0, 1\], but 1 of 12 .* \(1.5 in pair pair-0\)"):
         check_pairs([variants.get("sppo_soft")], wrong)
 
 
-def test_gold_answers_that_are_missing_are_counted(rows):
-    with pytest.raises(UserError, match="12 of 12 training pairs have none"):
-        check_pairs([variants.get("tpo")], [replace(row, gold=None) for row in rows])
+def test_all_that_is_missing_is_told_at_once(rows):
+    bare = [replace(row, columns={}, gold=None) for row in rows]
+    with pytest.raises(UserError, match=r"tpo needs a gold answer, but 12 of 12 .*; odpo reads .*; sppo_soft reads"):
+        check_pairs([variants.get(name) for name in ("tpo", "odpo", "sppo_soft")], bare)
 
 
 def test_a_loss_that_needs_other_prompts_is_refused_where_there_are_none(rows):

@@ -304,3 +304,14 @@ def test_an_interval_knows_its_ends(text, inside, outside):
 def test_an_interval_that_is_none_is_refused():
     with pytest.raises(PluginRefused, match="is no interval"):
         assert 0.5 in Interval("between 0 and 1")
+
+
+def test_a_mistyped_declaration_gets_the_nearest_known_one(tmp_path):
+    file = tmp_path / "typo.py"
+    file.write_text(
+        'from dpobench import loss\n@loss(source="none", beta_grid=(0.1,), couple_batch=True)\ndef typo(pairs):\n    pass\n'
+    )
+    registry = Registry("variant", "dpobench.variants")
+    registry.add_file(file)
+    with pytest.raises(UnknownName, match=r"no declaration is called 'couple_batch'\. Did you mean 'couples_batch'"):
+        registry.get("typo")

@@ -3,10 +3,13 @@
 from typing import Any
 
 from dpobench.report.findings import Findings
-from dpobench.report.results import BENCHMARK
+from dpobench.report.results import BENCHMARK, REFERENCE
 from dpobench.report.table import interval, number, probability
 from dpobench.report.text import UNEVEN
 from dpobench.stats import Comparison
+
+# Nats a sequence: a policy so near to its reference has not been trained.
+STILL = 1e-3
 
 
 def verdict(f: Findings) -> str:
@@ -89,6 +92,7 @@ def notes(f: Findings) -> list[str]:
         said.append(
             "Rows with one seed are checkpoint-level: their intervals cover prompts, not another training of the same method."
         )
+    said += _harm(f)
     broken = sum(c.broken for c in f.configurations)
     if broken:
         said.append(
@@ -137,13 +141,45 @@ def _power(f: Findings) -> list[str]:
     errors = [c for c in f.comparisons.values() if c.level == "method" and c.se > 0]
     if not errors:
         return []
-    worst = max(errors, key=lambda c: c.se)
     alpha = f.results.alpha / len(f.comparisons)
-    smallest = worst.se * float(special.stdtrit(worst.df, 1 - alpha / 2) + special.stdtrit(worst.df, 0.8))
+
+    def smallest(c: Comparison) -> float:
+        return c.se * float(special.stdtrit(c.df, 1 - alpha / 2) + special.stdtrit(c.df, 0.8))
+
+    ranked = sorted(errors, key=smallest)
+    label, first, worst = f.results.label(f.ranking or ""), ranked[0], ranked[-1]
+    known = f.results.metrics.get(f.ranking or "")
+    if known is not None and known.unit == "share" and smallest(worst) >= 1:
+        blind = ", ".join(c.variant for c in ranked if smallest(c) >= 1)
+        told = f"Any difference in {label} at all could have been missed for {blind}: {worst.seeds} seeds differ too much; add seeds."
+        if smallest(first) < 1:
+            told += f" For {first.variant} one from about {number(smallest(first), 3)} on would rarely be missed."
+        return [told]
     return [
-        f"A true difference in {f.results.label(f.ranking or '')} below about {number(smallest, 3)} would be missed here more "
-        f"often than one time in five ({worst.seeds} seeds, {worst.n_prompts:,} prompts)."
+        f"A true difference in {label} below about {number(smallest(worst), 3)} would be missed here more often than one time in five "
+        f"({worst.seeds} seeds, {worst.n_prompts:,} prompts)."
     ]
+
+
+def _harm(f: Findings) -> list[str]:
+    """Variants that are worse than what they started from, and runs that never left it."""
+    said = []
+    base = f.estimate([REFERENCE], f.ranking)
+    found = {v: f.estimate(c.ids, f.ranking) for v, c in f.chosen.items()}
+    if base is not None and f.direction in ("higher", "lower"):
+        sign = 1 if f.direction == "higher" else -1
+        worse = [v for v, e in found.items() if e and sign * (e.high if sign > 0 else e.low) < sign * base.value]
+        if worse:
+            said.append(
+                f"Worse than the reference they started from, on these prompts: {', '.join(worse)}. At these settings training did harm."
+            )
+    far = [f.estimate(c.ids, f.distance) for c in f.configurations if c.done] if f.distance else []
+    if far and all(e is not None and abs(e.value) < STILL for e in far):
+        said.append(
+            f"No run left the reference (the distance is below {STILL:g} everywhere): the learning rate is too small, or there were too "
+            "few steps; nothing can be learnt about the losses here."
+        )
+    return said
 
 
 def glossary(f: Findings) -> list[tuple[str, str]]:

@@ -56,3 +56,16 @@ def test_of_many_variants_the_control_and_the_best_stand_out_and_the_others_are_
     assert "8 others" in figure
     assert ">v07<" in figure
     assert ">dpo<" in figure
+
+
+def test_variants_worse_than_what_they_started_from_are_named(make):
+    folder = make(variants=("dpo", "ipo"), seeds=(0,), betas=(0.1,), prompts=256, advantage={"ipo": -0.6})
+    text, _ = told(folder)
+    assert "Worse than the reference they started from, on these prompts: ipo." in text
+
+
+def test_a_difference_that_cannot_be_is_not_called_detectable(make):
+    folder = make(variants=("dpo", "ipo"), seeds=(0, 1), betas=(0.1,), prompts=64, seed_sd=0.6)
+    text, _ = told(folder)
+    assert "Any difference in win-rate at all could have been missed" in text
+    assert "below about 1" not in text
