@@ -219,7 +219,10 @@ def test_a_damaged_file_is_named(dpobench, finished, tmp_path):
 
     out = tmp_path / "tiny"
     shutil.copytree(finished, out)
-    weights = next((out / "runs").glob("dpo-*/checkpoint/model.safetensors"))
+    # Other tests leave runs in this folder that the command below does not plan.
+    planned = json.loads((out / "plan.json").read_text())["runs"]
+    first = next(run["id"] for run in planned if run["variant"] == "dpo")
+    weights = out / "runs" / first / "checkpoint" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     done = dpobench(*COMMAND, "--out", out)
     assert done.returncode == 2
