@@ -126,7 +126,8 @@ def pairs_of(
     if block.mismatched is not None and "mismatched" in values:
         others["mismatched"] = _mismatched(values["mismatched"], block.mismatched, rows, equal=equal)
     names = sorted({name for row in rows for name in row.columns})
-    columns = {name: torch.tensor([row.columns.get(name, math.nan) for row in rows]).to(logps) for name in names}
+    numbers = {name: [row.columns.get(name, math.nan) for row in rows] for name in names}
+    columns = {name: torch.tensor(told, dtype=torch.float64).to(logps) for name, told in numbers.items()}
     return Pairs(side(0), side(1), columns, _scalars(statistics, logps.device), others)
 
 
