@@ -189,10 +189,7 @@ def _taken(bound: Bound, per_token: Tensor, level: float, length: int = LENGTH) 
 
 
 def _of_batch(bound: Bound, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.no_grad():
-        statistics = bound.update(pairs.detached(), bound.initial())
-    known = {name: torch.tensor(value, dtype=torch.float64) for name, value in statistics.items()}
-    given = Pairs(pairs.chosen, pairs.rejected, pairs.columns, known, pairs.others)
+    given = pairs.with_statistics(bound.update(pairs, bound.initial()))
     leaves = (pairs.chosen.policy, pairs.rejected.policy)
     with torch.enable_grad():
         loss = bound(given)

@@ -245,9 +245,19 @@ def by_tokens(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-@torch.no_grad()
 def score_sequences(model: Any, sequences: Sequences, budget: int = 8192) -> list[np.ndarray]:
     """Log-probability of every completion token, nats.
+
+    Returns: one float32 array per sequence, of the completion's length.
+    """
+    return per_sequence(model, sequences, lambda batch: completion_logps(model, batch), budget)
+
+
+@torch.no_grad()
+def per_sequence(
+    model: Any, sequences: Sequences, compute: Callable[[Batch], Float[Tensor, "N T"]], budget: int = 8192
+) -> list[np.ndarray]:
+    """Values of completion tokens, computed in passes within a token budget.
 
     Returns: one float32 array per sequence, of the completion's length.
     """
@@ -256,7 +266,7 @@ def score_sequences(model: Any, sequences: Sequences, budget: int = 8192) -> lis
         budget = min(budget, CPU_TOKENS)
     for group in by_tokens([len(p) + len(c) for p, c in sequences], budget):
         batch = Batch([sequences[i] for i in group], model.device)
-        values, mask = completion_logps(model, batch).float().cpu().numpy(), batch.mask.cpu().numpy()
+        values, mask = compute(batch).float().cpu().numpy(), batch.mask.cpu().numpy()
         for row, index in enumerate(group):
             scored[index] = values[row][mask[row]]
     return scored

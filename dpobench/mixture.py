@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dpobench.errors import UserError
-from dpobench.plugin import Parameter, Variant, keywords
+from dpobench.plugin import Parameter, Variant
 
 
 def is_mixture(name: str) -> bool:
@@ -109,10 +109,8 @@ class Mixture(Variant):
         Raises:
             UserError: as for one loss; or parts ask for one need at two settings.
         """
-        from dpobench.needs import NEEDS
-
         found = super().arguments(params)
-        for name in {name for need in self.needs if need in NEEDS for name in keywords(NEEDS[need].compute)}:
+        for name in self.given_to_needs():
             self.pick(name, found)
         return found
 
@@ -157,10 +155,7 @@ class Mixture(Variant):
         Raises:
             UserError: they do not.
         """
-        from dpobench.needs import NEEDS
-
-        users = [loss for loss, _ in self.parts if any(name in keywords(NEEDS[need].compute) for need in loss.needs)]
-        values = {params[f"{loss.name}.{name}"] for loss in users}
+        values = {params[f"{loss.name}.{name}"] for loss, _ in self.parts if name in loss.given_to_needs()}
         if len(values) > 1:
             raise UserError(
                 f"mixture {self.name!r}: its parts disagree on {name} ({', '.join(map(str, sorted(values)))})"

@@ -1,12 +1,12 @@
 """What a loss is given, the log-probabilities of B preference pairs and nothing else, and what it returns."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
 from jaxtyping import Bool, Float
-from torch import Tensor, where
+from torch import Tensor, float64, tensor, where
 
 PerToken: TypeAlias = Float[Tensor, "pairs tokens"]
 PerPair: TypeAlias = Float[Tensor, "pairs"]
@@ -159,6 +159,12 @@ class Pairs:
     def mean_margin(self) -> PerPair:
         """The same difference of per-token log-ratios, nats per token."""
         return self.chosen.mean_logratio - self.rejected.mean_logratio
+
+    def with_statistics(self, values: Mapping[str, float]) -> "Pairs":
+        """The same pairs with running statistics: scalars in float64, where the log-probabilities are."""
+        device = self.chosen.policy.device
+        scalars = {name: tensor(value, dtype=float64, device=device) for name, value in values.items()}
+        return replace(self, statistics=scalars)
 
     def detached(self) -> "Pairs":
         """The same numbers, cut off from the gradient."""

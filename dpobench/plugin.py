@@ -198,6 +198,12 @@ class Variant(Plugin):
             return None if declared is None else float(declared)
         return float(declared(**{name: params[name] for name in inspect.signature(declared).parameters}))
 
+    def given_to_needs(self) -> dict[str, str]:
+        """Hyper-parameters that a declared need is computed with, each with the need."""
+        from dpobench.needs import NEEDS
+
+        return {taken: need for need in self.needs if need in NEEDS for taken in keywords(NEEDS[need].compute)}
+
     def pick(self, name: str, params: Mapping[str, Any]) -> Any:
         """Value of the hyper-parameter that a need of this loss takes."""
         return params[name]

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from dpobench.errors import UserError
-from dpobench.logprobs import Batch, by_tokens, completion_logits, score_sequences
+from dpobench.logprobs import Batch, completion_logits, per_sequence, score_sequences
 from dpobench.needs import NEEDS, Need
 from dpobench.registry import Interval, Variant
 from dpobench.store import write_bytes
@@ -65,18 +65,13 @@ def _by_side(
     return list(zip(found[::2], found[1::2], strict=True))
 
 
-@torch.no_grad()
 def _quantity(model: Any, need: Need, sequences: Sequence[Any], budget: int) -> Values:
-    assert need.compute is not None
-    found: Values = [np.empty(0, np.float32)] * len(sequences)
-    for group in by_tokens([len(prompt) + len(ids) for prompt, ids in sequences], budget):
-        batch = Batch([sequences[i] for i in group], model.device)
+    def compute(batch: Batch) -> torch.Tensor:
+        assert need.compute is not None
         table = completion_logits(model, batch).float().log_softmax(-1)
-        values = need.compute(None, table, batch.targets).cpu().numpy()
-        ends = np.cumsum([len(sequences[i][1]) for i in group])[:-1]
-        for index, part in zip(group, np.split(values, ends), strict=True):
-            found[index] = part
-    return found
+        return batch.scatter(need.compute(None, table, batch.targets))
+
+    return per_sequence(model, sequences, compute, budget)
 
 
 def write_extra(path: Path, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

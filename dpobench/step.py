@@ -35,11 +35,6 @@ class Block:
     batch: Laid
     mismatched: Laid | None
 
-    @property
-    def sides(self) -> int:
-        """Completions of each pair, 2 or 3."""
-        return len(self.batch.mask) // len(self.rows)
-
 
 @dataclass(frozen=True)
 class Beside:
@@ -114,8 +109,7 @@ def pairs_of(
         extras[name] = _scattered(block.batch, np.concatenate(told), logps)
 
     if equal:
-        starts = {"zero": torch.zeros_like(constant), "reference": constant}
-        extras = {name: starts.get(NEEDS[name].start, value) for name, value in extras.items()}
+        extras = _at_start(extras, constant)
 
     def side(number: int) -> Side:
         part = slice(number * size, (number + 1) * size)
@@ -128,11 +122,13 @@ def pairs_of(
     names = sorted({name for row in rows for name in row.columns})
     numbers = {name: [row.columns.get(name, math.nan) for row in rows] for name in names}
     columns = {name: torch.tensor(told, dtype=torch.float64).to(logps) for name, told in numbers.items()}
-    return Pairs(side(0), side(1), columns, _scalars(statistics, logps.device), others)
+    return Pairs(side(0), side(1), columns, others=others).with_statistics(statistics)
 
 
-def _scalars(statistics: Mapping[str, float], device: Any) -> dict[str, Tensor]:
-    return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in statistics.items()}
+def _at_start(extras: Values, reference: Tensor) -> dict[str, Tensor]:
+    """What a loss declared as it is where the policy equals the reference; constant."""
+    told = {"zero": torch.zeros_like(reference), "reference": reference}
+    return {name: told.get(NEEDS[name].start, value).detach() for name, value in extras.items()}
 
 
 def _scattered(batch: Laid, values: Any, like: Tensor) -> Tensor:
@@ -205,11 +201,9 @@ def gradient(
     share = len(rows) // world
     local = list(rows[rank * share : (rank + 1) * share])
     groups = _groups(local, bound, budget, accelerator.device, packed=beside.packed)
-    whole = denominators = None
+    whole, denominators = None, None
     if bound.variant.sees_whole_batch:
         whole = _on_whole_batch(model, bound, rows, local, accelerator, groups, beside)
-    else:
-        denominators = _denominators(bound, rows, accelerator.device)
     seen: dict[str, Tensor] = {name: torch.zeros(share, device=accelerator.device) for name in _SEEN}
     for number, group in enumerate(groups):
         members = [local[i] for i in group]
@@ -220,7 +214,10 @@ def gradient(
             values["logp"].retain_grad()
             pairs = pairs_of(values, block, equal=beside.equal)
             if whole is None:
-                losses = bound.objective(pairs).each(denominators, len(rows))
+                found = bound.objective(pairs)
+                if denominators is None:
+                    denominators = _denominators(bound, rows, accelerator.device) if found.ratios else ()
+                losses = found.each(denominators, len(rows))
                 objective, slopes = losses.sum() / len(rows), _start_slopes(bound, pairs, denominators, len(rows))
             else:
                 losses, slopes = whole.losses[group], whole.slopes_at_start[group]
@@ -254,8 +251,6 @@ def _size(row: TokenPair, bound: Bound, *, packed: bool) -> int:
 
 def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Any) -> Sequence[Tensor]:
     """Denominators of the global batch's ratios; they do not depend on the policy, so the reference stands in for it."""
-    if len(rows) > 1 and not _denominators(bound, rows[:1], device):
-        return ()
     block = block_of(rows, bound, device)
     zeros = torch.zeros(block.batch.mask.shape, device=device)
     stand_in = dict.fromkeys(("logp", *bound.variant.needs), zeros)
@@ -337,11 +332,7 @@ def at_start(pairs: Pairs) -> Pairs:
     """The same pairs as they were when the policy still equalled the reference; differentiable leaves."""
     sides = []
     for side in (pairs.chosen, pairs.rejected):
-        told = {"zero": torch.zeros_like(side.reference), "reference": side.reference}
-        extras = {
-            name: told.get(NEEDS[name].start, value).detach() if name in NEEDS else value
-            for name, value in side.extras.items()
-        }
+        extras = _at_start(side.extras, side.reference)
         sides.append(Side(side.reference.detach().clone().requires_grad_(), side.reference, side.mask, extras))
     others = {name: Side(s.policy.detach(), s.reference, s.mask, s.extras) for name, s in pairs.others.items()}
     if "mismatched" in others:
@@ -353,8 +344,7 @@ def at_start(pairs: Pairs) -> Pairs:
 def started(bound: Bound, pairs: Pairs) -> Pairs:
     """`at_start`, with the running statistics of a first step."""
     start = at_start(pairs)
-    statistics = bound.update(start, bound.initial())
-    return replace(start, statistics=_scalars(statistics, pairs.chosen.policy.device))
+    return start.with_statistics(bound.update(start, bound.initial()))
 
 
 def start_slopes(bound: Bound, pairs: Pairs) -> Tensor:

@@ -186,13 +186,17 @@ def _beside(start: Path, bound: Bound, run: Run, model: Any, pairs: Sequence[Tok
     return Beside(live, bound.initial(), moves, "packed" if why is None else f"padded ({why})")
 
 
+def _batch(pairs: Sequence[TokenPair], run: Run, step: int) -> list[TokenPair]:
+    return [pairs[i] for i in batch_at(step, run.recipe.batch, len(pairs), run.seed)]
+
+
 def _rows(
     pairs: Sequence[TokenPair], run: Run, bound: Bound, step: int, beside: Beside, accelerator: Any
 ) -> tuple[list[TokenPair], Beside]:
     """The pairs of a step with its noise, and with the log-probabilities of a reference that has moved."""
     recipe, needs = run.recipe, bound.variant.needs
     torch.manual_seed(int(store.digest("step", run.seed, step), 16))
-    rows = [pairs[i] for i in batch_at(step, recipe.batch, len(pairs), run.seed)]
+    rows = _batch(pairs, run, step)
     if beside.moves and step >= recipe.reference_every:
         with accelerator.autocast():
             rows = scored(beside.reference, rows, needs, budget=recipe.micro_batch_tokens)
@@ -203,7 +207,7 @@ def _rows(
 
 def _against_start(seen: Step, pairs: Sequence[TokenPair], run: Run, step: int) -> Step:
     """What is logged is measured from the start policy, as for every other run, wherever the reference has moved to."""
-    rows = [pairs[i] for i in batch_at(step, run.recipe.batch, len(pairs), run.seed)]
+    rows = _batch(pairs, run, step)
     values = dict(seen.values)
     for side in ("chosen", "rejected"):
         start = torch.tensor([float(getattr(row, f"{side}_reference").sum(dtype=np.float64)) for row in rows])

@@ -1,12 +1,10 @@
 """Hypothesis strategies for what a loss is given."""
 
-from dataclasses import replace
-
 import torch
 from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
-from dpobench.registry import Bound
+from dpobench.registry import Bound, variants
 
 LOGP = st.floats(-12.0, 0.0, allow_nan=False, width=64)
 
@@ -60,5 +58,15 @@ def complete(given: Pairs, bound: Bound) -> Pairs:
     }
     columns = dict.fromkeys(bound.variant.columns, noise[:, 0])
     pairs = Pairs(told(given.chosen), told(given.rejected), columns, {}, others)
-    statistics = bound.update(pairs, bound.initial())
-    return replace(pairs, statistics={name: torch.tensor(value) for name, value in statistics.items()})
+    return pairs.with_statistics(bound.update(pairs, bound.initial()))
+
+
+def of(name: str, batch: Pairs, **params: float) -> torch.Tensor:
+    """What a registered loss makes of pairs, shape [B]."""
+    return variants.get(name).bind(**params)(batch)
+
+
+def same(found: torch.Tensor, expected: torch.Tensor, slack: float = 1e-12) -> None:
+    """Equal to rounding. `torch.testing` is not used: it imports torch.distributed, four seconds."""
+    assert found.shape == expected.shape
+    assert bool(((found - expected).abs() <= slack * (1 + expected.abs())).all()), (found - expected).abs().max()

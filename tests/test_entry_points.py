@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpobench.registry import variants
+from tests.wheels import built
 
 PACKAGE = Path(__file__).parent / "example_package"
 
@@ -21,15 +22,7 @@ def installed(work: Path, *, name: str = "tempered_dpo", rewritten: tuple[str, s
     project, module = source / "pyproject.toml", source / "tempered_preference.py"
     project.write_text(project.read_text().replace("tempered_dpo = ", f"{name} = "))
     module.write_text(module.read_text().replace(*rewritten))
-    built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work],
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    zipfile.ZipFile(next(work.glob("*.whl"))).extractall(site)
+    zipfile.ZipFile(built(source, work)).extractall(site)
     return site
 
 

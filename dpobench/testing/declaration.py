@@ -1,12 +1,12 @@
 """Whether what a loss declares makes sense by itself, before the loss is called at all."""
 
 import inspect
-from collections.abc import Callable
 from itertools import pairwise
 from typing import get_args
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.needs import NEEDS
+from dpobench.plugin import keywords
 from dpobench.registry import UNITS, Gradient, Variant
 
 
@@ -40,19 +40,6 @@ def declaration(variant: Variant) -> str:
     return _needs_declared(variant) or _running_declared(variant) or _start_declared(variant)
 
 
-def _keyword_only(function: Callable[..., object]) -> list[str]:
-    found = inspect.signature(function).parameters.values()
-    return [argument.name for argument in found if argument.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def given_to_needs(variant: Variant) -> dict[str, str]:
-    """Hyper-parameters that a declared need takes from the loss, each with the need."""
-    computed = {name: NEEDS[name].compute for name in variant.needs}
-    return {
-        taken: name for name, compute in computed.items() if compute is not None for taken in _keyword_only(compute)
-    }
-
-
 def _needs_declared(variant: Variant) -> str:
     for name in variant.needs:
         if name not in NEEDS:
@@ -60,7 +47,7 @@ def _needs_declared(variant: Variant) -> str:
     if len(set(variant.needs)) < len(variant.needs):
         return f"needs={variant.needs} names something twice"
     defaults = variant.arguments({})
-    for taken, name in given_to_needs(variant).items():
+    for taken, name in variant.given_to_needs().items():
         try:
             variant.pick(taken, defaults)
         except KeyError:
@@ -74,7 +61,7 @@ def _running_declared(variant: Variant) -> str:
         return ""
     if not (isinstance(running, tuple) and len(running) == 2 and all(map(callable, running))):
         return "running is no pair of functions; write running=(init, update)"
-    for taken in _keyword_only(running[1]):
+    for taken in keywords(running[1]):
         if taken not in variant.parameters:
             return f"update takes {taken!r}, which is no hyper-parameter of the loss"
     return ""

@@ -22,7 +22,7 @@ from dpobench.testing.beyond import (
     statistics,
     without_random_numbers,
 )
-from dpobench.testing.declaration import declaration, given_to_needs
+from dpobench.testing.declaration import declaration
 from dpobench.testing.direction import direction
 from dpobench.testing.probe import Outcome, Probe, written
 
@@ -325,7 +325,7 @@ def strength(probe: Probe) -> str:
     """Every hyper-parameter with a grid, the strength among them, changes value or gradient along it."""
     probe = probe.home
     at = dict(zip(map(repr, probe.points), probe.sweeps, strict=True))
-    elsewhere = given_to_needs(probe.variant)
+    elsewhere = probe.variant.given_to_needs()
     for name, points in probe.grids.items():
         found = [at[repr(point)] for point in points]
         # Of a mixture, the parameter's name stands behind the part's.

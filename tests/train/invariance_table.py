@@ -5,22 +5,19 @@ pass through the whole batch of 16 pairs is given for micro-batches of 1, 2, 4 a
 float32; that of two processes (gloo), in float64, to one process.
 """
 
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from dpobench import step
 from dpobench.registry import variants
-from dpobench.tokens import write_pairs
 from dpobench.train import accelerator_for
 from tests.train import tiny
 from tests.train.test_gradient import at_once, cut_into, taken
+from tests.train.test_processes import by_two
 
 SIZES = (1, 2, 4, 8)
 
@@ -40,17 +37,10 @@ def distances(name: str, rows: list, dtype: torch.dtype) -> list[float]:
 def of_two_processes(rows: list) -> dict[str, torch.Tensor]:
     """The gradient of every loss, by two processes."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiny.llama().save_pretrained(folder / "start")
-        tiny.words().save_pretrained(folder / "start")
-        write_pairs(folder / "pairs.parquet", tiny.scored(tiny.rows(22), tiny.llama()))
-        write_pairs(folder / "drifted.parquet", rows)
-        script = str(Path(__file__).with_name("two_processes.py"))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-        command += [str(folder / part) for part in ("start", "pairs.parquet", "drifted.parquet", "")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        subprocess.run(command, check=True, capture_output=True, env=environment | {"GLOO_SOCKET_IFNAME": "lo"})
-        return load_file(folder / "found.safetensors")
+        start = Path(name) / "start"
+        tiny.llama().save_pretrained(start)
+        tiny.words().save_pretrained(start)
+        return by_two(start, tiny.scored(tiny.rows(22), tiny.llama()), rows, Path(name))
 
 
 def lines() -> Iterator[str]:

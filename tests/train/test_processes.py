@@ -19,10 +19,8 @@ LOSSES = tiny.losses()
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def together(start, pairs, drifted, tmp_path_factory):
-    """What two processes found, and the folder of their run."""
-    out = tmp_path_factory.mktemp("two")
+def by_two(start, pairs, drifted, out):
+    """What two processes make of these pairs: all gradients; their run is left in `out`."""
     files = out / "pairs.parquet", out / "drifted.parquet"
     for file, given in zip(files, (pairs, drifted), strict=True):
         write_pairs(file, given)
@@ -38,7 +36,14 @@ def together(start, pairs, drifted, tmp_path_factory):
         process.terminate()
         process.wait()
     assert process.returncode == 0, said[-3000:]
-    return load_file(out / "found.safetensors"), out / "run"
+    return load_file(out / "found.safetensors")
+
+
+@pytest.fixture(scope="module")
+def together(start, pairs, drifted, tmp_path_factory):
+    """What two processes found, and the folder of their run."""
+    out = tmp_path_factory.mktemp("two")
+    return by_two(start, pairs, drifted, out), out / "run"
 
 
 def test_there_were_two(together):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
 from dpobench.registry import variants
-from tests.strategies import pairs, swapped
+from tests.strategies import of, pairs, same, swapped
 
 NAMES = (
     *("kto", "kto_pair", "apo_zero", "apo_down", "nca", "bco_pair", "bco_pair_no_shift", "sppo_hard", "sppo_soft"),
@@ -25,16 +25,6 @@ BETAS = st.floats(0.01, 2.0)
 FLIPS = st.floats(0.0, 0.49)
 SHIFTS = st.floats(-3.0, 3.0)
 few = settings(max_examples=15, deadline=None, derandomize=True)
-
-
-def of(name: str, batch: Pairs, **params: float) -> torch.Tensor:
-    return variants.get(name).bind(**params)(batch)
-
-
-def same(found: torch.Tensor, expected: torch.Tensor, slack: float = 1e-12) -> None:
-    """Equal to rounding. `torch.testing` is not used: it imports torch.distributed, four seconds."""
-    assert found.shape == expected.shape
-    assert bool(((found - expected).abs() <= slack * (1 + expected.abs())).all()), (found - expected).abs().max()
 
 
 def scalars(**values: float) -> dict[str, torch.Tensor]:

@@ -8,22 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpobench import Pairs
-from dpobench.registry import variants
-from tests.strategies import of_margins, pairs, swapped
+from tests.strategies import of, of_margins, pairs, same, swapped
 
 BETAS = st.floats(0.01, 2.0)
 FLIPS = st.floats(0.0, 0.49)
 few = settings(max_examples=15, deadline=None, derandomize=True)
-
-
-def of(name: str, batch: Pairs, **params: float) -> torch.Tensor:
-    return variants.get(name).bind(**params)(batch)
-
-
-def same(found: torch.Tensor, expected: torch.Tensor, slack: float = 1e-12) -> None:
-    """Equal to rounding. `torch.testing` is not used: it imports torch.distributed, four seconds."""
-    assert found.shape == expected.shape
-    assert bool(((found - expected).abs() <= slack * (1 + expected.abs())).all()), (found - expected).abs().max()
 
 
 @few

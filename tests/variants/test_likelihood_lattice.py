@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
 from dpobench.registry import variants
-from tests.strategies import pairs, sides, swapped
+from tests.strategies import of, pairs, same, sides, swapped
 
 BETAS = st.floats(0.01, 2.0)
 WEIGHTS = st.floats(0.01, 3.0)
@@ -44,16 +44,6 @@ def batches(draw: st.DrawFn, *, length: int | None = None) -> Pairs:
 def changed(batch: Pairs, change: Callable[[Side], Side], names: Sequence[str] = BOTH) -> Pairs:
     """The batch with the sides named replaced."""
     return replace(batch, **{name: change(getattr(batch, name)) for name in names})
-
-
-def of(name: str, batch: Pairs, **params: float) -> torch.Tensor:
-    return variants.get(name).bind(**params)(batch)
-
-
-def same(found: torch.Tensor, expected: torch.Tensor, slack: float = 1e-12) -> None:
-    """Equal to rounding. `torch.testing` is not used: it imports torch.distributed, four seconds."""
-    assert found.shape == expected.shape
-    assert bool(((found - expected).abs() <= slack * (1 + expected.abs())).all()), (found - expected).abs().max()
 
 
 def without_reference(batch: Pairs) -> Pairs:

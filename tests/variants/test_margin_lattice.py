@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
 from dpobench.registry import variants
-from tests.strategies import of_margins, pairs, swapped
+from tests.strategies import of, of_margins, pairs, same, swapped
 
 BETAS = st.floats(0.01, 2.0)
 SEEDS = st.integers(0, 2**31)
@@ -41,16 +41,6 @@ STARTS = {
     "discopop": 0.8465735903,
     "ipo_scaled": 0.25,
 }
-
-
-def of(name: str, batch: Pairs, **params: float) -> torch.Tensor:
-    return variants.get(name).bind(**params)(batch)
-
-
-def same(found: torch.Tensor, expected: torch.Tensor, slack: float = 1e-12) -> None:
-    """Equal to rounding."""
-    assert found.shape == expected.shape
-    assert bool(((found - expected).abs() <= slack * (1 + expected.abs())).all()), (found - expected).abs().max()
 
 
 def sidewise(batch: Pairs, change) -> Pairs:
