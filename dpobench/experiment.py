@@ -34,6 +34,7 @@ class Recipe(_Settings):
         max_tokens: prompt and answer together; longer answers are cut and lose their end token.
         max_prompt_tokens: longer prompts are left out, for every variant alike.
         micro_batch_tokens: memory bound of one forward pass; changes no result beyond rounding.
+        recompute_activations: keep only what enters a layer and compute the rest again; changes no result.
         reference_every: steps after which the reference moves towards the policy (TR-DPO); 0 keeps it still.
         reference_mix: share of the policy in the moved reference; 1 copies it.
     """
@@ -49,6 +50,7 @@ class Recipe(_Settings):
     max_tokens: int = Field(1024, ge=8)
     max_prompt_tokens: int = Field(512, ge=1)
     micro_batch_tokens: int = Field(8192, ge=8)
+    recompute_activations: bool = False
     reference_every: int = Field(0, ge=0)
     reference_mix: float = Field(1.0, gt=0, le=1)
 

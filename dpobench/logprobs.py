@@ -1,8 +1,10 @@
 """Log-probabilities of completions under a model: the head at completion positions only, softmax in float32."""
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from dpobench.errors import DpobenchError
 from dpobench.needs import Need
 from dpobench.tokens import TokenPair
+from dpobench.vocabulary import Projection, in_chunks, token_logps
 
 Sequences = Sequence[tuple[Any, Any]]
 # Most tokens of a pass on a CPU: larger ones leave its caches and are slower.
@@ -86,73 +89,6 @@ class Batch(Laid):
 
 
 @contextlib.contextmanager
-def _only(model: Any, batch: Laid) -> Iterator[list[Tensor]]:
-    """While open, the model's head sees the hidden states of completion tokens only.
-
-    The hook sits before the head, so whatever the architecture does after it (soft-capping, scaling) still applies.
-    Yields: a list that receives those hidden states, shape [1, K, H].
-    """
-    seen: list[Tensor] = []
-
-    def select(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(arguments[0][batch.rows, batch.positions].unsqueeze(0))
-        return (seen[-1], *arguments[1:])
-
-    inner = getattr(model, "module", model)
-    handle = inner.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def completion_logits(model: Any, batch: Laid) -> Float[Tensor, "K V"]:
-    """Logits at the positions that predict completion tokens, in the model's dtype."""
-    with _only(model, batch):
-        out = model(**batch.inputs())
-    return out.logits[0]
-
-
-def completion_logps(model: Any, batch: Laid) -> Float[Tensor, "N T"]:
-    """Log-probability of every completion token, nats, float32 (float64 for a float64 model); zero where `batch.mask` is false."""
-    logits = _exact(completion_logits(model, batch))
-    return batch.scatter(-torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
-
-
-def _exact(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def completion_values(
-    model: Any, batch: Laid, asked: Sequence[tuple[Need, Mapping[str, float]]], reference: Any = None
-) -> dict[str, Float[Tensor, "N T"]]:
-    """Log-probability of every completion token, and what else a loss asked of its next-token distribution.
-
-    Args:
-        model: the policy.
-        batch: what it reads.
-        asked: quantities that need the policy's distribution, each with the hyper-parameters it takes.
-        reference: a live reference, where a quantity is computed from both distributions.
-
-    Returns: "logp" and the quantities by name; nats, zero where `batch.mask` is false.
-    """
-    if not asked:
-        return {"logp": completion_logps(model, batch)}
-    policy = _exact(completion_logits(model, batch)).log_softmax(-1)
-    other = None
-    if any(need.source == "both" for need, _ in asked):
-        with torch.no_grad():
-            other = _exact(completion_logits(reference, batch)).log_softmax(-1)
-    found = {"logp": batch.scatter(policy.gather(-1, batch.targets[:, None]).squeeze(-1))}
-    for need, options in asked:
-        assert need.compute is not None
-        with torch.set_grad_enabled(need.differentiable and torch.is_grad_enabled()):
-            table = policy if need.differentiable else policy.detach()
-            found[need.name] = batch.scatter(need.compute(table, other, batch.targets, **options))
-    return found
-
-
-@contextlib.contextmanager
 def _before_head(model: Any, change: Callable[[Tensor], Tensor]) -> Iterator[Any]:
     """While open, the model's head is given `change` of what the model computed for it. Yields the head."""
     head = getattr(model, "module", model).get_output_embeddings()
@@ -185,26 +121,60 @@ class Head:
     costs one token's pass a call.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, unwrapped.
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        # A table of heads by model must not keep its models alive.
+        self._model = weakref.ref(model)
         self._direct: bool | None = None
+        self._narrowed: tuple[Any, Tensor] | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self._model()
+
+    @property
+    def weight(self) -> Float[Tensor, "V H"]:
+        """The matrix that turns hidden states into logits."""
+        found: Tensor = self.model.get_output_embeddings().weight
+        return found
 
     def __call__(self, hidden: Float[Tensor, "C H"]) -> Float[Tensor, "C V"]:
         """Logits in float32 (float64 for a float64 model)."""
-        if self._direct is None:
-            self._direct = self._agrees(hidden)
-        logits = self._configured(hidden) if self._direct else self._through_model(hidden)
+        logits = self._configured(hidden) if self._is_direct(hidden) else self._through_model(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _configured(self, hidden: Tensor) -> Tensor:
+    def logps(self, hidden: Float[Tensor, "K H"], targets: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """Log-probability of each target, nats; the table over the vocabulary never exists whole if it is large."""
+        if self._is_direct(hidden) and _is_plain(layer := self.model.get_output_embeddings()):
+            return token_logps(hidden, Projection(layer.weight, layer.bias, *self._shape()), targets, self._narrow)
+
+        def compute(rows: Tensor, wanted: Tensor) -> list[Tensor]:
+            return [-torch.nn.functional.cross_entropy(self(rows), wanted, reduction="none")]
+
+        return in_chunks(compute, self.weight, hidden, targets)[0]
+
+    def _narrow(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix in another precision, made once for all micro-batches between two changes of it."""
+        if weight.dtype == dtype:
+            return weight
+        state = (weight.data_ptr(), weight._version, dtype)
+        if self._narrowed is None or self._narrowed[0] != state:
+            self._narrowed = state, weight.to(dtype)
+        return self._narrowed[1]
+
+    def _shape(self) -> tuple[float, float | None]:
+        """Factor and cap of the logits, as the configuration tells them."""
         config = self.model.config.get_text_config()
+        factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return factor, getattr(config, "final_logit_softcapping", None)
+
+    def _configured(self, hidden: Tensor) -> Tensor:
+        factor, cap = self._shape()
         logits = self.model.get_output_embeddings()(hidden)
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
+        logits = logits if factor == 1.0 else logits * factor
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _through_model(self, hidden: Tensor) -> Tensor:
@@ -212,11 +182,92 @@ class Head:
         with _before_head(self.model, lambda _: hidden.unsqueeze(0)):
             return self.model(input_ids=token, use_cache=False).logits[0]
 
-    def _agrees(self, hidden: Tensor) -> bool:
-        probe = torch.cat([hidden[:4] * factor for factor in (1, 8, 64)])
-        own, ours = self._through_model(probe), self._configured(probe)
-        close = 32 * torch.finfo(own.dtype).eps
-        return bool(torch.allclose(own, ours, rtol=close, atol=close * float(own.abs().max())))
+    def _is_direct(self, hidden: Tensor) -> bool:
+        """Whether the configuration tells all, found out once."""
+        if self._direct is None:
+            kind = hidden.device.type
+            # Weights that autocast narrowed without a gradient must not stay in its cache for the step.
+            uncached = torch.autocast(
+                kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
+            )
+            with torch.no_grad(), uncached:
+                probe = torch.cat([hidden[:4] * factor for factor in (1, 8, 64)])
+                own, ours = self._through_model(probe), self._configured(probe)
+            close = 32 * torch.finfo(own.dtype).eps
+            self._direct = bool(torch.allclose(own, ours, rtol=close, atol=close * float(own.abs().max())))
+        return self._direct
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is a product with its matrix and nothing else."""
+    return type(layer) is torch.nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
+_HEADS: "WeakKeyDictionary[Any, Head]" = WeakKeyDictionary()
+
+
+def head_of(model: Any) -> Head:
+    """The head of a model, asked once how it is configured."""
+    inner = getattr(model, "module", model)
+    if inner not in _HEADS:
+        _HEADS[inner] = Head(inner)
+    return _HEADS[inner]
+
+
+def completion_logps(model: Any, batch: Laid) -> Float[Tensor, "N T"]:
+    """Log-probability of every completion token, nats, float32 (float64 for a float64 model); zero where `batch.mask` is false."""
+    return batch.scatter(head_of(model).logps(completion_hidden(model, batch), batch.targets))
+
+
+def completion_values(
+    model: Any, batch: Laid, asked: Sequence[tuple[Need, Mapping[str, float]]], reference: Any = None
+) -> dict[str, Float[Tensor, "N T"]]:
+    """Log-probability of every completion token, and what else a loss asked of its next-token distribution.
+
+    Args:
+        model: the policy.
+        batch: what it reads.
+        asked: quantities that need the policy's distribution, each with the hyper-parameters it takes.
+        reference: a live reference, where a quantity is computed from both distributions.
+
+    Returns: "logp" and the quantities by name; nats, zero where `batch.mask` is false.
+    """
+    if not asked:
+        return {"logp": completion_logps(model, batch)}
+    head, rows = head_of(model), [batch.targets, completion_hidden(model, batch)]
+    if any(need.source == "both" for need, _ in asked):
+        with torch.no_grad():
+            rows.append(completion_hidden(reference, batch))
+
+    def compute(targets: Tensor, hidden: Tensor, base: Tensor | None = None) -> list[Tensor]:
+        policy, other = head(hidden).log_softmax(-1), None
+        if base is not None:
+            with torch.no_grad():
+                other = head_of(reference)(base).log_softmax(-1)
+        found = [policy.gather(-1, targets[:, None]).squeeze(-1)]
+        for need, options in asked:
+            assert need.compute is not None
+            with torch.set_grad_enabled(need.differentiable and torch.is_grad_enabled()):
+                table = policy if need.differentiable else policy.detach()
+                found.append(need.compute(table, other, targets, **options))
+        return found
+
+    names = ["logp", *(need.name for need, _ in asked)]
+    return {
+        name: batch.scatter(value) for name, value in zip(names, in_chunks(compute, head.weight, *rows), strict=True)
+    }
+
+
+@torch.no_grad()
+def completion_quantity(model: Any, batch: Laid, need: Need) -> Float[Tensor, "N T"]:
+    """What a loss asked of the reference's next-token distribution alone, at every completion token."""
+    head = head_of(model)
+
+    def compute(targets: Tensor, hidden: Tensor) -> list[Tensor]:
+        assert need.compute is not None
+        return [need.compute(None, head(hidden).log_softmax(-1), targets)]
+
+    return batch.scatter(in_chunks(compute, head.weight, batch.targets, completion_hidden(model, batch))[0])
 
 
 def pair_batch(pairs: Sequence[TokenPair], device: torch.device | str = "cpu", *, gold: bool = False) -> Batch:

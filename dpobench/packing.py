@@ -7,23 +7,18 @@ interface works unchanged; one that does not is found out by `adopt`, which comp
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from dpobench.attention import Piece, attend
 from dpobench.logprobs import Laid, completion_logps, pair_batch, tensor
 from dpobench.tokens import TokenPair
 
 NAME = "dpobench_shared_prompt"
 # How far log-probabilities of the two layouts may lie apart, nats a token: rounding of float32, with room for deep models.
 AGREEMENT = 1e-4
-# Start of a prompt, its end, and the ends of its answers, which follow one another.
-Piece = tuple[int, int, tuple[int, ...]]
 
 
 class Packed(Laid):
@@ -94,67 +89,6 @@ def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
             groups[place].append(index)
             room[place] -= sizes[index]
     return groups
-
-
-@lru_cache(maxsize=4)
-def _causal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a query may look, minus infinity above the diagonal."""
-    return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu(1)
-
-
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    pieces: Sequence[Piece] | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Attention over the pieces of a packed row; without pieces, causal attention over rows padded on the right.
-
-    Args:
-        module: the attention layer; not used.
-        query: shape [1, heads, S, D].
-        key: shape [1, key heads, S, D].
-        value: the same.
-        attention_mask: always None; the pieces say it all.
-        scaling: of the scores.
-        pieces: from `Packed`.
-        others: what the layer says beside; a window, a cap or a sink is refused.
-
-    Returns: shape [1, S, heads, D].
-
-    Raises:
-        NotImplementedError: the layer asks for attention of another kind.
-    """
-    window = others.get("sliding_window")
-    if others.get("softcap") or others.get("s_aux") is not None or (window and window < query.shape[2]):
-        raise NotImplementedError("a sliding window, a cap on scores or an attention sink")
-    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
-    if pieces is None:
-        whole = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, **options)
-        return whole.transpose(1, 2), None
-    found = []
-    for start, prompt_end, ends in pieces:
-        first = slice(start, ends[0])
-        found.append(
-            F.scaled_dot_product_attention(
-                query[:, :, first], key[:, :, first], value[:, :, first], is_causal=True, **options
-            )
-        )
-        for begin, end in pairwise(ends):
-            keys, values = (
-                torch.cat([all_[:, :, start:prompt_end], all_[:, :, begin:end]], dim=2) for all_ in (key, value)
-            )
-            prompt, size = prompt_end - start, keys.shape[2]
-            # Rounded up, so that few matrices are kept.
-            mask = _causal(-(-size // 512) * 512, query.dtype, query.device)[prompt:size, :size]
-            found.append(
-                F.scaled_dot_product_attention(query[:, :, begin:end], keys, values, attn_mask=mask, **options)
-            )
-    return torch.cat(found, dim=2).transpose(1, 2), None
 
 
 def adopt(model: Any, pairs: Sequence[TokenPair]) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from dpobench.errors import UserError
-from dpobench.logprobs import Batch, completion_logits, per_sequence, score_sequences
+from dpobench.logprobs import completion_quantity, per_sequence, score_sequences
 from dpobench.needs import NEEDS, Need
 from dpobench.registry import Interval, Variant
 from dpobench.store import write_bytes
@@ -66,12 +66,7 @@ def _by_side(
 
 
 def _quantity(model: Any, need: Need, sequences: Sequence[Any], budget: int) -> Values:
-    def compute(batch: Batch) -> torch.Tensor:
-        assert need.compute is not None
-        table = completion_logits(model, batch).float().log_softmax(-1)
-        return batch.scatter(need.compute(None, table, batch.targets))
-
-    return per_sequence(model, sequences, compute, budget)
+    return per_sequence(model, sequences, lambda batch: completion_quantity(model, batch, need), budget)
 
 
 def write_extra(path: Path, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpobench.logprobs import CPU_TOKENS, Laid, by_tokens, completion_logps, completion_values, pair_batch
+from dpobench.logprobs import CPU_TOKENS, Laid, by_tokens, completion_logps, completion_values, head_of, pair_batch
 from dpobench.needs import NEEDS
 from dpobench.packing import first_fit, packed_pairs
 from dpobench.pairs import Objective, Pairs, Side
 from dpobench.registry import Bound
 from dpobench.tokens import TokenPair
+from dpobench.vocabulary import most_kept
 
 Values = Mapping[str, Tensor]
 
@@ -200,57 +201,67 @@ def gradient(
     world, rank = accelerator.num_processes, accelerator.process_index
     share = len(rows) // world
     local = list(rows[rank * share : (rank + 1) * share])
-    groups = _groups(local, bound, budget, accelerator.device, packed=beside.packed)
-    whole, denominators = None, None
+    groups = _groups(local, bound, budget, model, packed=beside.packed)
+    whole = None
     if bound.variant.sees_whole_batch:
         whole = _on_whole_batch(model, bound, rows, local, accelerator, groups, beside)
     seen: dict[str, Tensor] = {name: torch.zeros(share, device=accelerator.device) for name in _SEEN}
-    for number, group in enumerate(groups):
-        members = [local[i] for i in group]
-        block = block_of(members, bound, accelerator.device, packed=beside.packed, pairs_only=whole is not None)
-        last = number == len(groups) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-            values = values_of(model, block, bound, beside.reference)
-            values["logp"].retain_grad()
-            pairs = pairs_of(values, block, equal=beside.equal)
-            if whole is None:
-                found = bound.objective(pairs)
-                if denominators is None:
-                    denominators = _denominators(bound, rows, accelerator.device) if found.ratios else ()
-                losses = found.each(denominators, len(rows))
-                objective, slopes = losses.sum() / len(rows), _start_slopes(bound, pairs, denominators, len(rows))
-            else:
-                losses, slopes = whole.losses[group], whole.slopes_at_start[group]
-                objective = _pulled(whole.pulls, values, group, share)
-            # DDP averages over processes; each holds its part of the mean over the whole batch, so the parts must add up.
-            accelerator.backward(objective * world)
-        _note(seen, group, pairs, losses, values["logp"], len(rows) / world)
-        seen["slope_at_start"][group] = slopes
+    denominators: Sequence[Tensor] = ()
+    # One context for all micro-batches: weights are cast to a lower precision once a step.
+    with accelerator.autocast():
+        for group in groups:
+            members = [local[i] for i in group]
+            block = block_of(members, bound, accelerator.device, packed=beside.packed, pairs_only=whole is not None)
+            with contextlib.nullcontext() if group is groups[-1] else accelerator.no_sync(model):
+                values = values_of(model, block, bound, beside.reference)
+                values["logp"].retain_grad()
+                pairs = pairs_of(values, block, equal=beside.equal)
+                if whole is None:
+                    found = bound.objective(pairs)
+                    denominators = denominators or _denominators(bound, rows, accelerator.device, found)
+                    losses = found.each(denominators, len(rows))
+                    objective, slopes = losses.sum() / len(rows), _start_slopes(bound, pairs, denominators, len(rows))
+                else:
+                    losses, slopes = whole.losses[group], whole.slopes_at_start[group]
+                    objective = _pulled(whole.pulls, values, group, share)
+                # DDP averages over processes; each holds its part of the mean over the whole batch: the parts must add up.
+                with torch.autocast(accelerator.device.type, enabled=False):
+                    accelerator.backward(objective * world)
+            _note(seen, group, pairs, losses, values["logp"], len(rows) / world)
+            seen["slope_at_start"][group] = slopes
     gathered = {name: accelerator.gather(value.detach()) for name, value in seen.items()}
     return Step(gathered, sum(pair.size for pair in rows), whole.statistics if whole else {})
 
 
-def _groups(rows: Sequence[TokenPair], bound: Bound, budget: int, device: Any, *, packed: bool) -> list[list[int]]:
-    """Micro-batches: indices of pairs whose tokens, shared prompts once or padding counted, stay within the budget."""
-    if device.type == "cpu":
+def _groups(rows: Sequence[TokenPair], bound: Bound, budget: int, model: Any, *, packed: bool) -> list[list[int]]:
+    """Micro-batches: indices of pairs whose tokens, shared prompts once or padding counted, stay within the budget.
+
+    Answers of a large vocabulary fill it sooner: their table is kept for backward if it is small enough.
+    """
+    weight = head_of(model).weight
+    if weight.device.type == "cpu":
         budget = min(budget, CPU_TOKENS)
-    sizes = [_size(row, bound, packed=packed) for row in rows]
+    answers = most_kept(weight)
+    sizes = [_size(row, bound, budget / answers, packed=packed) for row in rows]
     return first_fit(sizes, budget) if packed else by_tokens(sizes, budget)
 
 
-def _size(row: TokenPair, bound: Bound, *, packed: bool) -> int:
+def _size(row: TokenPair, bound: Bound, per_answer: float, *, packed: bool) -> int:
     """Tokens that the larger of a pair's passes computes: the pair's own, and its prompt with another one's answers."""
     sides = [row.chosen, row.rejected]
     if row.gold is not None and "gold" in bound.variant.needs:
         sides.append(row.gold)
     own = len(row.prompt) + sum(map(len, sides)) if packed else len(sides) * (len(row.prompt) + max(map(len, sides)))
+    own = max(own, math.ceil(per_answer * sum(map(len, sides))))
     if row.mismatched is None or "mismatched" not in bound.variant.needs:
         return own
-    return max(own, _size(row.mismatched, bound, packed=packed))
+    return max(own, _size(row.mismatched, bound, per_answer, packed=packed))
 
 
-def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Any) -> Sequence[Tensor]:
-    """Denominators of the global batch's ratios; they do not depend on the policy, so the reference stands in for it."""
+def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Any, found: Objective) -> Sequence[Tensor]:
+    """Denominators of the global batch's ratios, if there are any; the policy does not matter, so the reference stands in for it."""
+    if not found.ratios:
+        return ()
     block = block_of(rows, bound, device)
     zeros = torch.zeros(block.batch.mask.shape, device=device)
     stand_in = dict.fromkeys(("logp", *bound.variant.needs), zeros)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpobench import checkpoint, store
+from dpobench.activations import recompute
 from dpobench.errors import Damaged, Diverged, DpobenchError, UserError
 from dpobench.experiment import Recipe, Run
 from dpobench.needs import NEEDS
@@ -92,16 +93,14 @@ def accelerator_for(device: str, precision: str) -> Any:
     return accelerator
 
 
-def load_policy(folder: Path, accelerator: Any, weight_decay: float = 0.0) -> tuple[Any, torch.optim.AdamW]:
-    """The start policy in float32 with its optimizer, in evaluation mode: a policy must equal its reference at step 0.
-
-    Not every dropout is a module whose rate could be set; in evaluation mode none acts.
-    """
-    model = checkpoint.load_model(folder, device=str(accelerator.device))
+def prepared(policy: Any, accelerator: Any, recipe: Recipe) -> tuple[Any, torch.optim.AdamW]:
+    """A policy in float32, which stays the master copy in bf16 too, made ready for the processes, with its optimizer."""
+    if recipe.recompute_activations:
+        recompute(policy)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True
+        policy.parameters(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, fused=True
     )
-    return accelerator.prepare(model, optimizer)
+    return accelerator.prepare(policy, optimizer)
 
 
 def train(
@@ -133,9 +132,11 @@ def train(
         UserError: the batch does not divide by the number of processes, or is larger than the data.
     """
     recipe = run.recipe
-    model, optimizer = load_policy(start, accelerator, recipe.weight_decay)
     steps = _steps(recipe, len(pairs), accelerator.num_processes)
-    beside = _beside(start, bound, run, model, pairs, accelerator)
+    # In evaluation mode, or the policy would not equal its reference at step 0: not every dropout is a module of its own.
+    policy = checkpoint.load_model(start, device=str(accelerator.device))
+    beside = _beside(start, bound, run, policy, pairs)
+    model, optimizer = prepared(policy, accelerator, recipe)
     first, result, log, beside = _resume(saving, model, optimizer, accelerator, beside)
     saved = time.monotonic()
     for step in range(first, steps):
@@ -160,10 +161,8 @@ def train(
             note = {"step": step + 1, "log": log, "result": asdict(result)}
             _save_state(saving.folder, model, optimizer, beside, note, accelerator)
             saved = time.monotonic()
-    result.steps, result.tokens, result.layout = steps, sum(row["tokens"] for row in log), beside.layout
-    result.flags = flags(log, recipe.clip)
-    _finish(model, start, target, log, accelerator, result)
-    return result
+    result.layout, result.flags = beside.layout, flags(log, recipe.clip)
+    return _finish(model, start, target, log, accelerator, result)
 
 
 def _advance(optimizer: Any, rate: float) -> None:
@@ -173,15 +172,16 @@ def _advance(optimizer: Any, rate: float) -> None:
     optimizer.zero_grad()
 
 
-def _beside(start: Path, bound: Bound, run: Run, model: Any, pairs: Sequence[TokenPair], accelerator: Any) -> Beside:
+def _beside(start: Path, bound: Bound, run: Run, policy: Any, pairs: Sequence[TokenPair]) -> Beside:
     """What goes beside the policy at first, and how pairs are laid out.
 
-    A second copy of the start policy is there where a loss asks for both distributions or the reference moves.
+    A second copy of the start policy is there where a loss asks for both distributions or the reference moves. Layouts are compared
+    before accelerate wraps the policy in a lower precision, whose rounding would hide what they differ by.
     """
     moves, live = run.recipe.reference_every > 0 and bound.variant.declared["reference"], None
     if moves or any(NEEDS[name].source == "both" for name in bound.variant.needs):
-        live = checkpoint.load_model(start, device=str(accelerator.device)).requires_grad_(requires_grad=False)
-    refused = [adopt(one, pairs) for one in (accelerator.unwrap_model(model), live) if one is not None]
+        live = checkpoint.load_model(start, device=str(policy.device)).requires_grad_(requires_grad=False)
+    refused = [adopt(one, pairs) for one in (policy, live) if one is not None]
     why = next((reason for reason in refused if reason), None)
     return Beside(live, bound.initial(), moves, "packed" if why is None else f"padded ({why})")
 
@@ -330,7 +330,8 @@ def flags(log: Sequence[dict[str, Any]], clip: float) -> list[str]:
 
 def _finish(
     model: Any, start: Path, target: Path, log: list[dict[str, Any]], accelerator: Any, result: Trained
-) -> None:
+) -> Trained:
+    result.steps, result.tokens = len(log), sum(row["tokens"] for row in log)
     if accelerator.is_main_process:
         _write_log(target, log, accelerator)
         tokenizer = checkpoint.load_tokenizer(start)
@@ -338,6 +339,7 @@ def _finish(
         bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         result.checks["reload_max_difference"] = checkpoint.save(bare, tokenizer, target / "checkpoint")
     accelerator.wait_for_everyone()
+    return result
 
 
 def _write_log(target: Path, log: list[dict[str, Any]], accelerator: Any) -> None:

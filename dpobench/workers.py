@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from dpobench.allocator import keep_pages
 from dpobench.execute import Job, execute, is_done, record_failure
 from dpobench.registry import evaluators, judges
 
@@ -44,10 +45,11 @@ def _receive(pipe: Connection) -> str | None:
 
 
 def quiet(threads: int) -> None:
-    """Set the number of threads and silence the libraries' progress bars."""
+    """Set the number of threads, keep freed memory for the next step, and silence the libraries' progress bars."""
     import torch
     import transformers
 
+    keep_pages()
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

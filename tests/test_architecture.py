@@ -25,10 +25,23 @@ LAYERS = (
     {"cli", "__main__"},
     {"runner", "workers", "bench", "doctor", "gallery", "starter", "settings", "execute", "progress", "foreign"},
     {"train", "step", "evaluate", "report", "plots", "prepare"},
-    {"checkpoint", "sampling", "scores", "stats", "reference", "logprobs", "packing", "synthetic"},
+    {
+        "activations",
+        "checkpoint",
+        "sampling",
+        "scores",
+        "stats",
+        "reference",
+        "logprobs",
+        "packing",
+        "synthetic",
+        "attention",
+        "flex",
+        "vocabulary",
+    },
     {"data", "experiment", "provenance", "tokens", "heldout"},
     {"registry", "plugin", "mixture", "testing", "curves"},
-    {"pairs", "needs", "errors", "store"},
+    {"pairs", "needs", "errors", "store", "allocator"},
 )
 # What a plugin may import beside the standard library and the public names of dpobench.
 FOR_LOSSES = {"torch", "math"}

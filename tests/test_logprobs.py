@@ -129,7 +129,7 @@ def test_no_hook_is_left_on_the_model(model):
         completion_logps(model, Batch(sequences()))
         whole = model(input_ids=torch.arange(2, 8)[None]).logits
     assert whole.shape == (1, 6, VOCABULARY)
-    with pytest.raises(RuntimeError, match="stop"), logprobs._only(model, Batch(sequences())):
+    with pytest.raises(RuntimeError, match="stop"), logprobs._before_head(model, lambda hidden: hidden):
         raise RuntimeError("stop")
     assert not model.get_output_embeddings()._forward_pre_hooks
 

@@ -9,10 +9,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dpobench import checkpoint, store
+from dpobench.activations import recompute
 from dpobench.errors import Diverged, DpobenchError, UserError
+from dpobench.experiment import Recipe
+from dpobench.packing import adopt
 from dpobench.registry import Variant
-from dpobench.step import gradient
-from dpobench.train import Saving, accelerator_for, batch_at, load_policy, train
+from dpobench.step import Beside, gradient
+from dpobench.train import Saving, accelerator_for, batch_at, prepared, train
 from tests.train import tiny
 
 LOSSES = tiny.losses()
@@ -247,9 +250,35 @@ def unsteady(kind, folder):
 
 
 @pytest.mark.parametrize("kind", ["as modules", "in the attention"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_activations_computed_again_change_nothing_and_let_no_dropout_in(kind, packed, tmp_path, accelerator, pairs):
+    unsteady(kind, tmp_path)
+    found, entered = [], []
+    for recipe in (Recipe(), Recipe(recompute_activations=True)):
+        policy = checkpoint.load_model(tmp_path)
+        if packed:
+            adopt(policy, pairs)
+        layer = policy.get_submodule("transformer.h.0" if kind == "as modules" else "model.layers.0")
+        inner = layer.mlp
+        model, _ = prepared(policy, accelerator, recipe)
+        inner.register_forward_pre_hook(lambda *_: entered.extend([True] * torch.is_grad_enabled()))
+        gradient(model, bound(), pairs[:4], accelerator, 10_000, Beside(layout="packed" if packed else "padded"))
+        entered.append(None)
+        found.append(tiny.gradients(model))
+    assert torch.equal(*found)
+    # The layer's inner part was passed once, then twice: the second time in backward.
+    assert entered == [True, None, True, True, None]
+
+
+def test_layers_that_cannot_be_computed_again_are_refused():
+    with pytest.raises(UserError, match=r"recompute_activations: the layers of Linear cannot be computed again"):
+        recompute(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["as modules", "in the attention"])
 def test_dropout_is_off_during_training(kind, tmp_path, accelerator, pairs):
     unsteady(kind, tmp_path)
-    model, _ = load_policy(tmp_path, accelerator)
+    model, _ = prepared(checkpoint.load_model(tmp_path), accelerator, Recipe())
     found = []
     for _ in range(2):
         model.zero_grad()
@@ -270,6 +299,7 @@ def test_bf16_trains_and_stays_near_float32(start, pairs, trained, tmp_path):
     assert log[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.05)
     assert log[-1]["margin"] > 1
     assert result.checks["start_margin"] < 5e-2
+    assert result.layout == "packed"
     assert [row["gradient_norm"] for row in log] != [row["gradient_norm"] for row in exact]
 
 

@@ -1,0 +1,33 @@
+"""Activations of decoder layers, computed again in backward instead of kept: less memory for one forward pass more."""
+
+from functools import partial
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from dpobench.errors import UserError
+
+
+def recompute(model: Any) -> None:
+    """Keep only what enters each decoder layer.
+
+    A layer's own flag is all that is set to training: its parts stay in evaluation mode, so that no dropout acts and gradients are
+    those without it, to the last bit. `model.eval()` ends it.
+
+    Args:
+        model: a causal language model of transformers.
+
+    Raises:
+        UserError: its layers are not of the kind that transformers can compute again.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"recipe.recompute_activations: the layers of {type(model).__name__} cannot be computed again; leave it out"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer.training = True
