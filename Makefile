@@ -36,12 +36,14 @@ wheel: $(STAMP) ## build the wheel, install it elsewhere, run the demo's tiny pr
 	$(BIN)/python -m zipfile -l dist/*.whl | awk 'NR>1 {split($$1, part, "/"); print part[1]}' | sort -u
 	cd .wheel && bin/dpobench run --preset tiny --variants dpo,ipo,cdpo --beta-grid 0.1,0.5 --out run
 
-bench: $(STAMP) ## our training step against TRL's on the same work
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[parity]'
-	$(BIN)/dpobench bench $(ARGS)
+bench: $(STAMP) ## our training step and our sweep against TRL's on the same work
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	$(BIN)/dpobench bench --sweep $(ARGS)
 
-gpu: $(STAMP) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+gpu: $(STAMP) ## the tests that need a CUDA device, and the bench on it
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/dpobench bench --gpu $(ARGS)
 
 clean: ## remove what the targets made, results apart
 	rm -rf $(VENV) .wheel dist build .mypy_cache .ruff_cache .pytest_cache

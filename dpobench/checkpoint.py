@@ -1,8 +1,9 @@
 """Models on disk: a policy beside the reference it started from."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,18 @@ def save(model: Any, tokenizer: Any, folder: Path) -> float:
     return difference
 
 
+@lru_cache(maxsize=1)
+def _in_memory(key: str, folder: Path, dtype: str) -> Any:
+    """A model that many checkpoints share, loaded once a process; off the accelerator, whose memory training needs.
+
+    Args:
+        key: its content key: a folder whose content changed is read again.
+        folder: where it lies.
+        dtype: how it is loaded.
+    """
+    return load_model(folder, dtype=dtype)
+
+
 @dataclass
 class Checkpoint:
     """A policy beside the reference it started from.
@@ -156,6 +169,7 @@ class Checkpoint:
         device: where both are loaded.
         precision: "float32" or "bf16": how both are loaded.
         run: what `run.json` says of the run: variant, params, strength, unit, seed; empty for the reference.
+        reference_hash: content key of the reference; with it the checkpoints that a process scores share one reference.
     """
 
     folder: Path
@@ -163,6 +177,7 @@ class Checkpoint:
     device: str = "cpu"
     precision: str = "float32"
     run: Mapping[str, Any] = field(default_factory=dict)
+    reference_hash: str = ""
 
     @property
     def is_reference(self) -> bool:
@@ -176,9 +191,12 @@ class Checkpoint:
 
     @cached_property
     def reference(self) -> Any:
-        """The reference, loaded once."""
+        """The reference, loaded once; not to be changed."""
         if self.is_reference:
             return self.policy
+        if self.reference_hash:
+            found = _in_memory(self.reference_hash, self.reference_folder, self.precision)
+            return found if self.device == "cpu" else copy.deepcopy(found).to(self.device)
         return load_model(self.reference_folder, device=self.device, dtype=self.precision)
 
     @cached_property

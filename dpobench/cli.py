@@ -253,10 +253,14 @@ def doctor() -> int:
 
 @commands.command()
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows as JSON, too.")
-@click.option("--quick", is_flag=True, help="Fewer repetitions.")
-def bench(target: Path | None, quick: bool) -> None:
+@click.option("--quick", is_flag=True, help="Fewer repetitions, the small model in float32 only.")
+@click.option("--sweep", "whole_sweep", is_flag=True, help="Compare twelve runs with as many of TRL's, too (minutes).")
+@click.option("--gpu", is_flag=True, help="On CUDA, with models of 0.5 and 7 billion weights.")
+@click.option("--data", multiple=True, metavar="FILE", help="Measure on the lengths of these preference pairs instead.")
+def bench(target: Path | None, quick: bool, whole_sweep: bool, gpu: bool, data: tuple[str, ...]) -> None:
     """Measure our training step against TRL's on the same work, in this process (needs the extra `parity`)."""
     from dpobench import bench as stopwatch
 
-    for line in stopwatch.run(target, quick=quick):
+    plan = stopwatch.GPU if gpu else stopwatch.QUICK if quick else stopwatch.FULL
+    for line in stopwatch.run(target, plan, data=data, whole_sweep=whole_sweep):
         click.echo(line)

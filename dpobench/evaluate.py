@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 
 from dpobench import scores, store
-from dpobench.checkpoint import Checkpoint
+from dpobench.checkpoint import Checkpoint, model_hash
 from dpobench.errors import UserError
 from dpobench.experiment import Evaluation
-from dpobench.heldout import HeldOut, Prompt
+from dpobench.heldout import HeldOut, Once, Prompt
 from dpobench.registry import Plugin, evaluators, judges
 from dpobench.sampling import sample
-from dpobench.tokens import TokenPair, read_pairs
+from dpobench.tokens import read_pairs
 
 PROMPTS, HELDOUT, SAMPLES = "prompts.jsonl", "heldout.parquet", "samples.parquet"
 
@@ -150,7 +150,7 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         with _own_random_state(0):
             drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, settings.sampling, seed)
         store.write_bytes(folder / SAMPLES, drawn.to_parquet(index=False))
-    held_out = _held_out(folder, heldout, prompts, settings, planned)
+    held_out = _held_out(folder, heldout, prompts, settings, planned, once_for(checkpoint, heldout, planned))
     for plugin, arguments in planned.chosen:
         told = key | planned.told(plugin, arguments)
         if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == told:
@@ -166,8 +166,40 @@ def _stamp(folder: Path) -> Any:
     return store.read_json(folder / "samples.json") if (folder / "samples.json").is_file() else None
 
 
-def _held_out(folder: Path, heldout: Path, prompts: Sequence[Prompt], settings: Evaluation, planned: Plan) -> HeldOut:
-    pairs: list[TokenPair] = read_pairs(heldout / HELDOUT) if (heldout / HELDOUT).is_file() else []
+def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:
+    """What remembers for all checkpoints that this process scores on the same inputs, in the same arithmetic.
+
+    Args:
+        checkpoint: what is scored; its reference, device and precision count, its policy does not.
+        heldout: folder of the held-out inputs; the content of its files counts, its place does not.
+        planned: the judge.
+    """
+    files = [file for name in (PROMPTS, HELDOUT, SAMPLES) if (file := heldout / name).is_file()]
+    content = [(file.name, store.file_hash(file)) for file in files]
+    reference = checkpoint.reference_hash or model_hash(checkpoint.reference_folder)
+    how = (checkpoint.device, checkpoint.precision, torch.get_num_threads())
+    return partial(_once, _kept(store.digest(content, reference, how, planned.needs.get("judge"))))
+
+
+@lru_cache(maxsize=1)
+def _kept(key: str) -> dict[Hashable, Any]:
+    """What is known of one content key; the last one only."""
+    return {}
+
+
+def _once(kept: dict[Hashable, Any], what: Hashable, compute: Callable[[], Any]) -> Any:
+    if what not in kept:
+        # The seed of no run: what is kept must not depend on which run came first.
+        with _own_random_state(0):
+            kept[what] = compute()
+    return kept[what]
+
+
+def _held_out(
+    folder: Path, heldout: Path, prompts: Sequence[Prompt], settings: Evaluation, planned: Plan, once: Once
+) -> HeldOut:
+    file = heldout / HELDOUT
+    pairs = once(file.name, lambda: read_pairs(file)) if file.is_file() else []
     own = pd.read_parquet(folder / SAMPLES)
     reference = own if folder == heldout else pd.read_parquet(heldout / SAMPLES)
     held_out = HeldOut(
@@ -178,6 +210,7 @@ def _held_out(folder: Path, heldout: Path, prompts: Sequence[Prompt], settings: 
         tasks=settings.tasks,
         task_folders=tuple(Path(name) for name in settings.task_folders),
         sampling=settings.sampling,
+        once=once,
     )
     if planned.judge is None:
         return held_out

@@ -219,7 +219,9 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
 def _score(job: Job, device: str, report: Report) -> None:
     """Score the checkpoint and seal the folder."""
     began = time.monotonic()
-    checkpoint = Checkpoint(job.folder / "checkpoint", job.model, device, run=job.run.describe())
+    checkpoint = Checkpoint(
+        job.folder / "checkpoint", job.model, device, run=job.run.describe(), reference_hash=job.model_hash
+    )
     planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
     (job.folder / store.MANIFEST).unlink(missing_ok=True)
     seconds: dict[str, float] = {}

@@ -53,7 +53,9 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
             folder.mkdir(parents=True, exist_ok=True)
             say(f"scoring {note['variant']}")
             (folder / store.MANIFEST).unlink(missing_ok=True)
-            checkpoint = Checkpoint(Path(note["checkpoint"]), inputs.model, where.device, run=note)
+            checkpoint = Checkpoint(
+                Path(note["checkpoint"]), inputs.model, where.device, run=note, reference_hash=inputs.model_hash
+            )
             score(
                 checkpoint,
                 folder,

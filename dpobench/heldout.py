@@ -1,7 +1,7 @@
 """What every checkpoint is scored on: the same prompts, pairs, tasks and sampling settings for all."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dpobench.tokens import TokenPair
 
 Split = Literal["selection", "test"]
+Once = Callable[[Hashable, Callable[[], Any]], Any]
 Message = Mapping[str, str]
 
 
@@ -75,6 +76,11 @@ class Sampling:
         return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
 
 
+def each_time(what: Hashable, compute: Callable[[], Any]) -> Any:
+    """Keep nothing."""
+    return compute()
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What one checkpoint is scored on.
@@ -88,6 +94,9 @@ class HeldOut:
         task_folders: folders with local task definitions.
         judge: maps prompts and completions to a table with column `score`, or None.
         sampling: how the samples were drawn.
+        once: `once(name, compute)` is what `compute()` returns, computed once for all checkpoints that one process scores on
+            these inputs. Only for what depends on the reference, the held-out inputs, the judge and what the name tells, and
+            never on the policy. Random numbers start alike in `compute`, whichever checkpoint comes first.
     """
 
     prompts: Sequence[Prompt]
@@ -98,3 +107,4 @@ class HeldOut:
     task_folders: Sequence[Path] = ()
     judge: Callable[[Sequence[Prompt], Sequence[str]], Any] | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    once: Once = each_time

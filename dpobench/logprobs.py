@@ -18,7 +18,7 @@ from dpobench.vocabulary import Projection, in_chunks, token_logps
 
 Sequences = Sequence[tuple[Any, Any]]
 # Most tokens of a pass on a CPU: larger ones leave its caches and are slower.
-CPU_TOKENS = 2048
+CPU_TOKENS = 1536
 
 
 def tensor(values: Any, device: torch.device | str) -> Tensor:

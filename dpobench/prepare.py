@@ -29,6 +29,7 @@ from dpobench.heldout import Prompt
 from dpobench.needs import NEEDS
 from dpobench.provenance import environment
 from dpobench.reference import EXTRA, PAIRS, extra, mismatched, scored, write_extra
+from dpobench.sampling import STREAM
 from dpobench.tokens import TokenPair, pairs_hash, write_pairs
 
 Say = Callable[[str], None]
@@ -347,9 +348,8 @@ def heldout_folder(
 ) -> Path:
     """Held-out prompts and pairs, with the reference's log-probabilities, answers and scores."""
     told = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]
-    key = store.digest(
-        "heldout", inputs.model_hash, pairs_hash(inputs.heldout), told, inputs.evaluation.sampling.__dict__
-    )
+    drawn = [inputs.evaluation.sampling.__dict__, STREAM]
+    key = store.digest("heldout", inputs.model_hash, pairs_hash(inputs.heldout), told, drawn)
     folder = out / "reference" / key
     plan = planned(key)
     if store.sealed(folder):
@@ -363,7 +363,7 @@ def heldout_folder(
                 part / "provenance.json", environment(device, "float32") | {"model_hash": inputs.model_hash}
             )
     say("reference: answers and scores")
-    checkpoint = Checkpoint(inputs.model, inputs.model, device)
+    checkpoint = Checkpoint(inputs.model, inputs.model, device, reference_hash=inputs.model_hash)
     (folder / store.MANIFEST).unlink(missing_ok=True)
     score(
         checkpoint,

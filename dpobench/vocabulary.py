@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 # Entries of a table that are computed at a time, and that are kept for backward, by kind of device.
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
-KEPT = {"cpu": 2**25, "cuda": 2**29}
+KEPT = {"cpu": 2**24, "cuda": 2**29}
 
 
 class Projection(NamedTuple):

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -55,7 +56,7 @@ def quiet(threads: int) -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """Import what every run needs, evaluators and judges included."""
     import transformers.modeling_utils
     import transformers.models.auto.modeling_auto  # noqa: F401
@@ -63,6 +64,9 @@ def _import_all() -> None:
     for shelf in (evaluators, judges):
         for name in shelf.names():
             shelf.get(name)
+    # What was imported stays: a collection after each run would look through all of it again.
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Workers:
         quiet(self.threads)
         method = "spawn" if self.devices or self.threads > 1 else "fork"
         if method == "fork":
-            _import_all()
+            import_all()
         self._members = [self._start(index, method) for index in range(self.count)]
         return self
 

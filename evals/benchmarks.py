@@ -15,6 +15,7 @@ import datasets
 import lm_eval
 import lm_eval.api.registry
 import lm_eval.api.task
+import lm_eval.utils
 import numpy as np
 import pandas as pd
 import torch
@@ -22,10 +23,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
+from dpobench.logprobs import CPU_TOKENS, Batch, Head, by_tokens, completion_hidden
 from dpobench.scores import rows
 
 # The seeds of lm-eval's command line, for tasks that shuffle and for few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
+# Tokens whose logits are held at a time.
+_CHUNK = 1024
 
 
 @evaluator(
@@ -42,16 +46,18 @@ _PYTHON_SEED, _OTHER_SEED = 0, 1234
     },
     needs=("tasks",),
 )
-def benchmarks(checkpoint: Checkpoint, held_out: HeldOut, *, batch_size: int = 16) -> pd.DataFrame:
+def benchmarks(checkpoint: Checkpoint, held_out: HeldOut, *, batch_size: int = 16, budget: int = 8192) -> pd.DataFrame:
     """Score the policy on lm-eval tasks, zero-shot unless a task says otherwise, as `lm_eval run` would.
 
     Names are looked up in the local folders first; lm-eval's own index of some 14,000 names is read only when one of them is
-    not there. Nothing is cached: lm-eval's cache is not keyed by model.
+    not there. Nothing is cached: lm-eval's cache is not keyed by model. Options are scored in batches by tokens, with logits of
+    their own tokens alone, where lm-eval computes those of every position in batches of equal count.
 
     Args:
         checkpoint: the policy.
         held_out: task, group or tag names, and folders with local YAML definitions.
-        batch_size: requests of a batch; the same for all checkpoints that are compared.
+        batch_size: answers generated at a time; the same for all checkpoints that are compared.
+        budget: most tokens of a padded batch of options; on a CPU never more than its caches serve well.
 
     Returns: one row per document and metric; `group` is the task, `prompt` is "task/number". Metrics have lm-eval's names; a
         second filter's are called "metric,filter". `acc`, or `exact_match` where a task has no `acc`, is the benchmark; an
@@ -66,7 +72,10 @@ def benchmarks(checkpoint: Checkpoint, held_out: HeldOut, *, batch_size: int = 1
         tasks = _load(held_out.tasks, held_out.task_folders)
         # lm-eval gives the tokenizer a padding token.
         model = _Model(
-            pretrained=checkpoint.policy, tokenizer=copy.deepcopy(checkpoint.tokenizer), batch_size=batch_size
+            budget,
+            pretrained=checkpoint.policy,
+            tokenizer=copy.deepcopy(checkpoint.tokenizer),
+            batch_size=batch_size,
         )
         found = lm_eval.evaluate(model, {"tasks": tasks}, bootstrap_iters=0, log_samples=True)
     tables = [_rows(name, tasks[name], samples, model) for name, samples in sorted(found["samples"].items())]
@@ -76,12 +85,17 @@ def benchmarks(checkpoint: Checkpoint, held_out: HeldOut, *, batch_size: int = 1
 class _Model(HFLM):
     """lm-eval's model, without progress bars; names a document it cannot score before it computes anything.
 
+    Args:
+        budget: most tokens of a padded batch of options.
+        settings: of lm-eval's model.
+
     Attributes:
         truncated: (task, document) of contexts that lost their start.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, budget: int, **settings: Any) -> None:
         super().__init__(**settings)
+        self._budget = min(budget, CPU_TOKENS) if self.device.type == "cpu" else budget
         self.truncated: set[tuple[str, int]] = set()
         self._asked: Sequence[Any] = ()
 
@@ -108,7 +122,33 @@ class _Model(HFLM):
                 )
             if len(context) + len(option) > self.max_length + 1:
                 self.truncated.add((asked.task_name, asked.doc_id))
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        sizes = [len(context) + len(option) for _, context, option in requests]
+        fits = [index for index, size in enumerate(sizes) if size <= self.max_length]
+        over = [index for index, size in enumerate(sizes) if size > self.max_length]
+        found: list[Any] = [None] * len(sizes)
+        head = Head(self.model)
+        for group in by_tokens([sizes[index] for index in fits], self._budget):
+            chosen = [fits[at] for at in group]
+            for index, score in zip(chosen, self._scored(head, [requests[i][1:] for i in chosen]), strict=True):
+                found[index] = score
+        if over:
+            # lm-eval decides what of these the model reads; it never reads an option's last token.
+            cut = super()._loglikelihood_tokens([requests[i] for i in over], disable_tqdm=True, override_bs=override_bs)
+            for index, score in zip(over, cut, strict=True):
+                found[index] = score
+        return found
+
+    @torch.no_grad()
+    def _scored(self, head: Head, sequences: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Log-probability of each option, nats, and whether each of its tokens is the likeliest."""
+        batch = Batch(sequences, self.device)
+        hidden, parts = completion_hidden(self.model, batch), []
+        for states, targets in zip(hidden.split(_CHUNK), batch.targets.split(_CHUNK), strict=True):
+            logps = head(states).log_softmax(-1)
+            own = logps.gather(1, targets[:, None]).squeeze(1)
+            parts.append(torch.stack([own, (logps.argmax(-1) == targets).to(own)]))
+        lengths = batch.mask.sum(1).tolist()
+        return [(float(one[0].sum()), bool(one[1].all())) for one in torch.cat(parts, 1).cpu().split(lengths, 1)]
 
 
 def _load(names: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
@@ -196,18 +236,23 @@ def _number(metric: str, value: Any, task: Any) -> float | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """While open, lm-eval and datasets log errors only and draw no progress bars."""
+    """While open, lm-eval and datasets log errors only and draw no progress bars, and a template is compiled once."""
     log, bars, drawn = logging.getLogger("lm_eval"), not datasets.are_progress_bars_disabled(), lm_eval.api.task.tqdm
     level = log.level
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     # The one bar of lm-eval that no argument turns off.
     lm_eval.api.task.tqdm = lambda items, **_: items
+    templates = lm_eval.utils.env
+    compiled = lru_cache(maxsize=None)(templates.from_string)
+    # lm-eval compiles the template of a task anew for every document.
+    templates.from_string = compiled
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        del templates.from_string
         lm_eval.api.task.tqdm = drawn
         log.setLevel(level)
         if bars:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.logprobs import Batch, Head, by_tokens, completion_hidden
+from dpobench.logprobs import CPU_TOKENS, Batch, Head, by_tokens, completion_hidden
 from dpobench.scores import rows
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
+# Numbers of the reference's hidden states held between checkpoints: 1 GB in float32.
+MOST_KEPT = 2**28
 
 
 @evaluator(
@@ -44,9 +46,9 @@ def kl(
         checkpoint: policy and reference; for the reference itself every divergence is exactly zero.
         held_out: samples of both, drawn from the models' own distributions.
         chunk: tokens whose logits are held at a time; memory is about five times `chunk` x vocabulary x 4 bytes.
-        budget: most tokens of a padded batch.
+        budget: most tokens of a padded batch; on a CPU never more than its caches serve well.
         bucket: positions a group of `kl_position` spans.
-        noise: sequences on which the noise floor is measured.
+        noise: sequences of the reference on which the noise floor is measured.
 
     Returns: one row per sample: `kl`, `kl_per_token` (of that sequence), `kl_k1` (summed log-ratio of the sampled tokens: the
         same expectation, a cross-check), `kl_position` (group "0-7" and so on: mean per token of that stretch),
@@ -64,9 +66,11 @@ def kl(
         reference = policy
     sequences = _sequences(own, held_out)
     values = divergences(policy, reference, sequences, chunk, budget)
-    forward = divergences(reference, policy, _sequences(base, held_out), chunk, budget)
-    few = sequences[:noise]
-    floor = [noise_floor(reference, few, at, chunk) for at in range(len(few))]
+    drawn = _sequences(base, held_out)
+    known = _known(reference, drawn, budget, held_out)
+    forward = divergences(reference, policy, drawn, chunk, budget, known)
+    few = drawn[:noise]
+    floor = held_out.once(("kl noise floor", noise, chunk), lambda: noise_floor(reference, few, chunk))
 
     def per_sample(metric: str, numbers: Any, frame: pd.DataFrame = own) -> pd.DataFrame:
         return rows(frame["prompt"].tolist(), metric, numbers, draws=frame["draw"].tolist())
@@ -78,7 +82,7 @@ def kl(
             per_sample("kl_k1", [v[:, 1].sum() for v in values]),
             per_sample("kl_truncated", ~own["ended"].to_numpy(dtype=bool)),
             per_sample("kl_forward", [v[:, 0].sum() for v in forward], base),
-            per_sample("kl_noise_floor", floor, own.head(len(few))),
+            per_sample("kl_noise_floor", floor, base.head(len(few))),
             *_profile(own, values, bucket),
         ],
         ignore_index=True,
@@ -99,7 +103,14 @@ def _sequences(samples: pd.DataFrame, held_out: HeldOut) -> list[tuple[Sequence[
 
 
 @torch.no_grad()
-def divergences(policy: Head, reference: Head, sequences: Sequences, chunk: int, budget: int) -> list[np.ndarray]:
+def divergences(
+    policy: Head,
+    reference: Head,
+    sequences: Sequences,
+    chunk: int,
+    budget: int,
+    known: Sequence[Tensor] | None = None,
+) -> list[np.ndarray]:
     """Both estimators at every completion token.
 
     Args:
@@ -108,13 +119,14 @@ def divergences(policy: Head, reference: Head, sequences: Sequences, chunk: int,
         sequences: prompt and completion ids.
         chunk: tokens whose logits are held at a time.
         budget: most tokens of a padded batch.
+        known: hidden states of the policy on the same sequences, from `hidden_states` with the same budget.
 
     Returns: for each sequence an array [T, 2], nats: KL over the vocabulary, and log-ratio of the token itself.
     """
     found: list[np.ndarray] = [np.empty((0, 2))] * len(sequences)
-    for group in by_tokens([len(p) + len(c) for p, c in sequences], budget):
+    for number, group in enumerate(_groups(policy, sequences, budget)):
         batch = Batch([sequences[i] for i in group], policy.model.device)
-        hidden = completion_hidden(policy.model, batch)
+        hidden = completion_hidden(policy.model, batch) if known is None else known[number].to(batch.ids.device)
         other = hidden if reference is policy else completion_hidden(reference.model, batch)
         values = _in_chunks(policy, hidden, reference, other, batch.targets, chunk)
         for index, part in zip(group, values.split(batch.mask.sum(1).tolist()), strict=True):
@@ -122,13 +134,39 @@ def divergences(policy: Head, reference: Head, sequences: Sequences, chunk: int,
     return found
 
 
+def _groups(head: Head, sequences: Sequences, budget: int) -> list[list[int]]:
+    """Indices of the sequences of each padded batch."""
+    most = min(budget, CPU_TOKENS) if head.model.device.type == "cpu" else budget
+    return by_tokens([len(prompt) + len(completion) for prompt, completion in sequences], most)
+
+
+def _known(reference: Head, sequences: Sequences, budget: int, held_out: HeldOut) -> list[Tensor] | None:
+    """The reference's hidden states on its own samples: the same for every policy, so computed once where they fit."""
+    size = reference.model.get_input_embeddings().weight.shape[1]
+    if size * sum(len(completion) for _, completion in sequences) > MOST_KEPT:
+        return None
+    found: list[Tensor] = held_out.once(("kl hidden", budget), lambda: hidden_states(reference, sequences, budget))
+    return found
+
+
 @torch.no_grad()
-def noise_floor(reference: Head, sequences: Sequences, at: int, chunk: int) -> float:
-    """KL in nats of the reference on one sequence, computed in a batch with the others, to itself on that sequence alone."""
-    together, alone = (Batch(few, reference.model.device) for few in (sequences, [sequences[at]]))
-    hidden = completion_hidden(reference.model, together)[together.rows == at]
-    other = completion_hidden(reference.model, alone)
-    return float(_in_chunks(reference, hidden, reference, other, alone.targets, chunk)[:, 0].double().sum())
+def hidden_states(head: Head, sequences: Sequences, budget: int) -> list[Tensor]:
+    """What the head turns into logits at every completion token, [K, H] for each batch, off the accelerator."""
+    batches = (Batch([sequences[i] for i in few], head.model.device) for few in _groups(head, sequences, budget))
+    return [completion_hidden(head.model, batch).cpu() for batch in batches]
+
+
+@torch.no_grad()
+def noise_floor(reference: Head, sequences: Sequences, chunk: int) -> list[float]:
+    """KL in nats of the reference on each sequence, computed in a batch with the others, to itself on that sequence alone."""
+    together, found = Batch(sequences, reference.model.device), []
+    hidden = completion_hidden(reference.model, together)
+    for at, sequence in enumerate(sequences):
+        alone = Batch([sequence], reference.model.device)
+        other = completion_hidden(reference.model, alone)
+        parts = _in_chunks(reference, hidden[together.rows == at], reference, other, alone.targets, chunk)
+        found.append(float(parts[:, 0].double().sum()))
+    return found
 
 
 def _in_chunks(policy: Head, hidden: Tensor, reference: Head, other: Tensor, targets: Tensor, chunk: int) -> Tensor:

@@ -1,6 +1,6 @@
 """How often a judge prefers the policy's answer: to the reference's, and to the one the data set calls chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,18 @@ def winrate(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
     opponents = {"reference": _against_reference(own, held_out.reference_samples)}
     chosen = own.assign(other=own["prompt"].map({p.id: p.chosen for p in held_out.prompts}))
     opponents["chosen"] = chosen[chosen["other"].notna()]
-    asked = _answers(own, "text") + [answer for frame in opponents.values() for answer in _answers(frame, "other")]
-    scores = _judged(held_out, list(dict.fromkeys(asked)))
+    scores = _scores(own, opponents, held_out)
     tables = [_rewards(own, scores)]
     tables += [_verdicts(frame, scores["score"], group) for group, frame in opponents.items() if len(frame)]
     return pd.concat(tables, ignore_index=True)
+
+
+def _scores(own: pd.DataFrame, opponents: Mapping[str, pd.DataFrame], held_out: HeldOut) -> pd.DataFrame:
+    """Scores of all answers; those of the opponents, which every policy meets, are asked for once."""
+    others = tuple(dict.fromkeys(answer for frame in opponents.values() for answer in _answers(frame, "other")))
+    known = held_out.once(("judged", others), lambda: _judged(held_out, others))
+    new = [answer for answer in dict.fromkeys(_answers(own, "text")) if answer not in known.index]
+    return pd.concat([known, _judged(held_out, new)]) if new else known
 
 
 def _against_reference(own: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:

@@ -104,3 +104,19 @@ def test_what_was_saved_answers_as_before(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: altered)
     with pytest.raises(DpobenchError, match="differs from the trained one"):
         checkpoint.save(model, tokenizer, tmp_path / "again")
+
+
+def test_checkpoints_of_one_reference_share_it_until_its_content_changes(folder):
+    def reference(key):
+        return checkpoint.Checkpoint(folder / "policy", folder, reference_hash=key).reference
+
+    first = reference(checkpoint.model_hash(folder))
+    assert reference(checkpoint.model_hash(folder)) is first
+    changed = checkpoint.load_model(folder)
+    with torch.no_grad():
+        changed.lm_head.weight += 1
+    changed.save_pretrained(folder)
+    again = reference(checkpoint.model_hash(folder))
+    assert torch.equal(again.lm_head.weight, changed.lm_head.weight)
+    assert not torch.equal(again.lm_head.weight, first.lm_head.weight)
+    assert reference("") is not reference("")

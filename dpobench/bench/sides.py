@@ -22,7 +22,7 @@ from dpobench.tokens import TokenPair
 from dpobench.train import accelerator_for
 
 # TRL subtracts sums of log-probabilities, hundreds of nats, in float32; a larger beta would let that rounding fill the tolerance.
-BETA, RATE, CLIP = 0.05, 1e-6, 1.0
+BETA, RATE, CLIP = 0.01, 1e-6, 1.0
 
 
 @loss(source="Rafailov et al. 2023, arXiv:2305.18290, eq. 7", beta_grid=(BETA,))
@@ -45,15 +45,18 @@ class Ours:
         rows: the pairs of one step, with the reference's log-probabilities.
         bound: the loss.
         precision: "float32" or "bf16".
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, policy: Any, rows: Sequence[TokenPair], bound: Bound, precision: str = "float32") -> None:
+    def __init__(
+        self, policy: Any, rows: Sequence[TokenPair], bound: Bound, precision: str = "float32", device: str = "cpu"
+    ) -> None:
         self.rows, self.bound = rows, bound
-        self.accelerator = accelerator_for("cpu", precision)
-        model = copy.deepcopy(policy)
+        self.accelerator = accelerator_for(device, precision)
+        model = copy.deepcopy(policy).to(self.accelerator.device)
+        self.beside = Beside(layout="padded" if adopt(model, rows) else "packed")
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.beside = Beside(layout="padded" if adopt(model, rows) else "packed")
 
     def accumulate(self) -> float:
         """Add the gradient of a step. Returns: the mean loss."""
@@ -78,6 +81,7 @@ class Theirs:
         folder: where TRL may write.
         micro_batch: its batch per device; gradients are accumulated over the rest of the step.
         precision: "float32" or "bf16".
+        device: "cpu" or "cuda".
         settings: fields of its configuration that differ.
     """
 
@@ -90,6 +94,7 @@ class Theirs:
         *,
         micro_batch: int,
         precision: str = "float32",
+        device: str = "cpu",
         **settings: Any,
     ) -> None:
         from datasets import Dataset
@@ -101,10 +106,11 @@ class Theirs:
             "precompute_ref_log_probs": True,
             "gradient_checkpointing": False,
             "bf16": precision == "bf16",
-            "use_cpu": True,
+            "use_cpu": device == "cpu",
             "report_to": "none",
             "save_strategy": "no",
             "disable_tqdm": True,
+            "max_length": None,
             "beta": BETA,
             "learning_rate": RATE,
             "max_grad_norm": CLIP,
@@ -152,20 +158,22 @@ class Theirs:
         return found
 
 
-def flat_gradient(model: Any) -> torch.Tensor:
-    """All gradients as one vector, float64."""
-    return torch.cat([weight.grad.double().flatten() for weight in model.parameters()])
-
-
 def disagreement(ours: Ours, rivals: Sequence[Theirs]) -> tuple[float, float]:
     """Largest relative difference of the loss and of the gradient of a step. All sides take that step, which warms them up."""
-    found: list[tuple[float, torch.Tensor]] = []
-    sides: list[Ours | Theirs] = [ours, *rivals]
-    for side in sides:
-        found.append((side.accumulate(), flat_gradient(side.model)))
-        side.move()
-    (own, slope), *others = found
-    return (
-        max(abs(own / value - 1) for value, _ in others),
-        max(float((slope - other).norm() / other.norm()) for _, other in others),
-    )
+    own = ours.accumulate()
+    of_loss, of_gradient = 0.0, 0.0
+    for rival in rivals:
+        of_loss = max(of_loss, abs(own / rival.accumulate() - 1))
+        of_gradient = max(of_gradient, _apart(ours.model, rival.model))
+        rival.move()
+    ours.move()
+    return of_loss, of_gradient
+
+
+def _apart(model: Any, other: Any) -> float:
+    """Relative difference of two models' gradients, weight by weight: all of them at once may not fit beside the models."""
+    squares = torch.zeros(2, dtype=torch.float64)
+    for weight, its in zip(model.parameters(), other.parameters(), strict=True):
+        wanted = its.grad.double()
+        squares += torch.stack([(weight.grad.double() - wanted).square().sum(), wanted.square().sum()]).cpu()
+    return float((squares[0] / squares[1]).sqrt())

@@ -189,6 +189,24 @@ def test_a_context_that_lost_its_start_is_told(checkpoint, tiny, tmp_path):
     assert tiny.values(found, "truncated") == [0, 0, 1]
 
 
+def test_a_context_that_lost_its_start_scores_as_in_lm_eval_itself(checkpoint, model_folder, tiny, tmp_path):
+    draw = random.Random(1)
+    text = lambda count: " ".join(draw.choices(tiny.WORDS, k=count))  # noqa: E731
+    # Around the context of 48 tokens, where one token more or less decides what the model reads.
+    docs = [{"question": text(36 + n), "options": [text(3), text(1)], "answer": 0} for n in range(16)]
+    file = write_tasks(tmp_path, docs) / "pick.yaml"
+    file.write_text(file.read_text().replace("num_fewshot: 1", ""))
+    theirs = by_lm_eval(model_folder, tmp_path, ["pick"])["samples"]["pick"]
+    seen = []
+    scored = module._Model.loglikelihood
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module._Model, "loglikelihood", lambda *a, **k: seen.extend(scored(*a, **k)) or seen)
+        benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
+    expected = [response for sample in theirs for response in sample["filtered_resps"]]
+    assert [greedy for _, greedy in seen] == [greedy for _, greedy in expected]
+    assert [logp for logp, _ in seen] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
+
+
 def test_lm_evals_own_index_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
     from lm_eval.tasks import TaskManager
 

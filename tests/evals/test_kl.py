@@ -1,6 +1,7 @@
 """KL against hand-enumerated truth, and everything that must not change it."""
 
 import copy
+import dataclasses
 import itertools
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from dpobench import UserError
+from dpobench.evals import kl as module
 from dpobench.evals.kl import divergences, kl
 from dpobench.heldout import Sampling
 from dpobench.logprobs import Batch, Head, completion_hidden
@@ -105,6 +107,28 @@ def test_rows_are_complete_and_stretches_add_up(run, tiny):
     early = tiny.values(found, "kl_position", "0-7")
     assert 8 * early[1] + 2 * late["value"].item() == pytest.approx(whole[1])
     assert early[0] * 3 == pytest.approx(whole[0])
+
+
+@pytest.mark.parametrize("most", [module.MOST_KEPT, 0])
+def test_the_reference_reads_its_own_answers_once_for_all_policies(tiny, most, monkeypatch):
+    monkeypatch.setattr(module, "MOST_KEPT", most)
+    reference, kept, passes = tiny.llama(seed=2), {}, []
+    reference.register_forward_pre_hook(lambda *_: passes.append(1))
+    base = tiny.samples_of({"one": [[5, 3, 0], [8, 0]], "two": [[7, 7, 0], [4, 4, 0]]})
+
+    def once(what, compute):
+        return kept[what] if what in kept else kept.setdefault(what, compute())
+
+    counted = []
+    for seed in (1, 3):
+        checkpoint = tiny.checkpoint_of(tiny.llama(seed=seed), reference)
+        held_out = tiny.held_out_of(tiny.samples_of(ANSWERS), base, prompts=PROMPTS)
+        plain, before = kl(checkpoint, held_out), len(passes)
+        remembered = kl(checkpoint, dataclasses.replace(held_out, once=once))
+        assert remembered.equals(plain)
+        counted.append(len(passes) - before)
+    # One pass over its four answers, and five for its noise floor: the four together, and each alone.
+    assert counted[0] - counted[1] == (6 if most else 5)
 
 
 @pytest.mark.parametrize("change", [{"top_k": 50}, {"temperature": 0.7}, {"top_p": 0.9}])

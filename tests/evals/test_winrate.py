@@ -1,5 +1,6 @@
 """Win-rate against scripted judges."""
 
+import dataclasses
 import math
 
 import pandas as pd
@@ -63,6 +64,21 @@ def test_rewards_and_their_parts_are_those_of_the_samples(held_out, tiny):
 def test_every_answer_is_judged_once(held_out, tiny):
     winrate(tiny.checkpoint_of(None), held_out)
     assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == 12
+
+
+def test_the_answers_that_every_policy_meets_are_judged_once(held_out, tiny):
+    kept = {}
+
+    def once(what, compute):
+        return kept[what] if what in kept else kept.setdefault(what, compute())
+
+    expected = winrate(tiny.checkpoint_of(None), held_out)
+    remembering = dataclasses.replace(held_out, once=once)
+    for asked in (12, 5):
+        held_out.judge.asked.clear()
+        assert winrate(tiny.checkpoint_of(None), remembering).equals(expected)
+        # The policy's six answers, of which "3" is the reference's, too; five others of the reference, and "good".
+        assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == asked
 
 
 def test_identical_texts_tie_even_without_a_verdict(tiny):

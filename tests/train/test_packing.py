@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.gemma2 import Gemma2Config
 
+from dpobench import step, vocabulary
 from dpobench.logprobs import completion_logps, pair_batch
 from dpobench.packing import NAME, adopt, first_fit, packed_pairs
 from dpobench.step import gradient
@@ -180,3 +181,20 @@ def test_first_fit_takes_every_item_once_within_the_budget(sizes, budget):
     # No two groups would fit into one.
     totals = sorted(sum(sizes[i] for i in group) for group in groups)
     assert len(totals) < 2 or totals[0] + totals[1] > budget
+
+
+def test_answers_of_a_large_vocabulary_fill_a_micro_batch_sooner(drifted, accelerator, monkeypatch):
+    model, bound = tiny.llama(dtype=torch.float64).eval(), LOSSES.get("dpo").bind()
+    assert adopt(model, drifted) is None
+    wanted, _ = taken(model, bound, drifted, accelerator)
+    answers = [len(row.chosen) + len(row.rejected) for row in drifted]
+    kept = max(answers) + 1
+    monkeypatch.setitem(vocabulary.KEPT, "cpu", kept * tiny.VOCABULARY)
+    groups = step._groups(drifted, bound, 10_000, model, packed=True)
+    assert sorted(index for group in groups for index in group) == list(range(len(drifted)))
+    assert all(sum(answers[index] for index in group) <= kept for group in groups)
+    # Not one pair each, either: two short pairs share a micro-batch.
+    assert 1 < len(groups) < len(drifted)
+    found, _ = taken(model, bound, drifted, accelerator)
+    # The norms of a float64 model still compute in float32.
+    assert tiny.apart(found, wanted) <= 1e-6
