@@ -303,7 +303,7 @@ def marginal(asked: Task, ours: Path, folder: Path) -> dict[str, float]:
     """
     again = cpu_seconds(our_command(asked, ours, 1), folder / "again.log")
     first = asked.cells[0].variant
-    cases = {
+    cases: dict[str, tuple[Path, str, Mapping[str, Sequence[float]]]] = {
         "marginal_run_ratio": (folder / "longer", asked.longer, {first: asked.further[:3]}),
         "marginal_run_ratio_tiny": (ours, asked.preset, asked.grids(len(asked.further))),
     }
