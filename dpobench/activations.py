@@ -1,5 +1,6 @@
 """Activations of decoder layers, computed again in backward instead of kept: less memory for one forward pass more."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ from dpobench.errors import UserError
 def recompute(model: Any) -> None:
     """Keep only what enters each decoder layer.
 
-    A layer's own flag is all that is set to training: its parts stay in evaluation mode, so that no dropout acts and gradients are
-    those without it, to the last bit. `model.eval()` ends it.
+    The library asks for a layer's flag of training, which is set for that question alone: while the layer works it is in evaluation
+    mode as its parts are, so that no dropout acts and gradients are those without it, to the last bit. `model.eval()` ends it.
 
     Args:
         model: a causal language model of transformers.
@@ -29,5 +30,18 @@ def recompute(model: Any) -> None:
         )
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer._gradient_checkpointing_func = partial(_again, layer)
+        layer.training = True
+
+
+def _again(layer: Any, function: Callable[..., Any], *given: Any) -> Any:
+    evaluated = partial(_in_evaluation, layer, function)
+    return checkpoint(evaluated, *given, use_reentrant=False, preserve_rng_state=False)
+
+
+def _in_evaluation(layer: Any, function: Callable[..., Any], *given: Any) -> Any:
+    layer.training = False
+    try:
+        return function(*given)
+    finally:
         layer.training = True

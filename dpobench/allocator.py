@@ -6,6 +6,8 @@ import platform
 # Options of mallopt in glibc's malloc.h: above which size free memory is returned, and a block mapped by itself.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
+# The most that glibc before 2.35 takes for the second.
+_LARGEST = 32 * 2**20
 
 
 def keep_pages() -> bool:
@@ -19,4 +21,5 @@ def keep_pages() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
-    return all(library.mallopt(option, _NEVER) == 1 for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    trims = library.mallopt(_TRIM_THRESHOLD, _NEVER) == 1
+    return trims and any(library.mallopt(_MMAP_THRESHOLD, size) == 1 for size in (_NEVER, _LARGEST))

@@ -15,8 +15,6 @@ from torch import Tensor
 
 # Start of a prompt, its end, and the ends of its answers, which follow one another.
 Piece = tuple[int, int, tuple[int, ...]]
-# In a low precision a CPU multiplies matrices of scores faster than its flash kernel works; their memory grows with the square.
-MOST_KEYS = 1024
 
 
 class _Call(NamedTuple):
@@ -66,71 +64,42 @@ def _mask(call: _Call, like: Tensor) -> Tensor:
 
 
 class _Calls(torch.autograd.Function):
-    """The calls of a row on a CPU. Low precision: products of matrices; otherwise, and where these were large: the flash kernel."""
+    """The calls of a row through the CPU's flash kernel."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scale: float) -> Tensor:
         heads, size = query.shape[1:3]
         out = query.new_empty(1, size, heads, value.shape[3])
-        into, kept = out.transpose(1, 2), []
+        into, normalisers = out.transpose(1, 2), []
         for call in _calls(pieces):
             mine = slice(call.begin, call.end)
-            asked, keys, values = query[:, :, mine], call.of(key), call.of(value)
-            if _as_matrices(call, query):
-                scores = torch.baddbmm(
-                    _mask(call, query).expand(heads, -1, -1), asked[0], keys[0].transpose(1, 2), alpha=scale
-                )
-                kept.append(scores.softmax(-1))
-                into[0, :, mine] = kept[-1] @ values[0]
-            else:
-                mask = _mask(call, query) if call.prompt else None
-                found, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    asked, keys, values, 0.0, mask is None, attn_mask=mask, scale=scale
-                )
-                kept.append(normaliser)
-                into[:, :, mine] = found
-        ctx.save_for_backward(query, key, value, out, *kept)
+            mask = _mask(call, query) if call.prompt else None
+            found, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, mine], call.of(key), call.of(value), 0.0, mask is None, attn_mask=mask, scale=scale
+            )
+            into[:, :, mine] = found
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, out, *normalisers)
         ctx.pieces, ctx.scale = pieces, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        query, key, value, out, *kept = ctx.saved_tensors
+        query, key, value, out, *normalisers = ctx.saved_tensors
         slope, out = slope.transpose(1, 2), out.transpose(1, 2)
         at_query, at_key, at_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for call, known in zip(_calls(ctx.pieces), kept, strict=True):
+        for call, normaliser in zip(_calls(ctx.pieces), normalisers, strict=True):
             mine = slice(call.begin, call.end)
-            asked, keys, values, pull = query[:, :, mine], call.of(key), call.of(value), slope[:, :, mine]
-            if _as_matrices(call, query):
-                moved = torch._softmax_backward_data(pull @ values.transpose(2, 3), known[None], -1, known.dtype)
-                parts = (
-                    (moved @ keys).mul_(ctx.scale),
-                    (moved.transpose(2, 3) @ asked).mul_(ctx.scale),
-                    known.transpose(1, 2) @ pull,
-                )
-            else:
-                mask = _mask(call, query) if call.prompt else None
-                parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    pull,
-                    asked,
-                    keys,
-                    values,
-                    out[:, :, mine],
-                    known,
-                    0.0,
-                    mask is None,
-                    attn_mask=mask,
-                    scale=ctx.scale,
-                )
+            mask = _mask(call, query) if call.prompt else None
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                slope[:, :, mine], query[:, :, mine], call.of(key), call.of(value), out[:, :, mine], normaliser, 0.0,
+                mask is None, attn_mask=mask, scale=ctx.scale,
+            )  # fmt: skip
             at_query[:, :, mine] = parts[0]
             call.add(at_key, parts[1])
             call.add(at_value, parts[2])
         return at_query, at_key, at_value, None, None
-
-
-def _as_matrices(call: _Call, query: Tensor) -> bool:
-    return query.dtype in (torch.bfloat16, torch.float16) and call.keys <= MOST_KEYS
 
 
 def _elsewhere(query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scale: float) -> Tensor:
@@ -175,7 +144,8 @@ def attend(
         NotImplementedError: the layer asks for attention of another kind.
     """
     window = others.get("sliding_window")
-    if others.get("softcap") or others.get("s_aux") is not None or (window and window < query.shape[2]):
+    longest = query.shape[2] if pieces is None else max(call.keys for call in _calls(pieces))
+    if others.get("softcap") or others.get("s_aux") is not None or (window and window < longest):
         raise NotImplementedError("a sliding window, a cap on scores or an attention sink")
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
@@ -193,7 +163,8 @@ def attend(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if query.device.type != "cpu":
         return _elsewhere(query, key, value, pieces, scale), None
-    if torch.is_autocast_enabled("cpu"):
-        low = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(low), key.to(low), value.to(low)
-    return _Calls.apply(query, key, value, pieces, scale), None
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    # In bf16 the kernel's backward is slower on segments of a few hundred tokens, and less exact.
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    found: Tensor = _Calls.apply(query.to(wide), key.to(wide), value.to(wide), pieces, scale)
+    return found if wide == torch.float64 else found.to(low), None

@@ -128,7 +128,6 @@ class Head:
         # A table of heads by model must not keep its models alive.
         self._model = weakref.ref(model)
         self._direct: bool | None = None
-        self._narrowed: tuple[Any, Tensor] | None = None
 
     @property
     def model(self) -> Any:
@@ -149,21 +148,12 @@ class Head:
     def logps(self, hidden: Float[Tensor, "K H"], targets: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Log-probability of each target, nats; the table over the vocabulary never exists whole if it is large."""
         if self._is_direct(hidden) and _is_plain(layer := self.model.get_output_embeddings()):
-            return token_logps(hidden, Projection(layer.weight, layer.bias, *self._shape()), targets, self._narrow)
+            return token_logps(hidden, Projection(layer.weight, layer.bias, *self._shape()), targets)
 
         def compute(rows: Tensor, wanted: Tensor) -> list[Tensor]:
             return [-torch.nn.functional.cross_entropy(self(rows), wanted, reduction="none")]
 
         return in_chunks(compute, self.weight, hidden, targets)[0]
-
-    def _narrow(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The matrix in another precision, made once for all micro-batches between two changes of it."""
-        if weight.dtype == dtype:
-            return weight
-        state = (weight.data_ptr(), weight._version, dtype)
-        if self._narrowed is None or self._narrowed[0] != state:
-            self._narrowed = state, weight.to(dtype)
-        return self._narrowed[1]
 
     def _shape(self) -> tuple[float, float | None]:
         """Factor and cap of the logits, as the configuration tells them."""
@@ -193,7 +183,9 @@ class Head:
             with torch.no_grad(), uncached:
                 probe = torch.cat([hidden[:4] * factor for factor in (1, 8, 64)])
                 own, ours = self._through_model(probe), self._configured(probe)
-            close = 32 * torch.finfo(own.dtype).eps
+            # A model that was made ready for bf16 turns its logits into float32 after it computed them.
+            close = 32 * max(torch.finfo(own.dtype).eps, torch.finfo(ours.dtype).eps)
+            own, ours = own.double(), ours.double()
             self._direct = bool(torch.allclose(own, ours, rtol=close, atol=close * float(own.abs().max())))
         return self._direct
 

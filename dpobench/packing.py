@@ -91,12 +91,17 @@ def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
+def _longest(pair: TokenPair) -> int:
+    """Tokens of the longer of a pair's sequences."""
+    return len(pair.prompt) + max(map(len, (pair.chosen, pair.rejected, () if pair.gold is None else pair.gold)))
+
+
 def adopt(model: Any, pairs: Sequence[TokenPair]) -> str | None:
     """Let a model read packed rows, if its log-probabilities are then the same.
 
     Args:
         model: a causal language model, unwrapped.
-        pairs: to compare both layouts on; the longest and the shortest are tried.
+        pairs: to compare both layouts on; the shortest is tried, the longest, and the one with the longest answer to its prompt.
 
     Returns: None if the model reads packed rows from now on, otherwise why it does not.
     """
@@ -106,8 +111,9 @@ def adopt(model: Any, pairs: Sequence[TokenPair]) -> str | None:
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, lambda *given, **told: None)
     before = model.config._attn_implementation
-    by_size = sorted(pairs, key=lambda pair: pair.size)
-    tried = [by_size[-1], by_size[0]]
+    every = [*pairs, *(pair.mismatched for pair in pairs if pair.mismatched is not None)]
+    by_size, by_sequence = (sorted(every, key=key) for key in (lambda pair: pair.size, _longest))
+    tried = [by_size[-1], by_size[0], by_sequence[-1]]
     with torch.no_grad():
         padded = completion_logps(model, pair_batch(tried, model.device))
         try:

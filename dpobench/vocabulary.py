@@ -56,12 +56,12 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, given: Any, matrix: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, given: Any, low: torch.dtype
     ) -> Tensor:
-        projection, low = Projection(weight, bias, *given), matrix.dtype
+        projection = Projection(weight, bias, *given)
         needed = any(ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            narrow = hidden.to(low)
+            narrow, matrix = hidden.to(low), weight.to(low)
             kept = narrow.new_empty(len(targets), len(weight)) if needed and len(targets) <= most_kept(weight) else None
             found = []
             for at in _pieces(len(targets), weight):
@@ -126,16 +126,13 @@ def _forward(
     return logps, table.to(hidden.dtype)
 
 
-def token_logps(
-    hidden: Tensor, projection: Projection, targets: Tensor, narrow: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to
-) -> Tensor:
+def token_logps(hidden: Tensor, projection: Projection, targets: Tensor) -> Tensor:
     """Log-probability of every target, nats, in float32 (float64 for float64).
 
     Args:
         hidden: what the projection turns into logits, shape [K, H].
         projection: of the model.
         targets: token ids, shape [K].
-        narrow: gives the matrix in the precision of autocast.
 
     Returns: shape [K]; differentiable once with respect to hidden states, matrix and bias.
     """
@@ -143,7 +140,10 @@ def token_logps(
     if torch.is_autocast_enabled(kind) and low != torch.float64:
         low = torch.get_autocast_dtype(kind)
     weight, bias, factor, cap = projection
-    found: Tensor = _TokenLogps.apply(hidden, weight, bias, targets, (factor, cap), narrow(weight.detach(), low))
+    if not torch.is_grad_enabled():
+        # A function of its own is told what requires a gradient, not whether gradients are wanted.
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    found: Tensor = _TokenLogps.apply(hidden, weight, bias, targets, (factor, cap), low)
     return found
 
 

@@ -13,8 +13,8 @@ from dpobench.logprobs import CPU_TOKENS, Batch, Head, by_tokens, completion_hid
 from dpobench.scores import rows
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
-# Numbers of the reference's hidden states held between checkpoints: 1 GB in float32.
-MOST_KEPT = 2**28
+# Numbers of the reference's hidden states that a process holds between checkpoints: 256 MB in float32.
+MOST_KEPT = 2**26
 
 
 @evaluator(

@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpobench import vocabulary
-from dpobench.logprobs import Head
+from dpobench.logprobs import Head, completion_logps, head_of, pair_batch
+from dpobench.train import accelerator_for
 from dpobench.vocabulary import Projection, in_chunks, token_logps
 from tests.train import tiny
 
@@ -80,6 +81,18 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class Calls(TorchDispatchMode):
+    """Remembers what was called."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("quantity", ["log-probability", "any function"])
 def test_a_table_that_is_too_large_never_exists_whole(quantity, monkeypatch):
     leaves, projection, targets, pull = case()
@@ -113,15 +126,27 @@ def test_in_bf16_the_gradient_is_that_of_float32_to_the_rounding_of_bf16():
         assert 1e-4 < float((slope - other).norm() / other.norm()) < 8e-3
 
 
-def test_a_matrix_is_narrowed_once_until_it_changes():
+def test_without_gradients_no_derivative_is_computed_or_kept():
+    leaves, projection, targets, _ = case()
+    with torch.no_grad(), Calls() as calls:
+        found = token_logps(leaves[0], projection, targets)
+    assert torch.allclose(found, plain(leaves[0], projection, targets).detach(), rtol=0, atol=1e-13)
+    # The derivative is minus one at every target.
+    assert not any("scatter" in name or "empty" in name for name in calls.names)
+    with Calls() as calls:
+        token_logps(leaves[0], projection, targets)
+    assert any("scatter_add" in name for name in calls.names)
+
+
+def test_a_head_that_turns_its_logits_into_float32_afterwards_is_known_all_the_same():
     model = tiny.llama()
-    head, weight = Head(model), model.get_output_embeddings().weight
-    first = head._narrow(weight, torch.bfloat16)
-    assert head._narrow(weight, torch.bfloat16) is first
-    with torch.no_grad():
-        weight.mul_(2)
-    assert torch.equal(head._narrow(weight, torch.bfloat16), 2 * first)
-    assert head._narrow(weight, torch.float32) is weight
+    low = accelerator_for("cpu", "bf16")
+    wrapped = low.prepare_model(model)
+    with torch.no_grad(), low.autocast():
+        found = completion_logps(wrapped, pair_batch(tiny.rows(3)))
+    accelerator_for("cpu", "float32")
+    assert head_of(wrapped)._direct
+    assert torch.isfinite(found).all()
 
 
 def test_asking_for_the_head_under_autocast_leaves_no_weight_without_a_gradient():

@@ -57,15 +57,14 @@ def test_values_and_gradients_are_those_of_a_plain_mask(key_heads, scaling):
         assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("most", [0, 6, 1024])
-def test_in_bf16_matrices_and_the_flash_kernel_both_stay_within_its_rounding(most, monkeypatch):
-    monkeypatch.setattr(attention, "MOST_KEYS", most)
-    given = case(torch.bfloat16)
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_in_bf16_only_what_goes_in_and_out_is_rounded(spread):
+    given = [(one * spread**0.5).detach().bfloat16().requires_grad_() for one in case(torch.float32)]
     exact = [one.detach().double().requires_grad_() for one in given]
     for found, wanted in both(given, exact, None):
         assert found.dtype == torch.bfloat16
-        # Scores, probabilities and sums are rounded to 8 bits each: 0.4 % a time.
-        assert (found - wanted).norm().item() / wanted.norm().item() < 1.2e-2
+        # 8 bits: a result is off by 0.2 % on average, however far the scores spread; 0.4 % where the pull was rounded, too.
+        assert (found - wanted).norm().item() / wanted.norm().item() < 4e-3
 
 
 def test_under_autocast_the_work_is_done_in_bf16():

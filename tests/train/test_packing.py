@@ -144,6 +144,30 @@ def test_a_model_that_attends_otherwise_keeps_the_padded_layout_and_says_why(con
         assert torch.equal(completion_logps(model, batch), wanted)
 
 
+def test_a_window_that_no_sequence_reaches_does_not_matter_however_long_the_row(drifted, accelerator):
+    drifted = [replace(row, gold=None, mismatched=None) for row in drifted]
+    longest = max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in drifted)
+    bound, found = LOSSES.get("dpo").bind(), []
+    for window in (None, longest):
+        torch.manual_seed(0)
+        config = MistralConfig(**SHAPE, **IDS, **GROUPED, sliding_window=window)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        assert adopt(model, drifted) is None
+        found.append(taken(model, bound, drifted, accelerator, 10_000)[0])
+    assert sum(row.size for row in drifted) > 2 * longest
+    assert torch.equal(*found)
+
+
+def test_the_pair_with_the_longest_sequence_is_tried_even_if_it_is_not_the_longest_pair(drifted):
+    # 20 + 1 and 20 + 1 tokens, but 3 + 19 in the second's one long answer, which the window cuts.
+    ids = np.arange(3, 23)
+    pairs = [replace(drifted[0], prompt=ids, chosen=ids[:1], rejected=ids[:1], mismatched=None, gold=None)]
+    pairs.append(replace(pairs[0], prompt=ids[:3], chosen=ids[:19], rejected=ids[:1]))
+    pairs.append(replace(pairs[0], prompt=ids[:10], chosen=ids[:9], rejected=ids[:9]))
+    config = MistralConfig(**SHAPE, **IDS, **GROUPED, sliding_window=21)
+    assert "sliding window" in adopt(AutoModelForCausalLM.from_config(config).eval(), pairs)
+
+
 def test_a_model_whose_numbers_would_change_keeps_the_padded_layout(drifted, monkeypatch):
     from dpobench import packing
 

@@ -155,6 +155,46 @@ def test_a_resumed_run_ends_with_the_same_bits(killed_at, start, pairs, trained,
     assert result.checks == trained[1].checks
 
 
+def test_a_resumed_run_in_bf16_ends_with_the_same_bits(start, pairs, tmp_path):
+    loss = bound(beta=0.2)
+    run = tiny.run_of(loss, epochs=2.0, precision="bf16")
+    low = accelerator_for("cpu", "bf16")
+
+    def kill(row):
+        if row["step"] == 4:
+            raise Killed
+
+    def told(saving=None, progress=lambda row: None):
+        return {"accelerator": low, "saving": saving, "progress": progress}
+
+    train(run, loss, pairs, start, tmp_path / "whole", **told())
+    saving = Saving(tmp_path / "state", every=0)
+    with pytest.raises(Killed):
+        train(run, loss, pairs, start, tmp_path / "run", **told(saving, kill))
+    train(run, loss, pairs, start, tmp_path / "run", **told(saving))
+    accelerator_for("cpu", "float32")
+    assert without_clock(log_of(tmp_path / "run")) == without_clock(log_of(tmp_path / "whole"))
+    ours, whole = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_in_bf16_every_step_reads_the_weights_of_that_step(start, pairs):
+    """After a fused step, which raises no version of a weight, a model and a fresh copy of it have one gradient."""
+    low = accelerator_for("cpu", "bf16")
+    model, optimizer = prepared(checkpoint.load_model(start), low, Recipe())
+    optimizer.param_groups[0]["lr"] = 0.05
+    gradient(model, bound(), pairs[:4], low, 10_000)
+    optimizer.step()
+    optimizer.zero_grad()
+    fresh = checkpoint.load_model(start)
+    fresh.load_state_dict(low.unwrap_model(model).state_dict())
+    fresh, _ = prepared(fresh, low, Recipe())
+    seen = [gradient(one, bound(), pairs[:4], low, 10_000) for one in (model, fresh)]
+    accelerator_for("cpu", "float32")
+    assert torch.equal(*(one.values["loss"] for one in seen))
+    assert torch.equal(tiny.gradients(model), tiny.gradients(fresh))
+
+
 def test_a_damaged_state_is_left_alone_and_the_run_starts_over(start, pairs, trained, tmp_path, accelerator):
     loss, saving = bound(beta=0.2), Saving(tmp_path / "state", every=0)
     run = tiny.run_of(loss, epochs=2.0)
@@ -239,9 +279,20 @@ def test_a_saved_tensor_that_was_altered_is_noticed(start, tmp_path, monkeypatch
         checkpoint.save(model, tokenizer, tmp_path / "altered")
 
 
-def unsteady(kind, folder):
-    from transformers import GPT2Config, GPT2LMHeadModel
+INNER = {
+    "as modules": "transformer.h.0.mlp",
+    "in the attention": "model.layers.0.mlp",
+    "in the layer itself": "model.decoder.layers.0.fc1",
+}
 
+
+def unsteady(kind, folder):
+    from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+    if kind == "in the layer itself":
+        shape = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 48}
+        ids = {"word_embed_proj_dim": 16, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+        return OPTForCausalLM(OPTConfig(**shape, **ids, dropout=0.5)).save_pretrained(folder)
     if kind == "in the attention":
         return tiny.llama(attention_dropout=0.5).save_pretrained(folder)
     shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 48, "bos_token_id": 1, "eos_token_id": 1}
@@ -249,7 +300,7 @@ def unsteady(kind, folder):
     return GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["as modules", "in the attention"])
+@pytest.mark.parametrize("kind", list(INNER))
 @pytest.mark.parametrize("packed", [True, False])
 def test_activations_computed_again_change_nothing_and_let_no_dropout_in(kind, packed, tmp_path, accelerator, pairs):
     unsteady(kind, tmp_path)
@@ -257,9 +308,8 @@ def test_activations_computed_again_change_nothing_and_let_no_dropout_in(kind, p
     for recipe in (Recipe(), Recipe(recompute_activations=True)):
         policy = checkpoint.load_model(tmp_path)
         if packed:
-            adopt(policy, pairs)
-        layer = policy.get_submodule("transformer.h.0" if kind == "as modules" else "model.layers.0")
-        inner = layer.mlp
+            assert adopt(policy, pairs) is None
+        inner = policy.get_submodule(INNER[kind])
         model, _ = prepared(policy, accelerator, recipe)
         inner.register_forward_pre_hook(lambda *_: entered.extend([True] * torch.is_grad_enabled()))
         gradient(model, bound(), pairs[:4], accelerator, 10_000, Beside(layout="packed" if packed else "padded"))
@@ -275,7 +325,7 @@ def test_layers_that_cannot_be_computed_again_are_refused():
         recompute(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("kind", ["as modules", "in the attention"])
+@pytest.mark.parametrize("kind", list(INNER))
 def test_dropout_is_off_during_training(kind, tmp_path, accelerator, pairs):
     unsteady(kind, tmp_path)
     model, _ = prepared(checkpoint.load_model(tmp_path), accelerator, Recipe())
