@@ -33,7 +33,7 @@ class Recipe(_Settings):
         precision: "float32", or "bf16" for bf16 arithmetic on float32 weights.
         max_tokens: prompt and answer together; longer answers are cut and lose their end token.
         max_prompt_tokens: longer prompts are left out, for every variant alike.
-        micro_batch_tokens: memory bound of one forward pass; changes no result beyond rounding.
+        micro_batch_tokens: memory bound of one forward pass, never more than 1,536 on a CPU; changes no result beyond rounding.
         recompute_activations: keep only what enters a layer and compute the rest again; changes no result.
         reference_every: steps after which the reference moves towards the policy (TR-DPO); 0 keeps it still.
         reference_mix: share of the policy in the moved reference; 1 copies it.

@@ -91,8 +91,8 @@ FULL = Plan(
     (
         Case(SMALL, "float32", WORKS, (1, 4, 8)),
         Case(SMALL, "bf16", WORKS),
-        Case(LARGER, "float32", WORKS[:2]),
-        Case(LARGER, "bf16", WORKS[:2]),
+        Case(LARGER, "float32", WORKS[:1]),
+        Case(LARGER, "bf16", WORKS[:1]),
     ),
 )
 QUICK = Plan(8, 3, (Case(SMALL, "float32", WORKS),))
