@@ -280,7 +280,8 @@ def summary_lines(report: Path) -> Iterator[str]:
 
 def _with_interval(row: Mapping[str, str], name: str) -> str:
     numbers = [f"{float(row[key]):.3g}" if row[key] else "" for key in (name, f"{name}_low", f"{name}_high")]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if numbers[1] else numbers[0]
+    # The reference against itself is exact.
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if numbers[1] != numbers[2] else numbers[0]
 
 
 def dry_run(experiment: Experiment, console: Console) -> None:
