@@ -116,6 +116,11 @@ def _elsewhere(query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece
     return torch.cat(found, dim=2).transpose(1, 2)
 
 
+def _longest(query: Tensor, pieces: Sequence[Piece] | None) -> int:
+    """Tokens of the longest sequence of a row."""
+    return query.shape[2] if pieces is None else max(call.keys for call in _calls(pieces))
+
+
 def attend(
     module: Any,
     query: Tensor,
@@ -144,8 +149,7 @@ def attend(
         NotImplementedError: the layer asks for attention of another kind.
     """
     window = others.get("sliding_window")
-    longest = query.shape[2] if pieces is None else max(call.keys for call in _calls(pieces))
-    if others.get("softcap") or others.get("s_aux") is not None or (window and window < longest):
+    if others.get("softcap") or others.get("s_aux") is not None or (window and window < _longest(query, pieces)):
         raise NotImplementedError("a sliding window, a cap on scores or an attention sink")
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]

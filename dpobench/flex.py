@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,18 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+if TYPE_CHECKING:
+    from dpobench.attention import Piece
+
 # Tokens of a block, the kernel's unit.
 BLOCK = 128
 # A dimension of one block would be compiled as the number 1, and a second time for longer rows.
 SHORTEST = 2 * BLOCK
 # The least width of a head that the kernel multiplies.
 NARROWEST = 16
-# As in `dpobench.packing.Packed`: start of a prompt, its end, and the ends of its answers, which follow one another.
-Piece = tuple[int, int, tuple[int, ...]]
 
 
 def attend_flex(
-    query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scaling: float | None = None
+    query: Tensor, key: Tensor, value: Tensor, pieces: "Sequence[Piece]", scaling: float | None = None
 ) -> Tensor:
     """Attention in which a token sees, causally, its own answer and the prompt before it.
 
@@ -84,7 +85,7 @@ def _uncompiled(query: Tensor, key: Tensor, value: Tensor, **told: Any) -> Tenso
 
 
 @lru_cache(maxsize=4)
-def _mask(pieces: tuple[Piece, ...], length: int, device: torch.device) -> BlockMask:
+def _mask(pieces: "tuple[Piece, ...]", length: int, device: torch.device) -> BlockMask:
     """What sees what; kept for the layers of a model, for the reference and for activations computed again."""
     # Every token's segment and the segment of its prompt. Tokens beyond the row are segments of their own: a row that saw nothing
     # would be a mean over nothing, and a segment of all of them would be work.

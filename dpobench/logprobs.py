@@ -21,6 +21,11 @@ Sequences = Sequence[tuple[Any, Any]]
 CPU_TOKENS = 1536
 
 
+def within(budget: int, device: torch.device) -> int:
+    """Most tokens of a pass on a device, of those that a budget allows."""
+    return min(budget, CPU_TOKENS) if device.type == "cpu" else budget
+
+
 def tensor(values: Any, device: torch.device | str) -> Tensor:
     """A numpy array on a device."""
     return torch.from_numpy(values).to(device)
@@ -150,10 +155,24 @@ class Head:
         if self._is_direct(hidden) and _is_plain(layer := self.model.get_output_embeddings()):
             return token_logps(hidden, Projection(layer.weight, layer.bias, *self._shape()), targets)
 
-        def compute(rows: Tensor, wanted: Tensor) -> list[Tensor]:
-            return [-torch.nn.functional.cross_entropy(self(rows), wanted, reduction="none")]
+        def compute(table: Tensor, wanted: Tensor) -> list[Tensor]:
+            return [table.gather(-1, wanted[:, None]).squeeze(-1)]
 
-        return in_chunks(compute, self.weight, hidden, targets)[0]
+        return self.values(compute, hidden, targets)[0]
+
+    def values(
+        self, compute: Callable[..., Sequence[Tensor]], hidden: Float[Tensor, "K H"], *rows: Tensor
+    ) -> list[Tensor]:
+        """Any function of the log-probabilities over the vocabulary, whose table never exists whole if it is large.
+
+        Args:
+            compute: takes log-probabilities of some tokens, shape [C, V], and their part of `rows`; returns values per token.
+            hidden: what the model computed for its head.
+            rows: further inputs with K rows each.
+
+        Returns: the values, K rows each.
+        """
+        return in_chunks(lambda part, *others: compute(self(part).log_softmax(-1), *others), self.weight, hidden, *rows)
 
     def _shape(self) -> tuple[float, float | None]:
         """Factor and cap of the logits, as the configuration tells them."""
@@ -226,13 +245,13 @@ def completion_values(
     """
     if not asked:
         return {"logp": completion_logps(model, batch)}
-    head, rows = head_of(model), [batch.targets, completion_hidden(model, batch)]
+    hidden, rows = completion_hidden(model, batch), [batch.targets]
     if any(need.source == "both" for need, _ in asked):
         with torch.no_grad():
             rows.append(completion_hidden(reference, batch))
 
-    def compute(targets: Tensor, hidden: Tensor, base: Tensor | None = None) -> list[Tensor]:
-        policy, other = head(hidden).log_softmax(-1), None
+    def compute(policy: Tensor, targets: Tensor, base: Tensor | None = None) -> list[Tensor]:
+        other = None
         if base is not None:
             with torch.no_grad():
                 other = head_of(reference)(base).log_softmax(-1)
@@ -245,21 +264,19 @@ def completion_values(
         return found
 
     names = ["logp", *(need.name for need, _ in asked)]
-    return {
-        name: batch.scatter(value) for name, value in zip(names, in_chunks(compute, head.weight, *rows), strict=True)
-    }
+    values = head_of(model).values(compute, hidden, *rows)
+    return {name: batch.scatter(value) for name, value in zip(names, values, strict=True)}
 
 
 @torch.no_grad()
 def completion_quantity(model: Any, batch: Laid, need: Need) -> Float[Tensor, "N T"]:
     """What a loss asked of the reference's next-token distribution alone, at every completion token."""
-    head = head_of(model)
 
-    def compute(targets: Tensor, hidden: Tensor) -> list[Tensor]:
+    def compute(table: Tensor, targets: Tensor) -> list[Tensor]:
         assert need.compute is not None
-        return [need.compute(None, head(hidden).log_softmax(-1), targets)]
+        return [need.compute(None, table, targets)]
 
-    return batch.scatter(in_chunks(compute, head.weight, batch.targets, completion_hidden(model, batch))[0])
+    return batch.scatter(head_of(model).values(compute, completion_hidden(model, batch), batch.targets)[0])
 
 
 def pair_batch(pairs: Sequence[TokenPair], device: torch.device | str = "cpu", *, gold: bool = False) -> Batch:
@@ -305,9 +322,7 @@ def per_sequence(
     Returns: one float32 array per sequence, of the completion's length.
     """
     scored: list[np.ndarray] = [np.empty(0, np.float32)] * len(sequences)
-    if model.device.type == "cpu":
-        budget = min(budget, CPU_TOKENS)
-    for group in by_tokens([len(p) + len(c) for p, c in sequences], budget):
+    for group in by_tokens([len(p) + len(c) for p, c in sequences], within(budget, model.device)):
         batch = Batch([sequences[i] for i in group], model.device)
         values, mask = compute(batch).float().cpu().numpy(), batch.mask.cpu().numpy()
         for row, index in enumerate(group):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpobench.logprobs import CPU_TOKENS, Laid, by_tokens, completion_logps, completion_values, head_of, pair_batch
+from dpobench.logprobs import Laid, by_tokens, completion_logps, completion_values, head_of, pair_batch, within
 from dpobench.needs import NEEDS
 from dpobench.packing import first_fit, packed_pairs
 from dpobench.pairs import Objective, Pairs, Side
@@ -239,10 +239,8 @@ def _groups(rows: Sequence[TokenPair], bound: Bound, budget: int, model: Any, *,
     Answers of a large vocabulary fill it sooner: their table is kept for backward if it is small enough.
     """
     weight = head_of(model).weight
-    if weight.device.type == "cpu":
-        budget = min(budget, CPU_TOKENS)
-    answers = most_kept(weight)
-    sizes = [_size(row, bound, budget / answers, packed=packed) for row in rows]
+    budget = within(budget, weight.device)
+    sizes = [_size(row, bound, budget / most_kept(weight), packed=packed) for row in rows]
     return first_fit(sizes, budget) if packed else by_tokens(sizes, budget)
 
 

@@ -23,13 +23,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.logprobs import CPU_TOKENS, Batch, Head, by_tokens, completion_hidden
+from dpobench.logprobs import Batch, Head, by_tokens, completion_hidden, within
 from dpobench.scores import rows
 
 # The seeds of lm-eval's command line, for tasks that shuffle and for few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
-# Tokens whose logits are held at a time.
-_CHUNK = 1024
 
 
 @evaluator(
@@ -95,7 +93,7 @@ class _Model(HFLM):
 
     def __init__(self, budget: int, **settings: Any) -> None:
         super().__init__(**settings)
-        self._budget = min(budget, CPU_TOKENS) if self.device.type == "cpu" else budget
+        self._budget = within(budget, self.device)
         self.truncated: set[tuple[str, int]] = set()
         self._asked: Sequence[Any] = ()
 
@@ -142,13 +140,14 @@ class _Model(HFLM):
     def _scored(self, head: Head, sequences: Sequence[Any]) -> list[tuple[float, bool]]:
         """Log-probability of each option, nats, and whether each of its tokens is the likeliest."""
         batch = Batch(sequences, self.device)
-        hidden, parts = completion_hidden(self.model, batch), []
-        for states, targets in zip(hidden.split(_CHUNK), batch.targets.split(_CHUNK), strict=True):
-            logps = head(states).log_softmax(-1)
+
+        def compute(logps: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
             own = logps.gather(1, targets[:, None]).squeeze(1)
-            parts.append(torch.stack([own, (logps.argmax(-1) == targets).to(own)]))
+            return [torch.stack([own, (logps.argmax(-1) == targets).to(own)], 1)]
+
+        values = head.values(compute, completion_hidden(self.model, batch), batch.targets)[0]
         lengths = batch.mask.sum(1).tolist()
-        return [(float(one[0].sum()), bool(one[1].all())) for one in torch.cat(parts, 1).cpu().split(lengths, 1)]
+        return [(float(one[:, 0].sum()), bool(one[:, 1].all())) for one in values.cpu().split(lengths)]
 
 
 def _load(names: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.logprobs import CPU_TOKENS, Batch, Head, by_tokens, completion_hidden
+from dpobench.logprobs import Batch, Head, by_tokens, completion_hidden, within
 from dpobench.scores import rows
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -136,8 +136,8 @@ def divergences(
 
 def _groups(head: Head, sequences: Sequences, budget: int) -> list[list[int]]:
     """Indices of the sequences of each padded batch."""
-    most = min(budget, CPU_TOKENS) if head.model.device.type == "cpu" else budget
-    return by_tokens([len(prompt) + len(completion) for prompt, completion in sequences], most)
+    sizes = [len(prompt) + len(completion) for prompt, completion in sequences]
+    return by_tokens(sizes, within(budget, head.model.device))
 
 
 def _known(reference: Head, sequences: Sequences, budget: int, held_out: HeldOut) -> list[Tensor] | None:

@@ -47,8 +47,8 @@ WITHOUT = {
     "attention's own backward": lambda: mock.patch.object(attention._Calls, "apply", attention._elsewhere),
     "the head's own backward": lambda: mock.patch.object(logprobs, "token_logps", plain_head),
     "weights narrowed once a step": lambda: mock.patch.object(step, "block_of", narrowed_each_time),
-    "micro-batches of 1,536 tokens (8,192 instead)": lambda: mock.patch.object(step, "CPU_TOKENS", 8192),
-    "micro-batches of 1,536 tokens (512 instead)": lambda: mock.patch.object(step, "CPU_TOKENS", 512),
+    "micro-batches of 1,536 tokens (8,192 instead)": lambda: mock.patch.object(logprobs, "CPU_TOKENS", 8192),
+    "micro-batches of 1,536 tokens (512 instead)": lambda: mock.patch.object(logprobs, "CPU_TOKENS", 512),
 }
 
 
