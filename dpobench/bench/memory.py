@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpobench.allocator import keep_pages
 from dpobench.bench.sides import Ours, Theirs, logistic_loss
 from dpobench.bench.works import SMALL, Shape, Work, draw_texts, llama, perturbed, word_tokenizer
 from dpobench.errors import UserError
@@ -116,6 +117,9 @@ def _measured(
     """Body of the fresh process."""
     _silence()
     torch.set_num_threads(1)
+    if side == OURS:
+        # As its workers do; TRL's process is as any other.
+        keep_pages()
     with tempfile.TemporaryDirectory(prefix="dpobench-memory-") as folder:
         one = _side(side, work, shape, precision, micro_batch, pairs, device, Path(folder))
         rows = one.rows
