@@ -7,7 +7,8 @@ from typing import Any
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.execute import register
-from dpobench.experiment import Experiment, check_experiment, merge, parse, parse_grids, read_toml, set_path
+from dpobench.experiment import Experiment, check_experiment, merge, parse, read_toml, set_path
+from dpobench.grids import parse_grids
 from dpobench.registry import variants
 from dpobench.store import digest
 

@@ -39,7 +39,7 @@ LAYERS = (
         "flex",
         "vocabulary",
     },
-    {"data", "experiment", "provenance", "tokens", "heldout"},
+    {"data", "experiment", "grids", "provenance", "tokens", "heldout"},
     {"registry", "plugin", "mixture", "testing", "curves"},
     {"pairs", "needs", "errors", "store", "allocator"},
 )

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from dpobench.errors import UnknownName, UserError
-from dpobench.experiment import Experiment, Recipe, merge, parse, parse_grids, set_path, unequal_trials, unfold
+from dpobench.experiment import Experiment, Recipe, merge, parse, set_path, unequal_trials, unfold
+from dpobench.grids import parse_grids
 from dpobench.registry import variants
 
 

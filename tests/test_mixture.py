@@ -7,7 +7,8 @@ import torch
 
 from dpobench import runner
 from dpobench.errors import UnknownName, UserError
-from dpobench.experiment import Experiment, parse_grids, unfold
+from dpobench.experiment import Experiment, unfold
+from dpobench.grids import parse_grids
 from dpobench.registry import Registry, variants
 from dpobench.testing import check
 from tests.strategies import of_margins

@@ -23,12 +23,19 @@ def write_report(folder: Path) -> Path:
     from dpobench.report import diagnostics, figures, leaderboard, page, words
     from dpobench.report.findings import read
     from dpobench.report.results import load
+    from dpobench.report.topics import topics
 
     findings = read(load(folder))
     made = [leaderboard.leaderboard(findings), leaderboard.grid(findings), leaderboard.benchmarks(findings)]
     made += [leaderboard.compute(findings), leaderboard.trials(findings), *diagnostics.diagnostics(findings)]
+    with figures.drawing():
+        sections = topics(findings)
+    made += [table for section in sections for table in section.tables]
     tables = {table.name: table for table in made}
     drawn = figures.draw(findings)
+    for section in sections:
+        drawn |= section.figures
+    notes = [*words.notes(findings), *(note for section in sections for note in section.notes)]
     with building(folder / "report") as place:
         for table in made:
             write_bytes(place / "tables" / f"{table.name}.csv", table.csv().encode())
@@ -39,8 +46,8 @@ def write_report(folder: Path) -> Path:
             write_bytes(place / "figures" / f"{name}.svg", markup.encode())
             write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
             inline[name] = (caption, figures.inline(markup, name))
-        write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *words.notes(findings), ""]).encode())
-        given = page.context(findings, tables, inline)
+        write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *notes, ""]).encode())
+        given = page.context(findings, tables, inline) | {"notes": notes, "topics": sections}
         write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
         write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
     return folder / "report" / "report.html"

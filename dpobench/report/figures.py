@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
@@ -63,9 +64,14 @@ def draw(f: Findings) -> dict[str, tuple[str, Figure]]:
         "lengths": ("Length of the sampled answers to the test prompts, selected cells against the reference: share of answers at most so long.", lengths),  # noqa: E501
         "calibration": ("Stated probability σ(β × margin) against the share that was right, on held-out test pairs, selected cells; the area of a point is its share of the pairs.", calibration),  # noqa: E501
     }  # fmt: skip
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         drawn = {name: (caption, make(f)) for name, (caption, make) in makers.items()}
     return {name: (caption, figure) for name, (caption, figure) in drawn.items() if figure is not None}
+
+
+def drawing() -> AbstractContextManager[None]:
+    """While open, figures are made in the report's style."""
+    return matplotlib.rc_context(STYLE)
 
 
 def svg(figure: Figure) -> str:
@@ -104,33 +110,37 @@ def inline(markup: str, name: str) -> str:
     return body.replace(INK, "currentColor").replace(FAINT, "var(--rule)").replace(GREY, "var(--muted)")
 
 
-def _canvas(columns: int, rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def canvas(columns: int, rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """An empty figure of so many panels, in inches, and its axes row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     found = figure.subplots(rows, columns, squeeze=False)
     return figure, [axis for row in found for axis in row]
 
 
-def _look(f: Findings, variant: str) -> dict[str, Any]:
+def look(f: Findings, variant: str) -> dict[str, Any]:
+    """Colour, marker and place of a variant: the same in every figure."""
     if variant not in f.foremost:
         return {"color": BACK, "marker": "o", "zorder": 1.5}
     place = f.foremost.index(variant)
     return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "zorder": 2 + place / 100}
 
 
-def _entry(f: Findings, variant: str, text: str = "") -> str:
+def entry(f: Findings, variant: str, text: str = "") -> str:
     """A variant's entry in a legend; all that stand in the background have one together."""
     if variant in f.foremost:
-        return _name(variant) + text
+        return plain(variant) + text
     others = [v for v in f.chosen if v not in f.foremost]
     return f"{len(others)} others" if variant == others[0] else "_nolegend_"
 
 
-def _name(label: str) -> str:
+def plain(label: str) -> str:
+    """A label without anything that a figure cannot print."""
     return line(label).encode("ascii", "replace").decode()
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
+    """One legend above the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         # What stands in the background is named last.
@@ -141,7 +151,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
         )
 
 
-def _log_axis(axis: Any, values: list[float]) -> None:
+def log_axis(axis: Any, values: list[float]) -> None:
     """Log scale with plain numbers at the ticks."""
     span = max(values) / min(values)
     subs = (1.0, 2.0, 5.0) if span < 100 else (1.0, 3.0) if span < 3000 else (1.0,)
@@ -154,7 +164,7 @@ def _beta_axis(axis: Axes, betas: list[float]) -> None:
     """Log scale with ticks at the values that were tried, as far as there is room."""
     axis.set_xscale("log")
     if len(betas) > 7 or len(betas) < 2:
-        _log_axis(axis.xaxis, betas)
+        log_axis(axis.xaxis, betas)
     else:
         axis.set_xticks(betas, [f"{beta:g}" for beta in betas])
     axis.xaxis.set_minor_formatter(NullFormatter())
@@ -169,38 +179,36 @@ def frontier(f: Findings) -> Figure | None:
     placed = [(c, x, y) for c, x, y in points if x is not None and y is not None and x.value > 0]
     if not placed:
         return None
-    figure, (axis, *_) = _canvas(1, 1, 8.2, 4.6)
+    figure, (axis, *_) = canvas(1, 1, 8.2, 4.6)
     for c, x, y in placed:
-        look, selected = _look(f, c.variant), f.chosen.get(c.variant) == c
+        style, selected = look(f, c.variant), f.chosen.get(c.variant) == c
         low = max(x.low, 0.02 * x.value)
-        axis.plot([low, x.high], [y.value, y.value], color=look["color"], lw=1.1, alpha=0.45)
-        axis.plot([x.value, x.value], [y.low, y.high], color=look["color"], lw=1.1, alpha=0.45)
-        axis.plot(x.value, y.value, ls="", ms=6.5, **look)
+        axis.plot([low, x.high], [y.value, y.value], color=style["color"], lw=1.1, alpha=0.45)
+        axis.plot([x.value, x.value], [y.low, y.high], color=style["color"], lw=1.1, alpha=0.45)
+        axis.plot(x.value, y.value, ls="", ms=6.5, **style)
         if c.variant not in f.foremost:
             continue
         axis.annotate(
-            _name(f.label(c)),
+            plain(f.label(c)),
             (x.value, y.value),
             _offset(f, c.variant),
             textcoords="offset points",
             **_SMALL,
-            color=look["color"],
+            color=style["color"],
         )
         if selected:
-            axis.plot(x.value, y.value, "o", ms=13, mfc="none", mec=look["color"], mew=1.3)
+            axis.plot(x.value, y.value, "o", ms=13, mfc="none", mec=style["color"], mew=1.3)
     for variant in f.variants:
         line_of = sorted((x.value, y.value) for c, x, y in placed if c.variant == variant)
         if line_of:
-            axis.plot(
-                *zip(*line_of, strict=True), lw=1.0, alpha=0.6, label=_entry(f, variant), **_look(f, variant), ms=5
-            )
+            axis.plot(*zip(*line_of, strict=True), lw=1.0, alpha=0.6, label=entry(f, variant), **look(f, variant), ms=5)
     _reference_line(f, axis, f.ranking)
     _pareto_steps(f, axis, [(x.value, y.value) for _, x, y in placed])
     axis.set_xscale("log")
-    _log_axis(axis.xaxis, [x.value for _, x, _ in placed])
-    axis.set_xlabel(f"{_name(f.results.label(f.distance))} ({_name(f.results.metrics[f.distance].unit)})")
-    axis.set_ylabel(_name(f.results.label(f.ranking)))
-    _legend(figure, axis)
+    log_axis(axis.xaxis, [x.value for _, x, _ in placed])
+    axis.set_xlabel(f"{plain(f.results.label(f.distance))} ({plain(f.results.metrics[f.distance].unit)})")
+    axis.set_ylabel(plain(f.results.label(f.ranking)))
+    legend(figure, axis)
     return figure
 
 
@@ -232,7 +240,7 @@ def strength(f: Findings) -> Figure | None:
     cells = [c for c in f.configurations if c.done and isinstance(c.beta, (int, float)) and c.beta > 0]
     if not metrics or not cells:
         return None
-    figure, axes = _canvas(2, (len(metrics) + 1) // 2, 8.2, 2.7 * ((len(metrics) + 1) // 2) + 0.4)
+    figure, axes = canvas(2, (len(metrics) + 1) // 2, 8.2, 2.7 * ((len(metrics) + 1) // 2) + 0.4)
     for axis in axes[len(metrics) :]:
         axis.set_visible(False)
     for axis, metric in zip(axes, metrics, strict=False):
@@ -242,12 +250,12 @@ def strength(f: Findings) -> Figure | None:
         far = f.distance and [e.value for e in (f.estimate(c.ids, f.distance) for c in cells) if e is not None]
         if metric == f.distance and far and min(far) > 0:
             axis.set_yscale("log")  # the reference, at zero, is off this scale
-            _log_axis(axis.yaxis, far)
+            log_axis(axis.yaxis, far)
         else:
             _reference_line(f, axis, metric)
-        axis.set_title(_name(f.results.label(metric)))
+        axis.set_title(plain(f.results.label(metric)))
         axis.set_xlabel("β")
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -256,38 +264,38 @@ def _curve(f: Findings, axis: Axes, metric: str, cells: list[Configuration]) -> 
     points = sorted(((b, e, c) for b, c, e in found if e is not None), key=lambda point: point[0])
     if not points:
         return
-    look, xs = _look(f, points[0][2].variant), [b for b, _, _ in points]
+    style, xs = look(f, points[0][2].variant), [b for b, _, _ in points]
     # Further hyper-parameters share a beta: then the points stand alone, a line through them would mean nothing.
     alone = len(set(xs)) < len(xs)
-    label = _entry(f, points[0][2].variant)
-    axis.plot(xs, [e.value for _, e, _ in points], lw=0 if alone else 1.4, ms=5, label=label, **look)
+    label = entry(f, points[0][2].variant)
+    axis.plot(xs, [e.value for _, e, _ in points], lw=0 if alone else 1.4, ms=5, label=label, **style)
     if alone or len(points) == 1:
         for x, e, _ in points:
-            axis.plot([x, x], [e.low, e.high], color=look["color"], lw=1, alpha=0.5)
+            axis.plot([x, x], [e.low, e.high], color=style["color"], lw=1, alpha=0.5)
     else:
         axis.fill_between(
-            xs, [e.low for _, e, _ in points], [e.high for _, e, _ in points], color=look["color"], alpha=0.15, lw=0
+            xs, [e.low for _, e, _ in points], [e.high for _, e, _ in points], color=style["color"], alpha=0.15, lw=0
         )
     for x, e, c in points:
         if f.chosen.get(c.variant) == c:
-            axis.plot(x, e.value, "o", ms=11, mfc="none", mec=look["color"], mew=1.2)
+            axis.plot(x, e.value, "o", ms=11, mfc="none", mec=style["color"], mew=1.2)
 
 
 def differences(f: Findings) -> Figure | None:
     """Forest plot of the primary family."""
     if not f.comparisons:
         return None
-    figure, (axis, *_) = _canvas(1, 1, 8.2, 1.1 + 0.42 * len(f.comparisons))
+    figure, (axis, *_) = canvas(1, 1, 8.2, 1.1 + 0.42 * len(f.comparisons))
     for place, comparison in enumerate(reversed(list(f.comparisons.values()))):
-        look = _look(f, comparison.variant)
-        axis.plot([comparison.low, comparison.high], [place, place], color=look["color"], lw=2, solid_capstyle="butt")
-        axis.plot(comparison.estimate, place, ms=7, ls="", **look)
+        style = look(f, comparison.variant)
+        axis.plot([comparison.low, comparison.high], [place, place], color=style["color"], lw=2, solid_capstyle="butt")
+        axis.plot(comparison.estimate, place, ms=7, ls="", **style)
     axis.axvline(0, color=GREY, lw=1.2)
-    axis.set_yticks(range(len(f.comparisons)), [_name(c.variant) for c in reversed(list(f.comparisons.values()))])
+    axis.set_yticks(range(len(f.comparisons)), [plain(c.variant) for c in reversed(list(f.comparisons.values()))])
     axis.set_ylim(-0.6, len(f.comparisons) - 0.4)
     axis.grid(axis="y", visible=False)
     control = next(iter(f.comparisons.values())).control
-    axis.set_xlabel(f"{_name(f.results.label(f.ranking or ''))}, difference to {_name(control)}")
+    axis.set_xlabel(f"{plain(f.results.label(f.ranking or ''))}, difference to {plain(control)}")
     return figure
 
 
@@ -300,7 +308,7 @@ def dynamics(f: Findings) -> Figure | None:
     if not present:
         return None
     rows = (len(present) + 2) // 3
-    figure, axes = _canvas(3, rows, 8.2, 2.2 * rows + 0.4)
+    figure, axes = canvas(3, rows, 8.2, 2.2 * rows + 0.4)
     for axis in axes[len(present) :]:
         axis.set_visible(False)
     for axis, (key, title) in zip(axes, present, strict=False):
@@ -313,17 +321,17 @@ def dynamics(f: Findings) -> Figure | None:
             if not len(table):
                 continue
             smooth = table.sort_index().rolling(max(1, len(table) // 20), min_periods=1, center=True).mean()
-            look = _look(f, variant)
-            color, label = look["color"], _entry(f, variant, f", β {_name(f.label(f.chosen[variant]))}")
-            axis.plot(smooth.index, smooth.mean(axis=1), color=color, zorder=look["zorder"], lw=1.3, label=label)
+            style = look(f, variant)
+            color, label = style["color"], entry(f, variant, f", β {plain(f.label(f.chosen[variant]))}")
+            axis.plot(smooth.index, smooth.mean(axis=1), color=color, zorder=style["zorder"], lw=1.3, label=label)
             if smooth.shape[1] > 1:
                 axis.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=color, alpha=0.15, lw=0)
         axis.set_title(title)
         axis.set_xlabel("step")
         if key == "gradient_norm" and all((log[key] > 0).all() for ls in logs.values() for log in ls if key in log):
             axis.set_yscale("log")
-            _log_axis(axis.yaxis, [float(log[key].median()) for ls in logs.values() for log in ls if key in log])
-    _legend(figure, axes[0])
+            log_axis(axis.yaxis, [float(log[key].median()) for ls in logs.values() for log in ls if key in log])
+    legend(figure, axes[0])
     return figure
 
 
@@ -331,25 +339,25 @@ def lengths(f: Findings) -> Figure | None:
     """Cumulative distribution of answer lengths."""
     if f.length is None:
         return None
-    figure, (axis, *_) = _canvas(1, 1, 8.2, 3.0)
+    figure, (axis, *_) = canvas(1, 1, 8.2, 3.0)
     shown = [
         (REFERENCE, [REFERENCE], {"color": GREY, "lw": 2.2}),
         *(
-            (_entry(f, v), c.ids, {"color": _look(f, v)["color"], "zorder": _look(f, v)["zorder"], "lw": 1.4})
+            (entry(f, v), c.ids, {"color": look(f, v)["color"], "zorder": look(f, v)["zorder"], "lw": 1.4})
             for v, c in f.chosen.items()
         ),
     ]
     drawn = False
-    for name, runs, look in shown:
+    for name, runs, style in shown:
         table = f.results.table(f.length, runs, None, TEST)
         values = np.sort(table.to_numpy(dtype=float).ravel())
         if len(values):
             drawn = True
-            axis.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=name, **look)
-    axis.set_xlabel(f"{_name(f.results.label(f.length))} ({_name(f.results.metrics[f.length].unit)})")
+            axis.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=name, **style)
+    axis.set_xlabel(f"{plain(f.results.label(f.length))} ({plain(f.results.metrics[f.length].unit)})")
     axis.set_ylabel("share of answers")
     axis.set_ylim(0, 1.02)
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure if drawn else None
 
 
@@ -359,17 +367,17 @@ def calibration(f: Findings) -> Figure | None:
     shown = [(variant, r) for variant, r in found if r is not None]
     if not shown:
         return None
-    figure, (axis, *_) = _canvas(1, 1, 5.2, 4.0)
+    figure, (axis, *_) = canvas(1, 1, 5.2, 4.0)
     axis.plot([0.5, 1], [0.5, 1], color=GREY, lw=1.2, label="perfect")
     for variant, r in shown:
-        look = _look(f, variant)
+        style = look(f, variant)
         axis.plot(
-            r.confidence, r.accuracy, color=look["color"], zorder=look["zorder"], lw=1.2, label=_entry(f, variant)
+            r.confidence, r.accuracy, color=style["color"], zorder=style["zorder"], lw=1.2, label=entry(f, variant)
         )
         sizes = 260 * np.asarray(r.count) / sum(r.count) + 8
-        axis.scatter(r.confidence, r.accuracy, s=sizes, alpha=0.8, lw=0, **look)
+        axis.scatter(r.confidence, r.accuracy, s=sizes, alpha=0.8, lw=0, **style)
     axis.set_xlabel("stated probability")
     axis.set_ylabel("share right")
     axis.set_xlim(0.49, 1.01)
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure

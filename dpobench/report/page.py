@@ -29,7 +29,6 @@ def context(f: Findings, tables: Mapping[str, Table], figures: Mapping[str, tupl
     return {
         "name": str(f.results.experiment.get("name") or "comparison of preference losses"),
         "verdict": words.verdict(f),
-        "notes": words.notes(f),
         "tables": tables,
         "figures": figures,
         "answers": side_by_side(f),

@@ -59,6 +59,11 @@ class Run:
         return str(self.fields.get("status") or "missing")
 
     @property
+    def condition(self) -> dict[str, Any]:
+        """What a study changed for this run: share of flipped labels, training size; empty in the experiment proper."""
+        return dict(self.fields.get("condition") or {})
+
+    @property
     def configuration(self) -> str:
         """Key of what it shares with its other seeds: variant, hyper-parameters, learning rate."""
         return digest(self.variant, self.params, self.fields.get("beta"), self.fields.get("learning_rate"))
@@ -77,6 +82,7 @@ class Results:
         metrics: what each metric means.
         settings: settings of each evaluator.
         reference: folder of the reference.
+        folder: the experiment's own.
         strangers: run folders that the plan does not name; they are not reported.
     """
 
@@ -88,6 +94,7 @@ class Results:
     metrics: Mapping[str, Metric]
     settings: Mapping[str, Mapping[str, Any]]
     reference: Path
+    folder: Path
     strangers: int = 0
 
     @property
@@ -145,8 +152,12 @@ class Results:
         return wide.loc[runs, columns].dropna(axis=1)
 
 
-def load(folder: Path) -> Results:
+def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
     """Read an experiment's folder.
+
+    Args:
+        folder: what `dpobench run --out` was given.
+        condition: of a study, one of `conditions`; without it the experiment proper.
 
     Raises:
         UserError: there is no plan in it.
@@ -157,7 +168,11 @@ def load(folder: Path) -> Results:
             f"{folder}: no plan.json; name the folder of an experiment (what `dpobench run --out` was given)"
         )
     plan, experiment = read_json(folder / "plan.json"), read_json(folder / "experiment.json")
-    runs = tuple(_run(folder / "runs" / entry["id"], entry) for entry in plan["runs"])
+    wanted = dict(condition or {})
+    entries = [entry for entry in plan["runs"] if (entry.get("condition") or {}) == wanted]
+    runs = tuple(_run(folder / "runs" / entry["id"], entry) for entry in entries)
+    beside = {json.dumps(told["condition"], sort_keys=True): told for told in plan.get("conditions") or ()}
+    plan |= beside.get(json.dumps(wanted, sort_keys=True), {})
     reference = folder / "reference" / str(plan.get("reference", ""))
     frames: list[pd.DataFrame] = []
     metrics: dict[str, Metric] = {}
@@ -173,9 +188,15 @@ def load(folder: Path) -> Results:
     table = pd.concat(frames, ignore_index=True) if frames else empty
     table = table[np.isfinite(table["value"].astype(float))].reset_index(drop=True)
     sides: dict[str, str] = {str(prompt): split_of(str(prompt)) for prompt in table["prompt"].unique()}
-    known = {run.id for run in runs}
+    known = {entry["id"] for entry in plan["runs"]}
     there = [path for path in (folder / "runs").glob("*/run.json") if path.parent.name not in known]
-    return Results(experiment, plan, runs, table, sides, metrics, settings, reference, len(there))
+    return Results(experiment, plan, runs, table, sides, metrics, settings, reference, folder, len(there))
+
+
+def conditions(results: Results) -> list[dict[str, Any]]:
+    """What the studies of an experiment changed, in the order of the plan; the experiment proper is not among them."""
+    found = [entry.get("condition") or {} for entry in results.plan["runs"]]
+    return [one for place, one in enumerate(found) if one and one not in found[:place]]
 
 
 def _run(folder: Path, entry: Mapping[str, Any]) -> Run:
