@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpobench.stats import compare_with_control, crossed_difference, crossed_mean, crossed_ratio
+from dpobench.stats import compare_with_control, crossed_difference, crossed_mean, crossed_ratio, share_difference
+from dpobench.stats.crossed import Spread
 
 
 def test_one_seed_is_the_paired_t_test_and_speaks_of_a_checkpoint():
@@ -45,15 +46,45 @@ def test_strata_weigh_equally_whatever_their_size():
     assert crossed_mean([np.zeros((2, 10)), np.ones((2, 90))]).value == 0.5
 
 
-def test_the_difference_takes_satterthwaites_degrees_of_freedom_between_the_arms_seeds():
-    rng = np.random.default_rng(2)
-    control, variant = (np.repeat(rng.normal(0, 1, 3)[:, None], 80, axis=1) for _ in range(2))
+def test_the_difference_takes_welchs_degrees_of_freedom_moved_to_the_common_variance():
+    # Seed means (0, 2, 4) and (1, 1, 4): variances 4 and 3, B = 4/3 and 1, together 7/3, each alone were 7/6 if alike.
+    control, variant = (np.repeat(np.array(x)[:, None], 80, axis=1) for x in ([0.0, 2.0, 4.0], [1.0, 1.0, 4.0]))
     found = crossed_difference([variant], [control])
-    expected = stats.ttest_ind(
-        variant[:, 0], control[:, 0], equal_var=False
-    )  # with no spread over prompts it is Welch's test
-    assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
-    assert found.df == pytest.approx(expected.df, abs=1e-6)
+    # Three quarters of the way: 4/3 -> 29/24, 1 -> 27/24; df = (56/24)^2 / ((29/24)^2/2 + (27/24)^2/2) = 2 * 56^2 / (29^2 + 27^2).
+    df = 2 * 56**2 / (29**2 + 27**2)
+    assert found.df == pytest.approx(df, abs=1e-9)
+    assert found.se == pytest.approx(np.sqrt(7 / 3), abs=1e-12)
+    # With no spread over prompts it is Student's test at these degrees of freedom, whatever the level.
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value) / np.sqrt(7 / 3), df), abs=1e-9)
+
+
+def test_the_interval_ends_where_the_test_turns():
+    rng = np.random.default_rng(5)
+    variant, control = (rng.normal(0, 0.3, (3, 100)) + rng.normal(0, 0.05, (3, 1)) for _ in range(2))
+    for confidence in (0.9, 0.95, 0.99):
+        found = crossed_difference([variant], [control], confidence)
+        for end in (found.low, found.high):
+            # Just within, the hypothesis is not rejected at this level; just outside it is.
+            out, within = (end + s * 1e-6 * np.sign(end - found.value) for s in (1, -1))
+            assert found.p_of(out) < 1 - confidence < found.p_of(within)
+
+
+def test_a_smaller_level_asks_for_more_than_the_normal_tail_where_seeds_are_few():
+    # Seeds that agree better than chance: at the usual level the prompts' own quantile, at a hundredth of it hardly.
+    few = Spread(1.0, 1e9, 0.7, 4.0, 0.7)
+    assert few.quantile(0.05) == pytest.approx(1.95996, abs=1e-4)
+    assert few.quantile(0.0005) > 1.4 * stats.norm.ppf(1 - 0.00025)
+
+
+def test_the_error_is_never_below_that_of_the_prompts():
+    assert Spread(2.0, 99.0, 0.1, 2.0, 0.5).variance == 2.0
+
+
+def test_differences_of_shares_stay_within_one():
+    found = share_difference(crossed_difference([np.array([[1.0] * 9, [0.0] * 9])], [np.array([[0.0] * 9, [1.0] * 9])]))
+    assert (found.low, found.high) == (-1.0, 1.0)
+    inner = crossed_difference([np.ones((2, 9)) * 0.5], [np.zeros((2, 9))])
+    assert share_difference(inner) == inner
 
 
 def test_a_failed_seed_leaves_arms_of_unequal_size():

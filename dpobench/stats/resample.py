@@ -1,0 +1,83 @@
+"""The joint bootstrap: prompts drawn with replacement, the same for all cells, and seeds within each cell.
+
+Drawing two or three seeds with replacement gives a variance too small by (S - 1)/S and quantiles of a normal
+distribution where Student's with S - 1 degrees of freedom are due; and as every resample of the prompts already holds
+the residual of the seeds' answers, it is counted twice. So the mean over seeds of each cell is moved instead, by
+Student's t times the seeds' own deviations, shrunk by what the residual explains of them. Where nothing but seeds
+varies this is Student's interval, where they do not it is the bootstrap over prompts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dpobench.stats.crossed import Estimate
+
+Array = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+
+
+def prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
+    """How often each prompt is drawn, over the number of prompts.
+
+    Returns: shape [resamples, prompts]; every row sums to one.
+    """
+    counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+    return counts / prompts
+
+
+def seed_shifts(table: Array, resamples: int, rng: np.random.Generator) -> Array:
+    """What the choice of seeds does to the means of one cell, over the noise of the prompts.
+
+    Args:
+        table: shape [K, S, N]: K measures of S seeds on the same prompts.
+        resamples: number of draws.
+        rng: where chance comes from.
+
+    Returns: shape [K, resamples], with the measures' covariance over seeds; zero where there is one seed.
+    """
+    measures, seeds, prompts = table.shape
+    if seeds < 2:
+        return np.zeros((measures, resamples))
+    means = table.mean(2)
+    deviations = means - means.mean(1, keepdims=True)
+    rest = table - table.mean(1, keepdims=True) - deviations[:, :, None]
+    residual = (rest**2).sum((1, 2)) / ((seeds - 1) * max(1, prompts - 1)) / prompts
+    between = (deviations**2).sum(1) / (seeds - 1)
+    kept = np.sqrt(np.clip(1 - residual / np.where(between > 0, between, 1), 0, 1))
+    directions = deviations * kept[:, None] / np.sqrt(seeds * (seeds - 1))
+    student = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, resamples))
+    return np.asarray(directions @ rng.normal(size=(seeds, resamples)) * student)
+
+
+def draws(cells: Sequence[Array], resamples: int = 2000, seed: int = 0) -> list[Array]:
+    """Means of cells over resamples of prompts, the same prompts for all of them, and seeds.
+
+    Args:
+        cells: for each an array [K, S, N] of K measures; N is common to all, its columns the same prompts. A reference without
+            seeds has S = 1.
+        resamples: number of draws.
+        seed: of the resampling.
+
+    Returns: for each cell its means [K, resamples].
+    """
+    weights = prompt_weights(cells[0].shape[2], resamples, seed).T
+    rng = np.random.default_rng([seed, 1])
+    return [cell.mean(1) @ weights + seed_shifts(cell, resamples, rng) for cell in cells]
+
+
+def percentiles(value: float, drawn: Array, prompts: int, seeds: int) -> Estimate:
+    """The 95 % percentile interval of an estimate.
+
+    Args:
+        value: the estimate; infinite where it lies beyond all that was seen.
+        drawn: shape [resamples]; infinite draws are allowed.
+        prompts: behind it.
+        seeds: behind it.
+
+    Returns: the standard error is the interval's half-width over the normal quantile, so that `p` agrees with the interval.
+    """
+    low, high = np.quantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], method="inverted_cdf")
+    half = (high - low) / 2 if np.isfinite([low, high]).all() else np.inf
+    return Estimate(float(value), float(low), float(high), float(half / 1.959963984540054), np.inf, prompts, seeds)

@@ -1,0 +1,118 @@
+"""Coverage, type-I and family-wise errors over the whole grid of designs, as Markdown: `python -m tests.stats.coverage`.
+
+At R repetitions a share of 0.95 has a standard error of 100 sqrt(0.95 x 0.05 / R) %: 0.35 for 4000, 0.49 for 2000. Widths are half
+widths, of normal scores in true standard errors, of shares in points; 1.96 is what nobody can go below.
+"""
+
+import sys
+from collections import defaultdict
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from dpobench.stats import bootstrap_mean, crossed_ratio, paired_bootstrap, t_mean, wilson
+from dpobench.stats.simulate import Design, Verdicts, error_rates, verdict_errors
+
+SEEDS, PROMPTS = (1, 2, 3, 5), (64, 200, 500, 2000)
+SEED_SD, METHOD_SD, VARIANTS = (0.0, 0.01, 0.02, 0.05), (0.05, 0.1, 0.2, 0.3), (2, 3, 5)
+SHARES = {False: (0.5, 0.8, 0.95), True: (0.5, 0.9)}
+
+
+def normal(repetitions):
+    """Per number of seeds: every rate over all prompts, seed and method spreads."""
+    found = defaultdict(list)
+    for seeds, prompts, method in product(SEEDS, PROMPTS, METHOD_SD):
+        for seed_sd in SEED_SD if seeds > 1 else (0.0,):
+            design = Design(seeds, prompts, seed_sd, method)
+            rates = error_rates(design, variants=max(VARIANTS), repetitions=repetitions)
+            for variants in VARIANTS:
+                found[seeds, "family-wise", f"{variants} tested"].append((rates.familywise[variants], design))
+            found[seeds, "mean", "coverage"].append((rates.mean_coverage, design))
+            found[seeds, "mean", "half width"].append((rates.mean_width, design))
+            found[seeds, "difference", "coverage"].append((rates.difference_coverage, design))
+            found[seeds, "difference", "half width"].append((rates.difference_width, design))
+            found[seeds, "difference", "type I"].append((rates.rejected, design))
+            found[seeds, "equivalence at the margin", "type I"].append((rates.equivalent, design))
+    return found
+
+
+def verdicts(repetitions, soft):
+    """Per number of seeds and share: coverage and width of shares and of their differences."""
+    found = defaultdict(list)
+    for seeds, prompts, share in product(SEEDS, (64, 500), SHARES[soft]):
+        for seed_sd in (0.0, 0.02, 0.05) if seeds > 1 else (0.0,):
+            design = Verdicts(share, seeds, prompts, seed_sd, soft=soft)
+            rates = verdict_errors(design, repetitions=repetitions, seed=prompts)
+            kind = f"{'soft' if soft else '0, 1/2, 1'}, share {share}"
+            found[seeds, f"share ({kind})", "coverage"].append((rates.share_coverage, design))
+            found[seeds, f"share ({kind})", "half width"].append((rates.share_width, design))
+            found[seeds, f"difference ({kind})", "coverage"].append((rates.difference_coverage, design))
+            found[seeds, f"difference ({kind})", "half width"].append((rates.difference_width, design))
+            found[seeds, f"difference ({kind})", "type I"].append((rates.rejected, design))
+    return found
+
+
+def table(found):
+    """Markdown: least, mean and largest of each rate, and where the extremes are."""
+    lines = ["| seeds | what | rate | designs | least | mean | largest | least at | largest at |"]
+    lines.append("|---:|---|---|---:|---:|---:|---:|---|---|")
+    for (seeds, what, rate), cells in found.items():
+        low, high = (chosen(cells, key=lambda cell: cell[0]) for chosen in (min, max))
+        factor, unit = (1, "") if rate == "half width" else (100, " %")
+        mean = sum(value for value, _ in cells) / len(cells)
+        values = [f"{factor * x:.{3 if unit == '' else 1}f}{unit}" for x in (low[0], mean, high[0])]
+        lines.append(
+            f"| {seeds} | {what} | {rate} | {len(cells)} | {' | '.join(values)} | {where(low[1])} | {where(high[1])} |"
+        )
+    return lines
+
+
+def where(design):
+    """Prompts, seed spread and, of normal scores, method spread."""
+    more = f", method {design.method_sd:g}" if isinstance(design, Design) else ""
+    return f"{design.prompts} prompts, seed {design.seed_sd:g}{more}"
+
+
+def uneven(repetitions):
+    """What two or three seeds do where the control's trainings spread more or less than the variants'."""
+    found = defaultdict(list)
+    for seeds, steadiness in product((2, 3, 5), (0.0, 0.5, 2.0)):
+        for prompts, seed_sd in product((200, 2000), (0.02, 0.05)):
+            design = Design(seeds, prompts, seed_sd, 0.2, steadiness=steadiness)
+            rates = error_rates(design, variants=1, repetitions=repetitions)
+            found[seeds, f"difference, the control's seeds spread {steadiness:g} times", "type I"].append(
+                (rates.rejected, design)
+            )
+    return found
+
+
+def samples(repetitions):
+    """One sample of independent prompts, and ratios of lengths over three seeds: skewed values, the truth known."""
+    rng, found = np.random.default_rng(0), defaultdict(list)
+    for prompts in (64, 500):
+        design, held = Design(1, prompts, 0.0, 0.0), np.zeros((repetitions, 5))
+        for row in held:
+            values = rng.gamma(4.0, 0.25, prompts)
+            ends = [t_mean(values), bootstrap_mean(values), paired_bootstrap(values, rng.gamma(4.0, 0.25, prompts))]
+            row[:3] = [low <= truth <= high for (low, high), truth in zip(ends, (1, 1, 0), strict=True)]
+            low, high = wilson(rng.binomial(prompts, 0.8), prompts)
+            base = rng.gamma(8.0, 4.0, prompts)
+            # Every training makes answers longer by a factor of its own around 1.2.
+            lengths = base * rng.normal(1.2, 0.03, (3, 1)) * rng.gamma(6.0, 1 / 6, (3, prompts))
+            ratio = crossed_ratio(lengths, base)
+            row[3:] = low <= 0.8 <= high, ratio.low <= 1.2 <= ratio.high
+        names = ("t_mean, skewed", "bootstrap_mean, skewed", "paired_bootstrap, skewed", "wilson, share 0.8")
+        for name, share in zip((*names, "crossed_ratio, 3 seeds, skewed"), held.mean(0), strict=True):
+            found[3 if "ratio" in name else 1, name, "coverage"].append((float(share), design))
+    return found
+
+
+if __name__ == "__main__":
+    quick = "--quick" in sys.argv
+    jobs = [partial(normal, 500 if quick else 4000), partial(uneven, 500 if quick else 4000)]
+    jobs.append(partial(samples, 100 if quick else 2000))
+    jobs += [partial(verdicts, 100 if quick else 2000, soft) for soft in (False, True)]
+    for job in jobs:
+        sys.stdout.write("\n".join(table(job())) + "\n\n")
+        sys.stdout.flush()

@@ -1,0 +1,224 @@
+"""Coverage of the intervals of trade-offs, tournaments, length control, best-of-k and agreement, and the errors of the paired tests.
+
+`python -m tests.stats.coverage_tradeoffs [REPETITIONS]` prints the table; the tests beside it run parts of it with fewer repetitions.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import norm
+
+from dpobench.stats import agreement as agree
+from dpobench.stats import best_of, frontier, length, paired, tournament
+
+Found = Iterator[tuple[str, float, float, float]]  # measure, low, high, truth
+
+
+def frontier_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
+    """Two variants of four cells; the two best are nearly equal, so that picking among them flatters whoever does it carelessly."""
+    far, gain, count = np.array([0.5, 1.5, 5, 15] * 2), np.array([0.04, 0.09, 0.14, 0.13] * 2), 8
+    log_sd, base = 5 * seed_sd, np.full(prompts, 0.5)
+    luck = np.random.default_rng(0).normal(size=(count, 2000)) * (seed_sd > 0)
+    # A single training lies off its configuration; what is estimated is the mean over trainings.
+    true_far = far[:, None] * np.exp(log_sd * luck - log_sd**2 / 2)
+    true_value = np.repeat(0.5 + gain[:, None], true_far.shape[1], axis=1)
+    start = np.full(true_far.shape[1], 0.5)
+    for repetition in range(repetitions):
+        shared, cells = rng.normal(0, 0.15, 2 * prompts), []
+        for i in range(count):
+            chance = 0.5 + gain[i] + shared + rng.normal(0, 0.05, 2 * prompts) + rng.normal(0, seed_sd, (seeds, 1))
+            value = (rng.random((seeds, 2 * prompts)) < np.clip(chance, 0, 1)).astype(float)
+            moved = far[i] * np.exp(rng.normal(0, log_sd, (seeds, 1)) - log_sd**2 / 2)
+            nats = moved * rng.gamma(2, 0.5, 2 * prompts) * rng.gamma(4, 0.25, (seeds, 2 * prompts))
+            variant, test, seen = "ab"[i // 4], slice(prompts, None), slice(prompts)
+            cells.append(
+                frontier.Cell(variant, value[:, test], nats[:, test], value[:, seen].mean(1), nats[:, seen].mean(1))
+            )
+        found = frontier.tradeoff(cells, base, "a", resamples=300, seed=repetition)
+
+        def true(variant: str, read: Callable[[frontier._Path], np.ndarray], cells=cells) -> float:
+            own = [i for i, cell in enumerate(cells) if cell.variant == variant]
+            total = []
+            for fold in range(seeds):
+                others = [s for s in range(seeds) if s != fold] or [0]
+                away = [cells[i].far[others].mean() for i in own]
+                picked = frontier.frontier_of(away, [cells[i].seen[others].mean() for i in own], 0.5)
+                places = [own[j] for j in picked]
+                path = frontier._Path(true_value[places], true_far[places], start, [away[j] for j in picked])
+                total.append(read(path).mean())
+            return float(np.mean(total))
+
+        area = {v: true(v, lambda path, b=found.budget: frontier._area(path, b)) for v in "ab"}
+        mine = found.frontiers["b"]
+        yield "hypervolume", mine.hypervolume.low, mine.hypervolume.high, area["b"]
+        yield "less the control's", mine.to_control.low, mine.to_control.high, area["b"] - area["a"]
+        for budget, estimate in mine.at.items():
+            if estimate:
+                yield (
+                    f"value at {budget:g}",
+                    estimate.low,
+                    estimate.high,
+                    true("b", lambda p, b=budget: frontier._at(p, b)),
+                )
+        picked = list(mine.picked)
+        path = frontier._Path(0.5 + gain[picked, None], far[picked, None], np.array([0.5]), ())
+        yield "nats for 60 %", mine.needed.low, mine.needed.high, float(frontier._needed(path, 0.6)[0])
+
+
+def tournament_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
+    """Three variants and the reference, rewards normal; the truth is the fit to the true chances."""
+    means = {"reference": 0.0, "a": 0.3, "b": 0.6, "c": 0.2}
+    names, var = list(means), {n: 1.0 if n == "reference" else 1.09 + seed_sd**2 for n in means}
+    chance = {
+        (a, b): np.full((1, 1, 2), norm.cdf((means[a] - means[b]) / np.sqrt(var[a] + var[b])))
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    }
+    truth = tournament.tournament(names, chance).strength
+    for _ in range(repetitions):
+        shared, rewards = rng.normal(0, 1, prompts), {}
+        for name, mean in means.items():
+            fixed = name == "reference"
+            taste = 0 if fixed else rng.normal(0, 0.3, prompts) + rng.normal(0, seed_sd, (seeds, 1))
+            rewards[name] = (mean + shared + taste + rng.normal(0, 1, (1 if fixed else seeds, prompts)))[:, :, None]
+        found = tournament.tournament(names, tournament.round_robin(rewards))
+        for name in names[1:]:
+            yield "strength", found.strength[name].low, found.strength[name].high, truth[name].value
+        for pair, share in chance.items():
+            yield "observed share", found.observed[pair].low, found.observed[pair].high, float(share.mean())
+        yield "misfit, p < 0.05", *_rejected(found.misfit or 1.0)
+
+
+def length_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
+    """Four cells whose answers are longer than the reference's, a judge that likes length, prompts of unequal difficulty."""
+    large = np.random.default_rng(1)
+    base, near = large.lognormal(3.4, 0.4, 300_000).round(), np.sqrt(0.64 + 0.16 + seed_sd**2)
+    true_difference = (base * np.exp(large.normal(0.1, 0.35, base.size))).round() - base
+    spread = true_difference.std()
+    eta = 0.4 + large.normal(0, near, base.size)
+    true_wins = expit(eta + np.tanh(true_difference / spread))
+    edges = np.quantile(true_difference, [0.2, 0.4, 0.6, 0.8], method="inverted_cdf")
+    fifth = np.searchsorted(edges, true_difference, side="left")
+    truth = expit(eta).mean(), true_wins[np.abs(true_difference) <= 0.1 * base].mean()
+    for repetition in range(repetitions):
+        base, common, wins, differences = rng.lognormal(3.4, 0.4, prompts).round(), rng.normal(0, 0.8, prompts), [], []
+        for _ in range(4):
+            own = (base * np.exp(rng.normal(0.1, 0.35, (seeds, prompts)))).round()
+            logit = 0.4 + common + rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.4, prompts)
+            wins.append((rng.random((seeds, prompts)) < expit(logit + np.tanh((own - base) / spread))).astype(float))
+            differences.append(own - base)
+        hard = length.difficulty(wins, differences)[0]
+        found = length.length_controlled(wins[0], differences[0], hard, resamples=200, seed=repetition)
+        yield "length-controlled", found.low, found.high, truth[0]
+        level = length.equal_length(wins[0], differences[0] + base, base).win_rate
+        if level is not None:
+            yield "equal length", level.low, level.high, truth[1]
+        strata = length.by_quintile(wins[0], differences[0])
+        for place in (0, 2, 4):
+            if len(strata) == 5 and strata[place].win_rate is not None:
+                share = strata[place].win_rate
+                yield "a fifth", share.low, share.high, true_wins[fifth == place].mean()
+
+
+def best_worlds(rng: np.random.Generator, repetitions: int, prompts: int, draws: int, k: int) -> Found:
+    """Draws around prompts of unequal difficulty."""
+    truth = float(np.random.default_rng(0).normal(0, 1, (1_000_000, k)).max(1).mean())
+    for _ in range(repetitions):
+        values = rng.normal(0, 1, (prompts, draws)) + rng.normal(0, 1, (prompts, 1))
+        (found,) = best_of.best_of(values, [k])
+        yield "best of k draws", found.low, found.high, truth
+
+
+def trial_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
+    """Four trials, the two best nearly equal."""
+    means = np.array([0.5, 0.6, 0.65, 0.64])
+    for _ in range(repetitions):
+        shared = rng.normal(0, 0.15, 2 * prompts)
+        chance = means[:, None, None] + shared + rng.normal(0, seed_sd, (4, seeds, 1))
+        wins = (rng.random((4, seeds, 2 * prompts)) < chance).astype(float)
+        seen = wins[:, :, :prompts].mean((1, 2))
+        (found,) = best_of.best_trials(list(wins[:, :, prompts:]), seen, [2])
+        yield "best of two trials", found.low, found.high, float(best_of.best_weights(seen, 2) @ means)
+
+
+def agreement_worlds(rng: np.random.Generator, repetitions: int, prompts: int, pairs: int, skill: float) -> Found:
+    """A judge right more often on some prompts than on others, else guessing; three categories."""
+
+    def judged(prompts: int) -> tuple[np.ndarray, ...]:
+        unit = np.repeat(np.arange(prompts), pairs)
+        label = rng.choice(["first", "second", "tie"], unit.size, p=[0.45, 0.45, 0.1])
+        guess = rng.choice(["first", "second", "tie"], unit.size, p=[0.55, 0.35, 0.1])
+        right = rng.random(unit.size) < expit(skill + rng.normal(0, 0.8, prompts))[unit]
+        long = rng.exponential(1, unit.size) + rng.normal(0, 1, prompts)[unit]
+        said = (rng.random(unit.size) < expit(skill * (long - 1))).astype(float)
+        return np.where(right, label, guess), label, long, said, unit
+
+    verdict, label, long, said, _ = judged(600_000 // pairs)
+    truth = (
+        agree.agreement(verdict, label).value,
+        agree.kappa(verdict, label).value,
+        agree.correlation(long, said).value,
+    )
+    for _ in range(repetitions):
+        verdict, label, long, said, unit = judged(prompts)
+        found = (
+            agree.agreement(verdict, label, unit),
+            agree.kappa(verdict, label, unit),
+            agree.correlation(long, said, unit),
+        )
+        for name, estimate, true in zip(("agreement", "kappa", "correlation"), found, truth, strict=True):
+            yield name, estimate.low, estimate.high, true
+
+
+def paired_worlds(rng: np.random.Generator, repetitions: int, prompts: int, right: float) -> Found:
+    """Two equal checkpoints."""
+    for repetition in range(repetitions):
+        shared = rng.normal(0, 0.8, prompts)
+        before, after = (rng.random((2, prompts)) < expit(np.log(right / (1 - right)) + shared)).astype(float)
+        graded = rng.beta(0.5, 0.5, prompts) - rng.beta(0.5, 0.5, prompts)
+        yield "McNemar, p < 0.05", *_rejected(paired.mcnemar(before, after))
+        yield "sign test, p < 0.05", *_rejected(paired.sign_test(graded))
+        yield "permutation, p < 0.05", *_rejected(paired.permutation(graded, repetition, resamples=499))
+
+
+def _rejected(p: float) -> tuple[float, float, float]:
+    """A test as an interval around zero width: holds its truth where the test rejects, so that its share is the type-I error."""
+    return (0.0, 0.0, 0.0) if p < 0.05 else (0.0, 0.0, 1.0)
+
+
+def shares(worlds: Found) -> dict[str, tuple[float, float, int]]:
+    """For each measure the share of intervals that held the truth, their median width, and their number."""
+    held: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for measure, low, high, truth in worlds:
+        held[measure].append((low - 1e-12 <= truth <= high + 1e-12, high - low if np.isfinite(high) else np.inf))
+    return {
+        m: (float(np.mean([h for h, _ in x])), float(np.median([w for _, w in x])), len(x)) for m, x in held.items()
+    }
+
+
+def main(repetitions: int) -> None:
+    """Print the table."""
+    cells: list[tuple[Callable[..., Found], tuple[float, ...]]] = [
+        *(
+            (frontier_worlds, cell)
+            for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03), (3, 300, 0.05), (2, 300, 0.03))
+        ),
+        *((tournament_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.05), (5, 100, 0.1))),
+        *((length_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.1))),
+        *((best_worlds, cell) for cell in ((100, 8, 4), (300, 16, 16))),
+        *((trial_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03))),
+        *((agreement_worlds, cell) for cell in ((100, 1, 1.0), (300, 3, 1.0), (800, 1, 0.2), (100, 2, 2.0))),
+        *((paired_worlds, cell) for cell in ((200, 0.7), (1000, 0.6))),
+    ]
+    for worlds, cell in cells:
+        for measure, (share, width, count) in shares(worlds(np.random.default_rng(0), repetitions, *cell)).items():
+            label = f"{worlds.__name__.removesuffix('_worlds')} {cell}"
+            sys.stdout.write(f"| {label} | {measure} | {share:.3f} | {width:.3f} | {count} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+
+from dpobench.stats.frontier import Cell, frontier_of, pareto, tradeoff
+from dpobench.stats.resample import draws, percentiles, seed_shifts
+from tests.stats.coverage_tradeoffs import frontier_worlds, shares
+
+
+def flat(variant: str, value: float, far: float, seeds: int = 1, prompts: int = 40) -> Cell:
+    """A cell without any noise."""
+    ones = np.ones((seeds, prompts))
+    return Cell(variant, value * ones, far * ones, np.full(seeds, value), np.full(seeds, far))
+
+
+BASE = np.full(40, 0.5)
+# Three cells at 1, 4 and 9 nats; the last is beaten by the second.
+KNOWN = [flat("a", 0.55, 1.0), flat("a", 0.65, 4.0), flat("a", 0.6, 9.0)]
+
+
+def test_a_point_is_beaten_by_one_as_near_and_better():
+    assert pareto([1, 2, 3], [0.5, 0.4, 0.6]).tolist() == [True, False, True]
+    assert pareto([1, 1, np.nan], [0.5, 0.4, 0.9]).tolist() == [True, False, False]
+
+
+def test_a_frontier_holds_what_is_above_the_reference_from_near_to_far():
+    assert frontier_of([9.0, 1.0, 4.0, 0.5], [0.6, 0.55, 0.58, 0.4], 0.5) == [1, 2, 0]
+    assert frontier_of([1.0], [0.5], 0.5) == []
+
+
+def test_the_hypervolume_is_the_area_under_the_steps_on_the_scale_of_the_root():
+    # Budget 10, the first of 1, 3, 10, 30 at 9 or more. Steps begin at sqrt(1/10) and sqrt(4/10):
+    # 0.05 * (0.632456 - 0.316228) + 0.15 * (1 - 0.632456) = 0.0158114 + 0.0551317.
+    found = tradeoff(KNOWN, BASE, resamples=20)
+    assert found.budget == 10.0
+    assert found.frontiers["a"].picked == (0, 1)
+    assert found.frontiers["a"].hypervolume.value == pytest.approx(0.0709431, abs=1e-7)
+    assert found.frontiers["a"].hypervolume.se == pytest.approx(0, abs=1e-12)
+
+
+def test_between_two_cells_it_is_read_on_the_line_and_beyond_the_last_as_the_last():
+    at = tradeoff(KNOWN, BASE, resamples=20).frontiers["a"].at
+    assert at[1.0].value == pytest.approx(0.55, abs=1e-12)
+    assert at[3.0].value == pytest.approx(0.55 + 0.1 * 2 / 3, abs=1e-12)
+    assert at[10.0].value == pytest.approx(0.65, abs=1e-12)
+    assert at[30.0] is None  # the farthest cell is not half so far
+
+
+def test_a_variant_that_went_far_only_is_not_read_near_the_reference():
+    at = tradeoff([flat("a", 0.7, 12.0)], BASE, resamples=20).frontiers["a"].at
+    assert (at[1.0], at[3.0]) == (None, None)
+    assert at[10.0].value == pytest.approx(0.5 + 0.2 * 10 / 12, abs=1e-12)  # on the line from the reference
+
+
+def test_the_price_of_sixty_percent_is_where_the_line_crosses_it():
+    frontiers = tradeoff([*KNOWN, flat("b", 0.58, 2.0)], BASE, "a", resamples=20).frontiers
+    assert frontiers["a"].needed.value == pytest.approx(1 + 3 * 0.05 / 0.1, abs=1e-12)
+    assert frontiers["b"].needed.value == np.inf
+    assert frontiers["b"].needed.low == np.inf
+
+
+def test_the_difference_to_the_control_is_paired_on_the_prompts():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 0.3, 200)
+    cells = [
+        Cell(v, (m + shared)[None], np.full((1, 200), 2.0), np.array([m]), np.array([2.0]))
+        for v, m in (("a", 0.6), ("b", 0.7))
+    ]
+    found = tradeoff(cells, np.full(200, 0.5), "a", resamples=20).frontiers
+    assert found["a"].to_control is None
+    # The prompts' spread is the same in both and cancels: 0.1 * (1 - sqrt(2/3)), exactly.
+    assert found["b"].to_control.value == pytest.approx(0.1 * (1 - np.sqrt(2 / 3)), abs=1e-9)
+    assert found["b"].to_control.se < 1e-9 < found["b"].hypervolume.se
+
+
+def test_cells_picked_on_other_prompts_do_not_flatter_whoever_has_many():
+    # Eight equal cells at equal distances; the best of them on the test prompts themselves would look 0.03 better.
+    rng, values = np.random.default_rng(0), []
+    for _ in range(200):
+        test, seen = (rng.random((8, 200)) < 0.6, rng.random((8, 200)) < 0.6)
+        cells = [
+            Cell("a", t[None].astype(float), np.full((1, 200), 1.0), np.array([s.mean()]), np.array([1.0]))
+            for t, s in zip(test, seen, strict=True)
+        ]
+        values.append(tradeoff(cells, np.full(200, 0.5), resamples=2).frontiers["a"].at[1.0].value)
+    assert np.mean(values) == pytest.approx(0.6, abs=3 * np.sqrt(0.24 / 200 / 200))
+
+
+def test_seeds_are_read_along_the_frontier_that_the_other_seeds_picked():
+    # Seed 0 was lucky in the first cell, seed 1 in the second. Each alone would pick its own luck and promise 0.9.
+    value = np.array([[0.9, 0.5], [0.5, 0.9]])
+    cells = [Cell("a", np.repeat(v[:, None], 30, 1), np.ones((2, 30)), v + 1e-6, np.ones(2)) for v in value]
+    found = tradeoff(cells, np.full(30, 0.4), resamples=20).frontiers["a"]
+    assert found.at[1.0].value == pytest.approx(0.5, abs=1e-9)
+
+
+def test_the_pareto_probability_of_two_equal_cells_is_a_half_each():
+    rng = np.random.default_rng(3)
+    wins = (rng.random((2, 1, 400)) < 0.6).astype(float)
+    wins[1] = rng.permuted(wins[0], axis=1)
+    cells = [Cell("ab"[i], wins[i], np.ones((1, 400)), np.array([0.6]), np.array([1.0])) for i in range(2)]
+    member = tradeoff(cells, np.full(400, 0.5), resamples=2000).membership
+    assert member[0] == pytest.approx(0.5, abs=0.05)
+    assert 1.0 <= member.sum() <= 1.1  # both only where they tie
+
+
+def test_the_joint_bootstrap_draws_the_same_prompts_for_all_cells():
+    values = np.random.default_rng(0).normal(size=(1, 1, 100))
+    first, second = draws([values, values + 1.0], 200)
+    assert np.allclose(second - first, 1.0)
+    assert first.std() == pytest.approx(values.std() / 10, rel=0.15)
+
+
+def test_seeds_move_the_mean_by_students_t_and_not_by_the_plain_bootstraps_too_small_spread():
+    means = np.array([0.1, 0.5, 0.3])
+    table = np.repeat(means[None, :, None], 20, axis=2)
+    moved = seed_shifts(table, 200_000, np.random.default_rng(0))[0]
+    # Student's 97.5 % point at two degrees of freedom, times the standard error of three seeds.
+    expected = 4.302653 * means.std(ddof=1) / np.sqrt(3)
+    assert np.quantile(moved, 0.975) == pytest.approx(expected, rel=0.03)
+    assert not seed_shifts(table[:, :1], 5, np.random.default_rng(0)).any()
+
+
+def test_seeds_that_differ_no_more_than_their_answers_do_move_nothing():
+    prompts = np.random.default_rng(0).normal(size=(1, 2, 500))
+    prompts[0, 1] = prompts[0, 0][::-1]  # equal means, unequal answers
+    assert not seed_shifts(prompts, 10, np.random.default_rng(0)).any()
+
+
+def test_an_interval_may_end_at_infinity():
+    found = percentiles(3.0, np.r_[np.arange(1.0, 91.0), np.full(10, np.inf)], 10, 1)
+    assert (found.low, found.high, found.se) == (3.0, np.inf, np.inf)
+
+
+@pytest.mark.parametrize("cell", [(1, 200, 0.0), (3, 200, 0.02)])
+def test_intervals_of_the_trade_off_cover(cell):
+    for measure, (share, _, count) in shares(frontier_worlds(np.random.default_rng(1), 80, *cell)).items():
+        assert share >= 0.94 - 3 * np.sqrt(0.95 * 0.05 / count), measure
