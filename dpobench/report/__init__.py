@@ -35,7 +35,8 @@ def write_report(folder: Path) -> Path:
     drawn = figures.draw(findings)
     for section in sections:
         drawn |= section.figures
-    notes = [*words.notes(findings), *(note for section in sections for note in section.notes)]
+    alarms = [alarm for section in sections for alarm in section.alarms]
+    notes = [*alarms, *words.notes(findings), *(note for section in sections for note in section.notes)]
     with building(folder / "report") as place:
         for table in made:
             write_bytes(place / "tables" / f"{table.name}.csv", table.csv().encode())
@@ -47,7 +48,7 @@ def write_report(folder: Path) -> Path:
             write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
             inline[name] = (caption, figures.inline(markup, name))
         write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *notes, ""]).encode())
-        given = page.context(findings, tables, inline) | {"notes": notes, "topics": sections}
+        given = page.context(findings, tables, inline) | {"notes": notes, "alarms": alarms, "topics": sections}
         write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
         write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
     return folder / "report" / "report.html"

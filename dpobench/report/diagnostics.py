@@ -1,20 +1,24 @@
 """What preference optimisation suffers from, as tables: each shows a known trouble, or its absence."""
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
+from dpobench.report.counts import data_counts
 from dpobench.report.findings import TEST, Configuration, Findings, put
-from dpobench.report.leaderboard import ENDED
 from dpobench.report.results import PREFERENCE, REFERENCE
-from dpobench.report.table import Column, Table
-from dpobench.stats import Calibration, calibration, crossed_mean, share_interval
+from dpobench.report.table import Column, Table, is_missing
+from dpobench.stats import Calibration, calibration, crossed_mean, crossed_ratio, share_interval
+from dpobench.stats.association import crossed_correlation
+from dpobench.stats.reliability import calibration_error
 
 # Names that evaluators of held-out pairs give; a table is left out where its metrics are.
 SHIFTS = ("chosen_shift", "rejected_shift")
-MARGIN = "margin"
+MARGIN, SATURATED, CHOSEN_LENGTH = "margin", "saturated", "chosen_length"
 QUADRANTS = ("chosen up, rejected down", "both up", "both down", "chosen down, rejected up")
 
 
@@ -22,6 +26,27 @@ def diagnostics(f: Findings) -> list[Table]:
     """The tables that have anything to show."""
     made = [over_optimisation(f), displacement(f), lengths(f), calibrations(f), dynamics(f), data_counts(f)]
     return [table for table in made if len(table.frame)]
+
+
+def counted(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], units: Mapping[str, str]
+) -> tuple[list[Column], str]:
+    """Columns without those that say the same in every row, and a sentence that says it once.
+
+    Args:
+        rows: of the table.
+        columns: what it would show.
+        units: what the columns count, by key: "pairs" -> "held-out test pairs".
+    """
+    said = []
+    for key, what in units.items():
+        values = {row[key] for row in rows if not is_missing(row.get(key))}
+        if len(values) == 1:
+            number = values.pop()
+            one = re.sub(r"(prompt|run|seed)s", r"\1", what, count=1)
+            said.append(f"{number:,} {one if number == 1 else what}")
+            columns = [column for column in columns if column.key != key]
+    return list(columns), f"{', '.join(said)}. " if said else ""
 
 
 def over_optimisation(f: Findings) -> Table:
@@ -36,13 +61,14 @@ def over_optimisation(f: Findings) -> Table:
         put(row, "distance", far)
         put(row, "ranking", f.estimate(c.ids, f.ranking))
         put(row, "heldout_margin", f.estimate(c.ids, MARGIN))
-        row["training_margin"] = _last(c, "margin")
+        row["training_margin"] = last(c, MARGIN)
         difference = f.difference(c.ids, best.ids) if c.key != best.key else None
         put(row, "to_selected", difference)
         row["n_prompts"] = difference.n_prompts if difference else getattr(f.estimate(c.ids, f.ranking), "n_prompts", 0)
         farther = far is not None and base is not None and far.value > base.value
         lower = difference is not None and (difference.high < 0 if f.direction != "lower" else difference.low > 0)
-        row["reading"] = "selected" if c.key == best.key else "over-optimised" if farther and lower else ""
+        row["selected"] = c.key == best.key
+        row["reading"] = "selected" if row["selected"] else "over-optimised" if farther and lower else ""
         rows.append(row)
     columns = [
         Column("Variant", "variant"),
@@ -56,7 +82,8 @@ def over_optimisation(f: Findings) -> Table:
         Column("Prompts", "n_prompts", 0),
         Column("Seeds", "seeds", 0),
     ]
-    note = (
+    columns, size = counted(rows, columns, {"n_prompts": "test prompts", "seeds": "seeds"})
+    note = size + (
         "A cell is called over-optimised where it went farther from the reference than the selected cell of its variant and its "
         "interval of the difference lies wholly on the worse side. The intervals are not adjusted for the number of cells."
     )
@@ -67,6 +94,7 @@ def over_optimisation(f: Findings) -> Table:
         frame,
         columns,
         note,
+        marked="selected" if rows else "",
     )
 
 
@@ -75,7 +103,7 @@ def displacement(f: Findings) -> Table:
     rows = []
     for c in f.configurations:
         chosen, rejected = (f.results.table(name, c.ids, None, TEST) if c.done else pd.DataFrame() for name in SHIFTS)
-        shared = [prompt for prompt in chosen.columns if prompt in set(rejected.columns)]
+        shared = [prompt for prompt in chosen.columns if prompt in rejected.columns]
         if len(shared) < 2:
             continue
         up, down = chosen[shared].to_numpy(dtype=float), rejected[shared].to_numpy(dtype=float)
@@ -95,7 +123,12 @@ def displacement(f: Findings) -> Table:
         Column("Pairs", "pairs", 0),
         Column("Seeds", "seeds", 0),
     ]
-    note = "Change of the log-probability from the reference, on held-out test pairs. A falling likelihood of the chosen answer is common; where both fall, probability goes to texts that nobody labelled."  # noqa: E501
+    columns, size = counted(rows, columns, {"pairs": "held-out test prompts with pairs", "seeds": "seeds"})
+    note = (
+        size
+        + "Change of the log-probability from the reference, on held-out test pairs. A falling likelihood of the chosen answer is "
+        "common; where both fall, probability goes to texts that nobody labelled."
+    )
     title = "Likelihood displacement: where the probability went"
     return Table(
         "displacement", title, pd.DataFrame(rows, dtype=object), columns, note, marked="selected" if rows else ""
@@ -112,28 +145,41 @@ def lengths(f: Findings) -> Table:
         if measured is None:
             continue
         put(row, "length", measured)
-        put(row, "length_ratio", f.length_ratio(runs) if variant != REFERENCE else None)
-        put(row, ENDED, f.estimate(runs, ENDED))
+        _against_data(f, runs, row)
+        row |= {"n_prompts": measured.n_prompts, "seeds": measured.seeds if variant != REFERENCE else None}
         if variant != REFERENCE:
+            put(row, "length_ratio", f.length_ratio(runs))
             row |= _length_and_win(f, runs)
-        rows.append(row | {"n_prompts": measured.n_prompts, "seeds": measured.seeds})
+        rows.append(row)
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
         Column("Tokens", "length", 1, interval=True),
         Column("Ratio to reference", "length_ratio", 2, interval=True),
-        Column("Ended by itself", ENDED, 2, interval=True),
+        Column("Ratio to the data's chosen", "chosen_ratio", 2, interval=True),
         Column("Length–score correlation", "correlation", 2, interval=True, signed=True),
         Column("Score at equal length", "equal_length", 2, interval=True),
         Column("of prompts", "equal_length_prompts", 0),
         Column("Prompts", "n_prompts", 0),
         Column("Seeds", "seeds", 0),
     ]
-    note = (
-        "Correlation over test prompts between the difference in length to the reference's answer and the headline score, seeds averaged. "
+    columns, size = counted(rows, columns, {"n_prompts": "test prompts", "seeds": "seeds"})
+    note = size + (
+        "Correlation over test prompts between the difference in length to the reference's answer and the headline score, averaged over "
+        "seeds. "
         "Equal length: answers within 10 % of the reference's, averaged over seeds; these prompts are picked by the answers themselves."
     )
     return Table("lengths", "Length", pd.DataFrame(rows, dtype=object), columns, note)
+
+
+def _against_data(f: Findings, runs: list[str], row: dict[str, Any]) -> None:
+    """Length over that of the data's chosen answers to the same prompts, where held-out pairs are to sampled prompts."""
+    data = f.results.table(CHOSEN_LENGTH, [REFERENCE], None, TEST)
+    own = f.results.table(f.length or "", runs, None, TEST)
+    shared = [prompt for prompt in own.columns if prompt in data.columns]
+    if len(shared) > 1 and data[shared].to_numpy().mean() > 0:
+        base = data.loc[REFERENCE, shared].to_numpy(dtype=float)
+        put(row, "chosen_ratio", crossed_ratio(own[shared].to_numpy(dtype=float), base))
 
 
 def _length_and_win(f: Findings, runs: list[str]) -> dict[str, Any]:
@@ -141,21 +187,17 @@ def _length_and_win(f: Findings, runs: list[str]) -> dict[str, Any]:
         return {}
     length = f.results.table(f.length, [*runs, REFERENCE], None, TEST)
     win = f.results.table(f.headline, runs, None, TEST)
-    shared = [prompt for prompt in win.columns if prompt in set(length.columns)]
+    shared = [prompt for prompt in win.columns if prompt in length.columns]
     if len(shared) < 8:
         return {}
     base = length.loc[REFERENCE, shared].to_numpy(dtype=float)
-    own = length.loc[runs, shared].to_numpy(dtype=float).mean(0)
+    own = length.loc[runs, shared].to_numpy(dtype=float)
     score = win[shared].to_numpy(dtype=float)
-    near = np.abs(own - base) <= 0.1 * base
+    near = np.abs(own.mean(0) - base) <= 0.1 * base
     row: dict[str, Any] = {"equal_length_prompts": int(near.sum())}
     if near.sum() > 1:
         put(row, "equal_length", share_interval(crossed_mean([score[:, near]])))
-    if np.ptp(own - base) > 0 and np.ptp(score.mean(0)) > 0:
-        found = float(np.corrcoef(own - base, score.mean(0))[0, 1])
-        half = 1.959964 / np.sqrt(len(shared) - 3)  # Fisher's z, over prompts
-        row |= {"correlation": found, "correlation_low": float(np.tanh(np.arctanh(found) - half))}
-        row["correlation_high"] = float(np.tanh(np.arctanh(found) + half))
+    put(row, "correlation", crossed_correlation(own - base, score))
     return row
 
 
@@ -172,99 +214,87 @@ def calibrations(f: Findings) -> Table:
     """Whether sigma(beta x margin) is a probability one may believe."""
     rows = []
     for c in f.configurations:
-        found = reliability(f, c)
-        if found is None:
+        if reliability(f, c) is None:
             continue
-        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta, "ece": found.ece}
-        margins = f.results.table(MARGIN, c.ids, None, TEST).to_numpy(dtype=float)
-        put(row, "brier", crossed_mean([special.expit(-c.beta * margins) ** 2]))
+        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta}
+        stated = special.expit(c.beta * f.results.table(MARGIN, c.ids, None, TEST).to_numpy(dtype=float))
+        error = calibration_error(stated)
+        row |= {"ece": error.value, "ece_low": error.low, "ece_high": error.high}
+        row |= {"ece_plain": error.plain, "ece_chance": error.chance}
+        put(row, "brier", crossed_mean([(1 - stated) ** 2]))
         put(row, "accuracy", f.estimate(c.ids, f.results.first(PREFERENCE)))
-        row["confidence"] = float(np.average(found.confidence, weights=found.count))
-        rows.append(row | {"pairs": margins.shape[1], "seeds": len(c.done)})
+        surplus = np.maximum(stated, 1 - stated) - np.where(stated == 0.5, 0.5, stated > 0.5)
+        put(row, "overconfidence", crossed_mean([surplus]))
+        row |= {"confidence": float(np.maximum(stated, 1 - stated).mean()), "selected": f.chosen.get(c.variant) == c}
+        rows.append(row | {"pairs": stated.shape[1], "seeds": len(c.done)})
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
         Column("Mean confidence", "confidence", 3),
-        Column("Accuracy", "accuracy", 2, interval=True),
-        Column("ECE", "ece", 3),
+        Column("Confidence less accuracy", "overconfidence", 3, interval=True, signed=True),
+        Column("Calibration error (ECE)", "ece", 3, interval=True),
+        Column("as usually computed", "ece_plain", 3),
+        Column("by chance up to", "ece_chance", 3),
         Column("Brier", "brier", 3, interval=True),
         Column("Pairs", "pairs", 0),
         Column("Seeds", "seeds", 0),
     ]
-    note = "Stated probability σ(β × margin) that the chosen answer is the better one, on held-out test pairs, for variants whose β is per nat of the summed log-ratio. Brier 0.25 is a coin. The ECE has no interval here: it is biased upwards by chance in the bins."  # noqa: E501
-    return Table(
-        "calibration", "Calibration of the implicit preference", pd.DataFrame(rows, dtype=object), columns, note
+    columns, size = counted(rows, columns, {"pairs": "held-out test prompts with pairs", "seeds": "seeds"})
+    note = size + (
+        "Stated probability σ(β × margin) that the chosen answer is the better one, for variants whose β is per nat of the summed "
+        "log-ratio. Chance in ten bins makes the usual ECE too large; here it is taken out, and the interval reaches 0 where the usual "
+        "one is no larger than calibrated probabilities would give ('by chance up to': 95 of 100 times). That interval is over prompts, "
+        "for these checkpoints. Brier 0.25 is a coin; confidence above accuracy is overconfidence."
     )
+    title, marked = "Calibration of the implicit preference", "selected" if rows else ""
+    return Table("calibration", title, pd.DataFrame(rows, dtype=object), columns, note, marked=marked)
 
 
 def dynamics(f: Findings) -> Table:
-    """End of training and numerical trouble, per cell."""
+    """Where training ended, per cell."""
     rows = []
     for c in f.configurations:
         logs = [run.log for run in c.runs if len(run.log)]
         if not logs:
             continue
-        clip = (c.runs[0].fields.get("recipe") or {}).get("clip")
-        norms = [log["gradient_norm"].astype(float) for log in logs if "gradient_norm" in log]
-        row: dict[str, Any] = {
-            "variant": c.variant,
-            "beta": c.beta,
-            "learning_rate": c.learning_rate,
-            "runs": len(logs),
-        }
+        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta, "learning_rate": c.learning_rate}
+        row["runs"] = len(logs)
         row["steps"] = max(int(log["step"].max()) + 1 for log in logs) if "step" in logs[0] else len(logs[0])
-        for name in ("loss", "margin", "accuracy", "chosen_logratio", "rejected_logratio"):
-            row[name] = _last(c, name)
-        row["gradient_norm_max"] = max(
-            (float(norm[np.isfinite(norm)].max(initial=0.0)) for norm in map(np.asarray, norms)), default=None
-        )
-        row["clipped"] = float(np.mean([(norm > clip).mean() for norm in norms])) if clip and norms else None
-        checks = [run.fields.get("checks") or {} for run in c.runs]
-        row["start_gap"] = max((abs(x["start_loss"] - x["start_declared"]) for x in checks if _known(x)), default=None)
-        row["reload_difference"] = max((x["reload_max_difference"] for x in checks if x.get("reload_max_difference") is not None), default=None)  # fmt: skip  # noqa: E501
-        row["flags"] = ", ".join(sorted({str(flag) for run in c.runs for flag in run.fields.get("flags") or ()}))
-        row["trouble"] = c.reasons
+        for name in ("loss", MARGIN, "accuracy", "chosen_logratio", "rejected_logratio", "saturation"):
+            row[name] = last(c, name)
+        saturated = f.estimate(c.ids, SATURATED)
+        put(row, "heldout_saturation", saturated)
+        put(row, "heldout_accuracy", f.estimate(c.ids, f.preference))
+        row["pairs"] = saturated.n_prompts if saturated else None
         rows.append(row | {"selected": f.chosen.get(c.variant) == c})
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
         Column("Runs", "runs", 0),
         Column("Loss", "loss", 3),
-        Column("Margin, nats", "margin", 2),
-        Column("Accuracy", "accuracy", 2),
+        Column("Margin, nats", MARGIN, 2),
+        Column("Training accuracy", "accuracy", 2),
+        Column("Held-out accuracy", "heldout_accuracy", 2, interval=True),
         Column("Chosen log-ratio", "chosen_logratio", 2, signed=True),
         Column("Rejected log-ratio", "rejected_logratio", 2, signed=True),
-        Column("Largest gradient norm", "gradient_norm_max", 2),
-        Column("Steps clipped", "clipped", 2),
-        Column("Start loss off by", "start_gap", 6),
-        Column("Flags", "flags"),
-        Column("Trouble", "trouble"),
+        Column("Saturated, training", "saturation", 2),
+        Column("Saturated, held-out", "heldout_saturation", 2, interval=True),
+        Column("Pairs", "pairs", 0),
     ]
-    note = "Training averages over the last tenth of the steps, seeds averaged; they describe the runs and are no estimates with an interval. Losses of different variants are different quantities."  # noqa: E501
-    title = "Training dynamics and numerical trouble"
+    columns, size = counted(rows, columns, {"runs": "runs a cell", "pairs": "held-out test prompts with pairs"})
+    note = size + (
+        "Training averages over the last tenth of the steps, seeds averaged; they describe the runs and are no estimates with an interval. "
+        "Losses of different variants are different quantities. Saturated: pairs on which the loss pulls less than a hundredth as hard "
+        "as where policy and reference are equal; a loss with a target saturates where it is met. Held-out: on test prompts, where the "
+        "loss needs log-probabilities only."
+    )
+    title = "Training dynamics"
     return Table("dynamics", title, pd.DataFrame(rows, dtype=object), columns, note, marked="selected" if rows else "")
 
 
-def _known(checks: dict[str, Any]) -> bool:
-    return checks.get("start_loss") is not None and checks.get("start_declared") is not None
-
-
-def _last(c: Configuration, name: str) -> float | None:
+def last(c: Configuration, name: str) -> float | None:
+    """Mean of a logged quantity over the last tenth of the steps, seeds averaged."""
     ends = [
         log[name].astype(float).tail(max(1, len(log) // 10)).mean() for log in (r.log for r in c.runs) if name in log
     ]
     return float(np.mean(ends)) if ends else None
-
-
-def data_counts(f: Findings) -> Table:
-    """What was counted while the data were read: duplicates, contradictions, rows cut or left out."""
-    rows = [{"count": name, "value": value} for name, value in _flat(f.results.plan.get("data") or {}, "")]
-    columns = [Column("Counted while reading the data", "count"), Column("Value", "value")]
-    return Table("data", "Data: label noise, contradictions, rows left out", pd.DataFrame(rows, dtype=object), columns)
-
-
-def _flat(tree: Any, prefix: str) -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        plain = tree if isinstance(tree, (int, float, str)) and not isinstance(tree, bool) else str(tree)
-        return [(prefix.replace("_", " "), plain)]
-    return [leaf for key, value in tree.items() for leaf in _flat(value, f"{prefix} / {key}" if prefix else str(key))]

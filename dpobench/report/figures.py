@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from dpobench.report.diagnostics import reliability
+from dpobench.report.diagnostics import CHOSEN_LENGTH, MARGIN, reliability
 from dpobench.report.findings import TEST, Configuration, Findings
 from dpobench.report.results import REFERENCE
 from dpobench.report.text import line
@@ -60,9 +60,9 @@ def draw(f: Findings) -> dict[str, tuple[str, Figure]]:
         "frontier": ("Ranking metric against distance to the reference, on test prompts, every finished cell. Bars are 95 % intervals, a ring marks the selected cell, numbers are β, the dashed steps the Pareto set.", frontier),  # noqa: E501
         "strength": ("Each metric against β, on test prompts (held-out test pairs for accuracy). Bands are 95 % intervals; the grey line is the reference (for the distance it lies at zero, off the scale); a ring marks the selected cell. β has another meaning in every variant: compare shapes, not positions.", strength),  # noqa: E501
         "differences": ("Difference to the control on the same test prompts, each variant at its selected strength, with 95 % interval (not adjusted for the family; the p-values of the leaderboard are).", differences),  # noqa: E501
-        "dynamics": ("Training of the selected cells: mean over seeds, band from the lowest to the highest seed. Log-probabilities are of the training batches. Losses of different variants are different quantities.", dynamics),  # noqa: E501
-        "lengths": ("Length of the sampled answers to the test prompts, selected cells against the reference: share of answers at most so long.", lengths),  # noqa: E501
-        "calibration": ("Stated probability σ(β × margin) against the share that was right, on held-out test pairs, selected cells; the area of a point is its share of the pairs.", calibration),  # noqa: E501
+        "dynamics": ("Training of the selected cells: mean over seeds, band from the lowest to the highest seed. Hollow marks at the end: the same on held-out test pairs; what training gained beyond them it did not learn for new prompts. Log-probabilities are of the training batches. Losses of different variants are different quantities.", dynamics),  # noqa: E501
+        "lengths": ("Length of the sampled answers to the test prompts, selected cells against the reference and, dashed, the data's chosen answers to the prompts of held-out test pairs, where they were counted: share of answers at most so long.", lengths),  # noqa: E501
+        "calibration": ("Stated probability σ(β × margin) against the share that was right, on held-out test pairs, selected cells, in ten bins; below, the pairs in each: a point of few is no more than noise.", calibration),  # noqa: E501
     }  # fmt: skip
     with drawing():
         drawn = {name: (caption, make(f)) for name, (caption, make) in makers.items()}
@@ -301,7 +301,7 @@ def differences(f: Findings) -> Figure | None:
 
 def dynamics(f: Findings) -> Figure | None:
     """Loss, margin, likelihoods and gradient norm over the steps."""
-    panels = [("loss", "Loss"), ("margin", "Margin (nats)"), ("accuracy", "Training accuracy"),
+    panels = [("loss", "Loss"), (MARGIN, "Margin (nats)"), ("accuracy", "Training accuracy"),
               ("chosen_logp", "log p of chosen (nats)"), ("rejected_logp", "log p of rejected (nats)"), ("gradient_norm", "Gradient norm before clipping")]  # fmt: skip  # noqa: E501
     logs = {v: [run.log for run in c.done if len(run.log)] for v, c in f.chosen.items()}
     present = [(key, title) for key, title in panels if any(key in log for ls in logs.values() for log in ls)]
@@ -326,6 +326,19 @@ def dynamics(f: Findings) -> Figure | None:
             axis.plot(smooth.index, smooth.mean(axis=1), color=color, zorder=style["zorder"], lw=1.3, label=label)
             if smooth.shape[1] > 1:
                 axis.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=color, alpha=0.15, lw=0)
+            held = f.estimate(f.chosen[variant].ids, {MARGIN: MARGIN, "accuracy": f.preference}.get(key))
+            if held is not None:
+                axis.plot(
+                    smooth.index[-1],
+                    held.value,
+                    ls="",
+                    ms=5.5,
+                    mec=color,
+                    mfc="none",
+                    clip_on=False,
+                    marker=style["marker"],
+                    zorder=3,
+                )
         axis.set_title(title)
         axis.set_xlabel("step")
         if key == "gradient_norm" and all((log[key] > 0).all() for ls in logs.values() for log in ls if key in log):
@@ -341,15 +354,16 @@ def lengths(f: Findings) -> Figure | None:
         return None
     figure, (axis, *_) = canvas(1, 1, 8.2, 3.0)
     shown = [
-        (REFERENCE, [REFERENCE], {"color": GREY, "lw": 2.2}),
+        (REFERENCE, f.length, [REFERENCE], {"color": GREY, "lw": 2.2}),
+        ("the data's chosen", CHOSEN_LENGTH, [REFERENCE], {"color": INK, "lw": 1.4, "ls": (0, (4, 2))}),
         *(
-            (entry(f, v), c.ids, {"color": look(f, v)["color"], "zorder": look(f, v)["zorder"], "lw": 1.4})
+            (entry(f, v), f.length, c.ids, {"color": look(f, v)["color"], "zorder": look(f, v)["zorder"], "lw": 1.4})
             for v, c in f.chosen.items()
         ),
     ]
     drawn = False
-    for name, runs, style in shown:
-        table = f.results.table(f.length, runs, None, TEST)
+    for name, metric, runs, style in shown:
+        table = f.results.table(metric, runs, None, TEST)
         values = np.sort(table.to_numpy(dtype=float).ravel())
         if len(values):
             drawn = True
@@ -362,22 +376,24 @@ def lengths(f: Findings) -> Figure | None:
 
 
 def calibration(f: Findings) -> Figure | None:
-    """Reliability of the implicit preference."""
+    """Reliability of the implicit preference, and how many pairs each point stands for."""
     found = [(v, reliability(f, c)) for v, c in f.chosen.items()]
     shown = [(variant, r) for variant, r in found if r is not None]
     if not shown:
         return None
-    figure, (axis, *_) = canvas(1, 1, 5.2, 4.0)
+    figure, (axis, counts) = canvas(1, 2, 5.6, 4.8)
+    if (panels := axis.get_gridspec()) is not None:
+        panels.set_height_ratios([3, 1])
     axis.plot([0.5, 1], [0.5, 1], color=GREY, lw=1.2, label="perfect")
     for variant, r in shown:
         style = look(f, variant)
-        axis.plot(
-            r.confidence, r.accuracy, color=style["color"], zorder=style["zorder"], lw=1.2, label=entry(f, variant)
-        )
-        sizes = 260 * np.asarray(r.count) / sum(r.count) + 8
-        axis.scatter(r.confidence, r.accuracy, s=sizes, alpha=0.8, lw=0, **style)
-    axis.set_xlabel("stated probability")
+        axis.plot(r.confidence, r.accuracy, lw=1.2, ms=5, label=entry(f, variant), **style)
+        counts.plot(r.confidence, r.count, lw=1.2, ms=4, **style)
     axis.set_ylabel("share right")
-    axis.set_xlim(0.49, 1.01)
+    counts.set_ylabel("pairs × seeds")
+    counts.set_ylim(bottom=0)
+    counts.set_xlabel("stated probability")
+    for each in (axis, counts):
+        each.set_xlim(0.49, 1.01)
     legend(figure, axis)
     return figure

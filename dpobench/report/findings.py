@@ -1,10 +1,10 @@
 """What the scores say: configurations, the one that stands for each variant, and how it compares with the control."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,11 +18,13 @@ from dpobench.stats import (
     crossed_mean,
     crossed_ratio,
     select,
+    share_difference,
     share_interval,
 )
 from dpobench.stats.compare import family
 
 TEST, SELECTION = "test", "selection"
+_Computed = TypeVar("_Computed")
 # Variants told apart in one figure: beyond the first number the eye finds none again, and only so many as the second stand out.
 MOST, FOREMOST = 12, 6
 
@@ -99,6 +101,14 @@ class Findings:
 
     results: Results
     configurations: tuple[Configuration, ...]
+    _known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: str, compute: Callable[[], _Computed]) -> _Computed:
+        """What several sections need and is dear, computed once."""
+        if name not in self._known:
+            self._known[name] = compute()
+        found: _Computed = self._known[name]
+        return found
 
     @cached_property
     def headline(self) -> str | None:
@@ -132,13 +142,23 @@ class Findings:
 
     @cached_property
     def unequal_trials(self) -> bool:
-        """Whether the variants had different numbers of configurations to choose from."""
-        return len(set(Counter(c.variant for c in self.configurations).values())) > 1
+        """Whether the variants had different numbers of configurations to choose from; baselines are not chosen from."""
+        return len(set(Counter(c.variant for c in self.configurations if c.variant in self.candidates).values())) > 1
 
     @property
     def variants(self) -> list[str]:
         """Variants in the order of the plan."""
         return list(dict.fromkeys(c.variant for c in self.configurations))
+
+    @cached_property
+    def baselines(self) -> list[str]:
+        """Variants that were trained beside the candidates, at their defaults; nothing is claimed of them."""
+        return [v for v in self.variants if v in (self.results.plan.get("baselines") or ())]
+
+    @cached_property
+    def candidates(self) -> list[str]:
+        """Variants that are compared."""
+        return [v for v in self.variants if v not in self.baselines]
 
     @cached_property
     def foremost(self) -> list[str]:
@@ -153,11 +173,13 @@ class Findings:
 
     def label(self, configuration: Configuration) -> str:
         """Short name of a cell within its variant."""
-        parts = [f"{configuration.beta:g}" if isinstance(configuration.beta, float) else str(configuration.beta)]
+        beta, rate = configuration.beta, configuration.learning_rate
+        # A checkpoint trained elsewhere tells neither.
+        parts = [f"{beta:g}" if isinstance(beta, float) else str(beta)] if beta is not None else []
         if len({c.params for c in self.configurations if c.variant == configuration.variant}) > 1:
             parts.append(configuration.params)
-        if len({c.learning_rate for c in self.configurations}) > 1:
-            parts.append(f"lr {configuration.learning_rate:g}")
+        if len({c.learning_rate for c in self.configurations if c.learning_rate is not None}) > 1 and rate is not None:
+            parts.append(f"lr {rate:g}")
         return ", ".join(parts)
 
     def estimate(
@@ -177,6 +199,13 @@ class Findings:
         never_negative = metric in (self.distance, f"{self.distance}_per_token", self.length)
         return replace(found, low=max(found.low, 0.0)) if never_negative else found
 
+    def bounded(self, found: Estimate) -> Estimate:
+        """A value of the ranking metric with an interval that stays where the metric can be."""
+        known = self.results.metrics.get(self.ranking or "")
+        if known is None or known.unit != "share":
+            return found
+        return replace(found, low=min(max(found.low, 0.0), 1.0), high=max(min(found.high, 1.0), 0.0))
+
     def length_ratio(self, runs: Sequence[str]) -> Estimate | None:
         """Length of the answers over the reference's on the same test prompts."""
         if self.length is None or not runs:
@@ -184,7 +213,8 @@ class Findings:
         table = self.results.table(self.length, list(dict.fromkeys([*runs, REFERENCE])), None, TEST)
         if table.shape[1] < 2 or table.loc[REFERENCE].mean() == 0:
             return None
-        return crossed_ratio(table.loc[list(runs)].to_numpy(), table.loc[REFERENCE].to_numpy())
+        found = crossed_ratio(table.loc[list(runs)].to_numpy(), table.loc[REFERENCE].to_numpy())
+        return replace(found, low=max(found.low, 0.0))
 
     @cached_property
     def tasks(self) -> list[tuple[str, str]]:
@@ -231,15 +261,17 @@ class Findings:
         table = self.results.table(self.ranking, list(dict.fromkeys([*runs, *others])), None, TEST)
         if table.shape[1] < 2:
             return None
-        return crossed_difference([table.loc[list(runs)].to_numpy()], [table.loc[list(others)].to_numpy()])
+        found = crossed_difference([table.loc[list(runs)].to_numpy()], [table.loc[list(others)].to_numpy()])
+        return share_difference(found) if self.results.metrics[self.ranking].unit == "share" else found
 
     @cached_property
     def comparisons(self) -> Mapping[str, Comparison]:
-        """The primary family: every variant but the control, at its chosen strength."""
+        """The primary family: every candidate but the control, at its chosen strength."""
         control = self.chosen.get(self.results.control or "")
         if control is None:
             return {}
-        found = {v: self.difference(c.ids, control.ids) for v, c in self.chosen.items() if v != control.variant}
+        arms = {v: c for v, c in self.chosen.items() if v != control.variant and v in self.candidates}
+        found = {v: self.difference(c.ids, control.ids) for v, c in arms.items()}
         return family({v: d for v, d in found.items() if d is not None}, control.variant)
 
 

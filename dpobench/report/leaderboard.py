@@ -5,25 +5,39 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpobench.report.compute import compute as compute
+from dpobench.report.diagnostics import counted
+from dpobench.report.documents import changes
 from dpobench.report.findings import SELECTION, Configuration, Findings, put
 from dpobench.report.results import BENCHMARK, REFERENCE
 from dpobench.report.table import Column, Table
-from dpobench.stats import crossed_mean, pareto, step_up
+from dpobench.report.topics.controls import best_of_rows
+from dpobench.report.topics.length import length_controlled_of
+from dpobench.report.topics.statistics import letters_of, verdict_of
+from dpobench.stats import pareto
 
 DIFFERENCE, DELTA, ENDED = "difference_to_control", "benchmark_delta", "ended"
+# A baseline's verdict: it is shown beside the control, and nothing is claimed of it.
+BASELINE = "baseline"
 
 IDENTITY = ("variant", "beta", "unit", "params", "learning_rate", "seeds", "seeds_planned", "n_prompts", "level")
 VERDICT = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high", "p", "p_adjusted", "verdict")
 
 
 def leaderboard(f: Findings) -> Table:
-    """One row per variant at its chosen strength, best first, and the reference."""
+    """One row per candidate at its chosen strength, best first, then the baselines and the reference."""
     sign = -1.0 if f.direction == "lower" else 1.0
     rows = [_leader(f, configuration) for configuration in f.chosen.values()]
-    rows.sort(key=lambda row: -sign * (row.get(f.ranking or "") or 0.0))
+    rows.sort(key=lambda row: (row["is_baseline"], -sign * (row.get(f.ranking or "") or 0.0)))
     rows += [_unfinished(f, variant) for variant in f.variants if variant not in f.chosen]
     rows.append(_reference(f))
+    rows += _best_of(f)
+    signs, controlled = letters_of(f), length_controlled_of(f)
+    for row in rows:
+        row["letters"] = signs.get(row["variant"], "")
+        put(row, "length_controlled", controlled.get(row["variant"]))
     frame = pd.DataFrame(rows, dtype=object)
+    frame["is_apart"] = frame["is_reference"] | frame["is_baseline"]
     # Other programs look for these even where nothing has finished.
     frame = frame.reindex(columns=list(dict.fromkeys([*IDENTITY, *frame.columns, *VERDICT])))
     columns = [
@@ -35,6 +49,8 @@ def leaderboard(f: Findings) -> Table:
         Column(f"Difference to {f.results.control}", DIFFERENCE, 3, interval=True, signed=True, bold="significant"),
         Column("p (Holm)", "p_adjusted", 3, bold="significant"),
         Column("Verdict", "verdict", bold="significant"),
+        Column("Letters", "letters") if len(signs) > 2 else None,
+        Column("At equal length", "length_controlled", 2, interval=True),
         Column(_name(f, f.distance), f.distance, 2, interval=True) if f.distance else None,
         Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
         Column("Length ratio", "length_ratio", 2, interval=True),
@@ -42,13 +58,20 @@ def leaderboard(f: Findings) -> Table:
         Column("Prompts", "n_prompts", 0),
         Column("Trials", "trials", 0) if f.unequal_trials else None,
     ]
+    units = {"n_prompts": "test prompts", "seeds": "seeds"}
+    shown, note = counted(rows, [column for column in columns if column], units)
+    if controlled:
+        note += "At equal length: win-rate had both answers been of one length. "
+    if len(signs) > 2:
+        note += "Variants that share a letter were not shown to differ (all pairs, Holm)."
     return Table(
         "leaderboard",
         "Leaderboard: each variant at its selected strength",
         frame,
-        [column for column in columns if column],
-        hidden=("significant", "is_reference"),
-        marked="is_reference",
+        shown,
+        note.strip(),
+        hidden=("significant", "is_reference", "is_baseline", "is_apart"),
+        marked="is_apart",
     )
 
 
@@ -72,6 +95,8 @@ def _measure(f: Findings, runs: list[str], split: str = "test") -> dict[str, Any
     if f.length:
         put(row, f.length, f.estimate(runs, f.length, split))
     put(row, "length_ratio", f.length_ratio(runs))
+    if f.headline and "reward" in f.results.metrics:
+        put(row, "reward", f.estimate(runs, "reward", split))
     put(row, ENDED, f.estimate(runs, ENDED, split))
     put(row, DELTA, f.benchmark_delta(runs))
     return row
@@ -108,8 +133,12 @@ def _leader(f: Findings, c: Configuration) -> dict[str, Any]:
             f"{DIFFERENCE}_high": comparison.high,
         }
         row |= {"p": comparison.p, "p_adjusted": comparison.p_adjusted, "level": comparison.level}
-        row["verdict"] = comparison.verdict(f.direction, f.results.alpha)  # type: ignore[arg-type]
+        row["verdict"] = verdict_of(f, c.variant)
         row["significant"] = comparison.level == "method" and comparison.p_adjusted < f.results.alpha
+    elif c.variant in f.baselines:
+        row["verdict"] = BASELINE
+        control = f.chosen.get(f.results.control or "")
+        put(row, DIFFERENCE, f.difference(c.ids, control.ids) if control else None)
     return row | {
         "complete": len(c.done) == len(c.runs),
         "trials": len(own),
@@ -117,6 +146,7 @@ def _leader(f: Findings, c: Configuration) -> dict[str, Any]:
         "runs_failed": sum(other.broken for other in own),
         "run_ids": " ".join(c.ids),
         "is_reference": False,
+        "is_baseline": c.variant in f.baselines,
     }
 
 
@@ -134,6 +164,7 @@ def _unfinished(f: Findings, variant: str) -> dict[str, Any]:
         "runs_failed": sum(c.broken for c in own),
         "run_ids": "",
         "is_reference": False,
+        "is_baseline": variant in f.baselines,
     }
 
 
@@ -149,7 +180,22 @@ def _reference(f: Findings) -> dict[str, Any]:
         "significant": False,
         "run_ids": str(f.results.plan.get("reference", "")),
         "is_reference": True,
+        "is_baseline": False,
     }
+
+
+def _best_of(f: Findings) -> list[dict[str, Any]]:
+    """The best of several answers of the reference: what choosing among its answers gives without any training."""
+    found = best_of_rows(f)
+    if not found or f.headline is None:
+        return []
+    best = found[-1]
+    row: dict[str, Any] = {"variant": best.label, "n_prompts": best.win_rate.n_prompts}
+    put(row, f.headline, best.win_rate)
+    put(row, "reward", best.reward)
+    row |= {f.distance or "distance": best.kl_bound, "level": REFERENCE, "significant": False, "run_ids": ""}
+    row["verdict"] = "no training; the distance is its bound"
+    return [row | {"is_reference": True, "is_baseline": False}]
 
 
 def grid(f: Findings) -> Table:
@@ -228,24 +274,21 @@ def _tail(log: pd.DataFrame, column: str) -> float:
 
 
 def benchmarks(f: Findings) -> Table:
-    """Per chosen configuration and task: score, the reference's, paired delta."""
-    chance: dict[str, Any] = {}
-    for settings in f.results.settings.values():
-        known = settings.get("chance")
-        chance |= known if isinstance(known, dict) else {}
+    """Per chosen configuration and task: score, the reference's, paired delta, documents gained and lost."""
     rows = []
-    for variant, c in f.chosen.items():
-        for (metric, task), delta in f.task_deltas(c.ids).items():
-            own, base = f.estimate(c.ids, metric, None, task), f.estimate([REFERENCE], metric, None, task)
-            found = crossed_mean([delta])
-            row: dict[str, Any] = {"variant": variant, "beta": c.beta, "task": task, "metric": metric}
-            put(row, "value", own)
-            put(row, "reference_value", base)
-            put(row, "delta", found)
-            row |= {"p": found.p, "documents": found.n_prompts, "seeds": found.seeds, "level": found.level}
-            rows.append(row | {"chance": chance.get(task)})
-    for row, p in zip(rows, step_up([float(row["p"] or 0.0) for row in rows]), strict=True):
-        row["p_adjusted"] = p
+    for change in changes(f):
+        row: dict[str, Any] = {
+            "variant": change.variant,
+            "beta": change.beta,
+            "task": change.task,
+            "metric": change.metric,
+        }
+        put(row, "value", change.value)
+        put(row, "reference_value", change.reference)
+        put(row, "delta", change.delta)
+        row |= {"gained": change.gained, "lost": change.lost, "p": change.p, "test": change.test}
+        row |= {"documents": change.delta.n_prompts, "seeds": change.delta.seeds, "level": change.delta.level}
+        rows.append(row | {"chance": change.chance, "p_adjusted": change.p_adjusted, "tied": change.tied or None})
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
@@ -255,50 +298,20 @@ def benchmarks(f: Findings) -> Table:
         Column("Reference", "reference_value", 2, interval=True),
         Column("Score", "value", 2, interval=True),
         Column("Paired delta", "delta", 3, interval=True, signed=True),
+        Column("Gained", "gained", 1),
+        Column("Lost", "lost", 1),
         Column("p (BH)", "p_adjusted", 3),
+        Column("Tied", "tied", 2),
         Column("Documents", "documents", 0),
         Column("Seeds", "seeds", 0),
     ]
     note = (
         "Deltas are on the same documents, p-values adjusted over tasks and variants by Benjamini and Hochberg. With one seed they "
-        "speak of a checkpoint."
+        "speak of a checkpoint. Gained and lost: documents that became right and wrong against the reference, mean over seeds."
     )
     empty = [c.key for c in columns] + ["p", "level"]
     frame = pd.DataFrame(rows, columns=None if rows else empty, dtype=object)
     return Table(f"{BENCHMARK}s", "Held-out benchmarks: paired deltas to the reference", frame, columns, note)
-
-
-def compute(f: Findings) -> Table:
-    """Where the time went, per variant."""
-    rows = []
-    for variant in f.variants:
-        done = [run for c in f.configurations if c.variant == variant for run in c.done]
-        seconds = {
-            s: sum(float((r.fields.get("seconds") or {}).get(s, 0)) for r in done)
-            for s in ("train", "sampling", "evaluate")
-        }
-        tokens = sum(int(r.fields.get("tokens") or 0) for r in done)
-        row: dict[str, Any] = {
-            "variant": variant,
-            "runs_done": len(done),
-            "steps": sum(int(r.fields.get("steps") or 0) for r in done),
-        }
-        row |= {f"{stage}_seconds": value for stage, value in seconds.items()}
-        row |= {"tokens": tokens, "tokens_per_second": tokens / seconds["train"] if seconds["train"] else None}
-        rows.append(row)
-    columns = [
-        Column("Variant", "variant"),
-        Column("Finished runs", "runs_done", 0),
-        Column("Steps", "steps", 0),
-        Column("Training, s", "train_seconds", 1),
-        Column("Sampling, s", "sampling_seconds", 1),
-        Column("Scoring, s", "evaluate_seconds", 1),
-        Column("Tokens trained", "tokens", 0),
-        Column("Tokens/s", "tokens_per_second", 0),
-    ]
-    return Table(
-        "compute", "Compute: sums over the finished runs of a variant", pd.DataFrame(rows, dtype=object), columns
-    )
 
 
 def trials(f: Findings) -> Table:
@@ -308,7 +321,8 @@ def trials(f: Findings) -> Table:
         own = [c for c in f.configurations if c.variant == variant]
         row: dict[str, Any] = {"variant": variant, "trials": len(own), "runs": sum(len(c.runs) for c in own)}
         row |= {status: sum(c.count(status) for c in own) for status in ("done", "diverged", "failed", "missing")}
-        row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in own))
+        row["role"] = BASELINE if variant in f.baselines else ""
+        row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in own if c.beta is not None))
         row["unit"] = own[0].unit
         row["given"] = ", ".join(f.results.given(variant))
         rows.append(row)
@@ -323,8 +337,10 @@ def trials(f: Findings) -> Table:
         Column("Missing", "missing", 0),
         Column("β", "betas"),
         Column("Unit of β", "unit"),
+        Column("Role", "role"),
         Column("Also given", "given") if any(row["given"] for row in rows) else None,
     ]
     note = unequal if f.unequal_trials else "Every variant had the same number of trials."
+    note += " Baselines are trained at their defaults; they are not counted." if f.baselines else ""
     shown = [column for column in columns if column]
     return Table("trials", "Trials per variant", pd.DataFrame(rows, dtype=object), shown, note)

@@ -57,7 +57,7 @@ def _run_line(run: files.Run) -> dict[str, Any]:
     return {
         "id": run.id,
         "variant": run.variant,
-        "beta": run.fields.get("beta"),
+        "beta": "–" if run.fields.get("beta") is None else run.fields["beta"],
         "seed": run.seed,
         "status": run.status,
         "reason": run.fields.get("reason") or "",
@@ -68,7 +68,8 @@ def _run_line(run: files.Run) -> dict[str, Any]:
 def side_by_side(f: Findings) -> list[dict[str, Any]]:
     """Answers to a few test prompts, picked by hash and by nothing else: the reference's and each selected cell's first seed."""
     sources: list[tuple[str, str, str, Path | None]] = [(REFERENCE, "", REFERENCE, f.results.reference)]
-    sources += [(v, f"β {f.label(c)}, seed {c.done[0].seed}", c.ids[0], c.done[0].folder) for v, c in f.chosen.items()]
+    cells = {v: f"β {label}, " if (label := f.label(c)) else "" for v, c in f.chosen.items()}
+    sources += [(v, f"{cells[v]}seed {c.done[0].seed}", c.ids[0], c.done[0].folder) for v, c in f.chosen.items()]
     answers = {run: _first_draws(files.samples(folder)) for _, _, run, folder in sources}
     asked = files.prompts(f.results)
     common = [p for p in asked if split_of(p) == TEST and all(p in own for own in answers.values())]

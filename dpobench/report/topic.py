@@ -19,6 +19,7 @@ class Topic:
         said: sentences above the tables, plain text.
         figures: by name, unique in the report: caption and figure; shown after the sentences.
         notes: sentences that belong at the head of the report, because no reader may miss them.
+        alarms: those among them without which the numbers would be misread; they come first, in bold.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Topic:
     said: Sequence[str] = ()
     figures: Mapping[str, tuple[str, Figure]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    alarms: Sequence[str] = ()

@@ -4,7 +4,7 @@ from typing import Any
 
 from dpobench.report.findings import Findings
 from dpobench.report.results import BENCHMARK, REFERENCE
-from dpobench.report.table import interval, number, probability
+from dpobench.report.table import interval, probability
 from dpobench.report.text import UNEVEN
 from dpobench.stats import Comparison
 
@@ -127,38 +127,12 @@ def notes(f: Findings) -> list[str]:
         said.append(f"Left out: {entry.get('evaluator')} ({entry.get('why')}).")
     if f.results.strangers:
         said.append(f"{f.results.strangers} run folders belong to earlier plans and are not reported.")
-    return said + _power(f)
+    return said
 
 
 def _at_edge(f: Findings, variant: str, beta: Any) -> bool:
     betas = {c.beta for c in f.configurations if c.variant == variant and isinstance(c.beta, (int, float))}
     return len(betas) > 2 and beta in (min(betas), max(betas))
-
-
-def _power(f: Findings) -> list[str]:
-    from scipy import special
-
-    errors = [c for c in f.comparisons.values() if c.level == "method" and c.se > 0]
-    if not errors:
-        return []
-    alpha = f.results.alpha / len(f.comparisons)
-
-    def smallest(c: Comparison) -> float:
-        return c.se * float(special.stdtrit(c.df, 1 - alpha / 2) + special.stdtrit(c.df, 0.8))
-
-    ranked = sorted(errors, key=smallest)
-    label, first, worst = f.results.label(f.ranking or ""), ranked[0], ranked[-1]
-    known = f.results.metrics.get(f.ranking or "")
-    if known is not None and known.unit == "share" and smallest(worst) >= 1:
-        blind = ", ".join(c.variant for c in ranked if smallest(c) >= 1)
-        told = f"Any difference in {label} at all could have been missed for {blind}: {worst.seeds} seeds differ too much; add seeds."
-        if smallest(first) < 1:
-            told += f" For {first.variant} one from about {number(smallest(first), 3)} on would rarely be missed."
-        return [told]
-    return [
-        f"A true difference in {label} below about {number(smallest(worst), 3)} would be missed here more often than one time in five "
-        f"({worst.seeds} seeds, {worst.n_prompts:,} prompts)."
-    ]
 
 
 def _harm(f: Findings) -> list[str]:
@@ -188,8 +162,8 @@ def glossary(f: Findings) -> list[tuple[str, str]]:
     said = [
         (
             "Interval",
-            "95 %, over prompts and, with two seeds or more, over seeds as well (crossed; Satterthwaite for differences, Howe for "
-            "means). With one seed it speaks of that checkpoint only.",
+            "95 %, over prompts and, with two seeds or more, over seeds as well (crossed; docs/statistics.md)"
+            ". With one seed it speaks of that checkpoint only.",
         ),
         (
             "Selection and test",

@@ -100,7 +100,7 @@ def test_the_leaderboard_has_a_row_per_variant_and_the_columns_that_were_promise
 def test_a_planted_better_variant_is_found_and_an_equal_one_is_not(planted_report):
     table = by_variant(planted_report)
     assert table["ipo"]["verdict"] == "better than dpo"
-    assert float(table["ipo"]["p_adjusted"]) < 0.01
+    assert float(table["ipo"]["p_adjusted"]) < 0.05
     assert float(table["ipo"]["difference_to_control_low"]) < 0.12 < float(table["ipo"]["difference_to_control_high"])
     assert table["cdpo"]["verdict"] == "no difference shown"
     assert table["dpo"]["verdict"] == "control"

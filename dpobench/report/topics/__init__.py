@@ -9,7 +9,24 @@ from dpobench.report.findings import Findings
 from dpobench.report.topic import Topic
 
 # In the order of the page.
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = (
+    "tradeoff",
+    "tournament",
+    "length",
+    "statistics",
+    "benchmarks",
+    "distance",
+    "judge",
+    "controls",
+    "displacement",
+    "optimisation",
+    "trouble",
+    "label_noise",
+    "train_size",
+    "reference_quality",
+    "rounds",
+    "objectives",
+)
 
 
 def topics(f: Findings) -> list[Topic]:

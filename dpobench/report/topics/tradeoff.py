@@ -1,0 +1,206 @@
+"""What each variant buys at which distance from the reference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.findings import SELECTION, TEST, Configuration, Findings, put
+from dpobench.report.results import REFERENCE
+from dpobench.report.table import Column, Table, number
+from dpobench.report.topic import Topic
+from dpobench.stats import Estimate
+from dpobench.stats.frontier import BUDGETS, Cell, Tradeoff, pareto, tradeoff
+
+FEWEST, TARGET = 8, 0.6
+NOT_REACHED = "not reached"
+# Half-axes of an ellipse that holds a normal pair of coordinates with 95 %, in standard deviations.
+ELLIPSE = 2.4477
+
+
+def topic(f: Findings) -> Topic | None:
+    """Frontier per variant and Pareto probability per cell."""
+    shown, cells, base = _cells(f)
+    if not shown:
+        return None
+    found = tradeoff(cells, base, f.results.control, target=TARGET)
+    figures = {"tradeoff": (_CAPTION, _figure(f, shown, cells, found))}
+    return Topic(
+        "tradeoff",
+        "Trade-off against the distance",
+        [_variants(f, shown, found), _by_cell(f, shown, cells, found)],
+        figures=figures,
+    )
+
+
+_CAPTION = "Ranking metric against distance to the reference, on test prompts, every finished cell. Ellipses hold the cell's mean with 95 % (joint bootstrap over prompts and seeds), the dashed steps are the Pareto set of the means."  # noqa: E501
+
+
+def _cells(f: Findings) -> tuple[list[Configuration], list[Cell], np.ndarray[Any, Any]]:
+    """Cells with value and distance on both splits, on the test prompts that all of them share, and the reference's values."""
+    nothing: tuple[list[Configuration], list[Cell], np.ndarray[Any, Any]] = ([], [], np.zeros(0))
+    if f.ranking is None or f.distance is None or f.direction == "none":
+        return nothing
+    sign = -1.0 if f.direction == "lower" else 1.0
+    reference = f.results.table(f.ranking, [REFERENCE], None, TEST)
+    parts = []
+    for c in f.configurations:
+        tables = [f.results.table(m, c.ids, None, s) for s in (TEST, SELECTION) for m in (f.ranking, f.distance)]
+        if c.done and all(table.shape[1] >= FEWEST for table in tables):
+            parts.append((c, *tables))
+    shared = set(reference.columns).intersection(*({*v.columns} & {*d.columns} for _, v, d, _, _ in parts))
+    if not parts or len(shared) < FEWEST:
+        return nothing
+    on = sorted(shared)
+    cells = [
+        Cell(
+            c.variant,
+            sign * value[on].to_numpy(dtype=float),
+            far[on].to_numpy(dtype=float),
+            sign * seen.to_numpy(dtype=float).mean(1),
+            away.to_numpy(dtype=float).mean(1),
+        )
+        for c, value, far, seen, away in parts
+    ]
+    return [c for c, *_ in parts], cells, sign * reference[on].to_numpy(dtype=float)[0]
+
+
+def _turned(f: Findings, found: Estimate) -> Estimate:
+    """In the metric's own direction."""
+    if f.direction != "lower":
+        return found
+    return Estimate(-found.value, -found.high, -found.low, found.se, found.df, found.n_prompts, found.seeds)
+
+
+def _price(found: Estimate) -> str:
+    ends = [number(end, 1) if np.isfinite(end) else NOT_REACHED for end in (found.value, found.low, found.high)]
+    return NOT_REACHED if ends[1] == NOT_REACHED else f"{ends[0]} [{ends[1]}, {ends[2]}]"
+
+
+def _variants(f: Findings, shown: Sequence[Configuration], found: Tradeoff) -> Table:
+    share = f.ranking is not None and f.results.metrics[f.ranking].unit == "share" and f.direction == "higher"
+    rows = []
+    for variant, front in found.frontiers.items():
+        row: dict[str, Any] = {"variant": variant}
+        row["frontier"] = "; ".join(f.label(shown[i]) for i in front.picked) or "none above the reference"
+        put(row, "hypervolume", front.hypervolume)
+        put(row, "to_control", front.to_control)
+        for budget, value in front.at.items():
+            key = f"at_{budget:g}"
+            put(row, key, f.bounded(_turned(f, value)) if value else None)
+            row[key] = row[key] if value else NOT_REACHED
+        if share:
+            row["needed"] = _price(front.needed)
+            put(row, "needed_nats", front.needed)
+        rows.append(row | {"n_prompts": front.hypervolume.n_prompts, "seeds": front.hypervolume.seeds})
+    label = f.results.label(f.ranking or "")
+    columns = [
+        Column("Variant", "variant"),
+        Column("β on its frontier", "frontier"),
+        Column(f"Hypervolume to {found.budget:g} nats", "hypervolume", 3, interval=True, signed=True),
+        Column("Less the control's", "to_control", 3, interval=True, signed=True),
+        *(
+            Column(f"{label} at {budget:g} nat{'s' * (budget != 1)}", f"at_{budget:g}", 2, interval=True)
+            for budget in BUDGETS
+        ),
+        Column(f"Nats for {TARGET:.0%}", "needed"),
+        Column("Prompts", "n_prompts", 0),
+        Column("Seeds", "seeds", 0),
+    ]
+    note = (
+        f"Hypervolume: mean advantage over the reference from zero to {found.budget:g} nats, on the scale of the square root of the "
+        "distance. The cells of a frontier are picked on the selection prompts (each seed is read along the frontier that the other seeds "
+        "picked) and read on the test prompts; between neighbouring cells on the straight line in nats, beyond the last as the last. Not "
+        "reached: no cell within a factor of two of the budget on its near or on its far side, or no cell as high as the target. "
+        "Intervals and differences are not adjusted for their number."
+    )
+    return Table("tradeoff_variants", "Trade-off per variant", pd.DataFrame(rows, dtype=object), columns, note)
+
+
+def _by_cell(f: Findings, shown: Sequence[Configuration], cells: Sequence[Cell], found: Tradeoff) -> Table:
+    rows = []
+    for c, cell, member in zip(shown, cells, found.membership, strict=True):
+        row: dict[str, Any] = {"variant": c.variant, "beta": f.label(c)}
+        put(row, "distance", f.estimate(c.ids, f.distance))
+        put(row, "ranking", f.estimate(c.ids, f.ranking))
+        row |= {"pareto_probability": float(member), "n_prompts": cell.value.shape[1], "seeds": len(cell.value)}
+        rows.append(row)
+    columns = [
+        Column("Variant", "variant"),
+        Column("β", "beta"),
+        Column(f.results.label(f.distance or ""), "distance", 2, interval=True),
+        Column(f.results.label(f.ranking or ""), "ranking", 2, interval=True),
+        Column("Pareto probability", "pareto_probability", 2),
+        Column("Prompts", "n_prompts", 0),
+        Column("Seeds", "seeds", 0),
+    ]
+    note = (
+        "Pareto probability: share of 2,000 joint resamples of prompts and seeds in which no other cell of any variant is both as near and "
+        "as good. It is no p-value: of equal cells, each is in the set in a part of the resamples."
+    )
+    return Table("tradeoff_cells", "Pareto set", pd.DataFrame(rows, dtype=object), columns, note)
+
+
+def _figure(f: Findings, shown: Sequence[Configuration], cells: Sequence[Cell], found: Tradeoff) -> Figure:
+    sign = -1.0 if f.direction == "lower" else 1.0
+    figure, (axis, *_) = canvas(1, 1, 8.2, 4.4)
+    x, y = (
+        np.array([part.mean() for part in parts]) for parts in ([c.distance for c in cells], [c.value for c in cells])
+    )
+    x = np.maximum(x, 1e-3)
+    for i, c in enumerate(shown):
+        style = look(f, c.variant)
+        first = next(j for j, other in enumerate(shown) if other.variant == c.variant) == i
+        axis.plot(x[i], sign * y[i], ls="", ms=6, label=entry(f, c.variant) if first else "_nolegend_", **style)
+        if c.variant in f.foremost:
+            _ellipse(axis, np.log(x[i]), y[i], np.log(np.maximum(found.distance[i], 1e-3)), found.value[i], sign, style)
+    front = sorted(np.flatnonzero(pareto(x, y)), key=lambda i: x[i])
+    axis.step(
+        [*x[front], x.max()],
+        [*(sign * y[front]), sign * y[front[-1]]],
+        where="post",
+        color=GREY,
+        lw=1.0,
+        ls=(0, (4, 3)),
+        zorder=1,
+        label="Pareto set",
+    )
+    base = f.estimate([REFERENCE], f.ranking)
+    if base is not None:
+        axis.axhline(base.value, color=GREY, lw=1.2, label=REFERENCE, zorder=1)
+    axis.set_xscale("log")
+    # An ellipse of two seeds may span any range: the points decide what is shown.
+    axis.set_xlim(x.min() / 3, x.max() * 3)
+    if f.results.metrics[f.ranking or ""].unit == "share":
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -0.02), min(high, 1.02))
+    log_axis(axis.xaxis, [float(v) for v in (x.min() / 3, *x, x.max() * 3)])
+    metric = f.results.metrics[f.distance or ""]
+    axis.set_xlabel(f"{plain(f.results.label(f.distance or ''))} ({plain(metric.unit)})")
+    axis.set_ylabel(plain(f.results.label(f.ranking or "")))
+    legend(figure, axis)
+    return figure
+
+
+def _ellipse(
+    axis: Axes,
+    x: float,
+    y: float,
+    xs: np.ndarray[Any, Any],
+    ys: np.ndarray[Any, Any],
+    sign: float,
+    style: dict[str, Any],
+) -> None:
+    """Widths from percentiles and tilt from ranks: with few seeds the resamples have no variance to speak of."""
+    wide, high = ((np.quantile(v, 0.975) - np.quantile(v, 0.025)) / 3.92 for v in (xs, ys))
+    first, second = (np.argsort(np.argsort(v)).astype(np.float64) for v in (xs, ys))
+    tilt = float(np.corrcoef(first, second)[0, 1]) if wide > 0 and high > 0 else 0.0
+    turn = np.linspace(0, 2 * np.pi, 73)
+    across = x + ELLIPSE * wide * np.cos(turn)
+    up = y + ELLIPSE * high * (tilt * np.cos(turn) + np.sqrt(max(0.0, 1 - tilt**2)) * np.sin(turn))
+    axis.fill(np.exp(across), sign * up, color=style["color"], alpha=0.13, lw=0, zorder=1)
+    axis.plot(np.exp(across), sign * up, color=style["color"], alpha=0.55, lw=0.8, zorder=1)

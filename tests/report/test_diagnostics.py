@@ -1,0 +1,292 @@
+"""The tables of troubles, against numbers worked out from the very files they were made from."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpobench import scores
+from dpobench.heldout import split_of
+from dpobench.report import write_report
+from dpobench.report.diagnostics import counted
+from dpobench.report.figures import drawing
+from dpobench.report.findings import read
+from dpobench.report.results import load
+from dpobench.report.table import Column
+from dpobench.report.topics import displacement, optimisation, trouble
+from dpobench.scores import Metric
+
+MORE = {
+    "kl": {"kl_k1": Metric("nats per sequence", "none")},
+    "preference": {
+        "mean_accuracy": Metric("share", "higher"),
+        "own_accuracy": Metric("share", "higher"),
+        "saturated": Metric("share", "none"),
+        "length_difference": Metric("tokens", "none"),
+    },
+    "samples": {"entropy": Metric("nats per token", "none"), "chosen_length": Metric("tokens", "none")},
+}
+DATA = {
+    "train": {
+        "read": 2048,
+        "prompts": 2000,
+        "kept": 2040,
+        "length": {"longer_wins": 0.6, "low": 0.57, "high": 0.63, "n": 2000, "equal": 40},
+        "problems": {"negative score margin": "580 rows, action: warn", "identical answers": "8 rows, action: drop"},
+    },
+    "heldout": {"read": 512, "prompts": 512, "kept": 512, "problems": "none"},
+    "tokens": {"kept": 2040, "cut_answers": 3, "dropped": {"prompt too long": 2}, "tokens": {"chosen": {"median": 30.0, "p90": 41.5}}},
+    "overlap": 5,
+    "prompts": {"selection": 250, "test": 262},
+    "told elsewhere": {"asked": 0.15},
+}  # fmt: skip
+
+
+def frame_of(folder, evaluator, metric):
+    found, _ = scores.read(folder, evaluator)
+    return found[found["metric"] == metric].set_index("prompt")["value"]
+
+
+def enrich(folder, *, reference=False):
+    """Write what the newer evaluators add, each number a simple function of what is there."""
+    prompts = frame_of(folder, "preference", "accuracy").index
+    place = np.arange(len(prompts))
+    reward = frame_of(folder, "winrate", "reward")
+    added = {
+        "kl": {"kl_k1": frame_of(folder, "kl", "kl") - 0.2 * reward},
+        "preference": {"length_difference": pd.Series(np.array([4.0, 3.0, 0.0, -2.0])[place % 4], prompts)},
+        "samples": {"entropy": pd.Series(0.5 + place / 1000, prompts)},
+    }
+    if reference:
+        added["samples"]["chosen_length"] = pd.Series(20.0 + place % 5, prompts)
+    else:
+        right = frame_of(folder, "preference", "accuracy")
+        added["preference"] |= {
+            "mean_accuracy": 1 - right,
+            "own_accuracy": right,
+            "saturated": pd.Series((place % 10 == 0).astype(float), prompts),
+        }
+    for evaluator, metrics in added.items():
+        frame, meaning = scores.read(folder, evaluator)
+        tables = [scores.rows(list(values.index), name, values.to_numpy()) for name, values in metrics.items()]
+        whole = pd.concat([frame, *tables], ignore_index=True)
+        scores.write(folder, evaluator, whole, meaning | MORE[evaluator], scores.settings(folder, evaluator))
+
+
+def edit(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def folder(make):
+    made = make(variants=("dpo", "ipo"), betas=(0.01, 0.1), seeds=(0, 1, 2), prompts=400)
+    enrich(made / "reference" / "0123456789ab", reference=True)
+    for run in sorted((made / "runs").iterdir()):
+        enrich(run)
+        told = {"forwards": 64 * 32 * 2, "backwards": 64 * 32, "peak_bytes": 512_000_000}
+        edit(run / "run.json", lambda note, told=told: note.update(cost=told))
+    edit(made / "plan.json", lambda plan: plan.update(data=DATA, states_probability=["dpo"]))
+    write_report(made)
+    return made
+
+
+def table(folder, name):
+    with (folder / "report" / "tables" / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def row_of(folder, name, variant, **wanted):
+    wanted = {"variant": variant, **{key: str(value) for key, value in wanted.items()}}
+    (found,) = [row for row in table(folder, name) if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def selected(folder, variant):
+    """Folders of the runs of a variant's selected cell, by seed, and its strength."""
+    row = row_of(folder, "leaderboard", variant)
+    return [folder / "runs" / run for run in row["run_ids"].split()], float(row["beta"])
+
+
+def on_test(values):
+    return values[[split_of(prompt) == "test" for prompt in values.index]]
+
+
+def test_accuracy_is_split_by_the_sign_of_the_difference_in_length(folder):
+    runs, _ = selected(folder, "ipo")
+    lengths = on_test(frame_of(runs[0], "preference", "length_difference"))
+    row = row_of(folder, "pair_lengths", "ipo")
+    for name, kept in (("longer", lengths > 0), ("equal", lengths == 0), ("shorter", lengths < 0)):
+        means = [frame_of(run, "preference", "accuracy")[lengths.index[kept]].mean() for run in runs]
+        assert float(row[name]) == pytest.approx(np.mean(means)), name
+        assert int(row[f"{name}_pairs"]) == kept.sum()
+        assert float(row[f"{name}_low"]) < float(row[name]) < float(row[f"{name}_high"])
+
+
+def test_length_alone_is_right_on_the_same_pairs_as_often_as_counted(folder):
+    """Of every four pairs two have the longer answer chosen, one the shorter, one is a tie: 0.625."""
+    runs, _ = selected(folder, "dpo")
+    lengths = on_test(frame_of(runs[0], "preference", "length_difference"))
+    alone = np.where(lengths > 0, 1.0, np.where(lengths == 0, 0.5, 0.0)).mean()
+    row = row_of(folder, "pair_accuracy", "dpo")
+    assert float(row["by_length"]) == pytest.approx(alone)
+    assert alone == pytest.approx(0.625, abs=0.05)
+    assert float(row["over_length"]) == pytest.approx(float(row["accuracy"]) - alone)
+    assert float(row["own_accuracy"]) == pytest.approx(float(row["accuracy"]))
+    assert float(row["mean_accuracy"]) == pytest.approx(1 - float(row["accuracy"]))
+
+
+def test_shorter_wins_is_taken_where_it_is_the_better_rule(folder, monkeypatch):
+    findings = read(load(folder))
+    flipped = findings.results.scores.copy()
+    flipped.loc[flipped["metric"] == "length_difference", "value"] *= -1
+    monkeypatch.setitem(vars(findings.results), "scores", flipped)
+    found = displacement.accuracies(findings)
+    assert found.frame["by_length"].iloc[0] == pytest.approx(0.625, abs=0.05)
+    assert "By length alone (shorter wins)" in [column.header for column in found.columns]
+
+
+def test_the_quadrants_of_the_figure_are_those_of_the_table(folder):
+    row = row_of(folder, "displacement", "dpo", selected="yes")
+    assert sum(float(row[name]) for name in displacement.QUADRANTS) == pytest.approx(1)
+    svg = (folder / "report" / "figures" / "quadrants.svg").read_text()
+    assert f">{100 * float(row['chosen up, rejected down']):.0f}<" in svg
+
+
+def test_implicit_reward_is_set_against_the_judges(folder):
+    for variant in ("dpo", "ipo"):
+        runs, beta = selected(folder, variant)
+        row = row_of(folder, "own_reward", variant, selected="yes")
+        pairs = [(on_test(frame_of(run, "kl", "kl_k1")), on_test(frame_of(run, "winrate", "reward"))) for run in runs]
+        assert float(row["log_ratio"]) == pytest.approx(np.mean([x.mean() for x, _ in pairs]))
+        assert float(row["implicit"]) == pytest.approx(beta * float(row["log_ratio"]))
+        correlations = [np.arctanh(np.corrcoef(x, y[x.index])[0, 1]) for x, y in pairs]
+        assert float(row["correlation"]) == pytest.approx(np.tanh(np.mean(correlations)), abs=1e-9)
+        assert float(row["correlation"]) < 0
+        base = on_test(frame_of(folder / "reference" / "0123456789ab", "winrate", "reward")).mean()
+        assert float(row["gold_gain"]) == pytest.approx(np.mean([y.mean() for _, y in pairs]) - base)
+
+
+def test_a_cell_that_the_policy_likes_better_and_the_judge_less_is_a_gap(make):
+    made = make(variants=("dpo",), betas=(0.01, 0.1), prompts=400)
+    enrich(made / "reference" / "0123456789ab", reference=True)
+    for run in sorted((made / "runs").iterdir()):
+        far = json.loads((run / "run.json").read_text())["beta"] == 0.01
+        frame, meaning = scores.read(run, "winrate")
+        frame.loc[frame["metric"] == "reward", "value"] -= 2.0 * far
+        scores.write(run, "winrate", frame, meaning, {"seed": 0})
+        enrich(run)
+    topic = optimisation.topic(read(load(made)))
+    assert [row["reading"] for row in topic.tables[0].frame.to_dict("records")] == ["gap", "selected"]
+    assert topic.said[0].startswith("The policy's own reward rises while the judge's falls")
+
+
+def test_lengths_are_set_against_the_datas_chosen_answers_to_the_same_prompts(folder):
+    runs, _ = selected(folder, "dpo")
+    own = np.mean([on_test(frame_of(run, "samples", "length")).mean() for run in runs])
+    chosen = on_test(frame_of(folder / "reference" / "0123456789ab", "samples", "chosen_length")).mean()
+    assert float(row_of(folder, "lengths", "dpo")["chosen_ratio"]) == pytest.approx(own / chosen)
+    assert "the data's chosen" in (folder / "report" / "figures" / "lengths.svg").read_text()
+
+
+def test_the_form_of_answers_has_a_row_for_the_reference(folder):
+    rows = {row["variant"]: row for row in table(folder, "texture")}
+    assert set(rows) == {"dpo", "ipo", "reference"}
+    entropies = on_test(frame_of(folder / "reference" / "0123456789ab", "samples", "entropy"))
+    assert float(rows["reference"]["entropy"]) == pytest.approx(entropies.mean())
+
+
+def test_the_calibration_error_has_an_interval_and_stands_beside_what_chance_gives(folder):
+    rows = table(folder, "calibration")
+    assert {row["variant"] for row in rows} == {"dpo"}
+    for row in rows:
+        assert float(row["ece_low"]) <= float(row["ece"]) <= float(row["ece_high"])
+        assert float(row["ece"]) <= float(row["ece_plain"])
+        assert 0 < float(row["ece_chance"]) < 0.2
+        stated = float(row["confidence"]) - float(row["overconfidence"])
+        assert stated == pytest.approx(float(row["accuracy"]), abs=1e-9)
+
+
+def test_saturation_of_held_out_pairs_stands_in_the_dynamics(folder):
+    """Every tenth pair was written as saturated."""
+    for row in table(folder, "dynamics"):
+        assert float(row["heldout_saturation"]) == pytest.approx(0.1, abs=0.03)
+        assert float(row["heldout_saturation_low"]) < 0.1 < float(row["heldout_saturation_high"])
+
+
+def test_gradients_are_counted_over_all_steps_of_a_cell(folder):
+    runs, beta = selected(folder, "dpo")
+    logs = [pd.read_json(run / "log.jsonl", lines=True)["gradient_norm"].to_numpy() for run in runs]
+    whole = np.concatenate(logs)
+    row = row_of(folder, "numerical", "dpo", beta=f"{beta:g}")
+    assert float(row["norm_median"]) == pytest.approx(np.median(whole))
+    assert float(row["norm_high"]) == pytest.approx(np.quantile(whole, 0.99))
+    assert float(row["norm_largest"]) == pytest.approx(whole.max())
+    assert float(row["clipped"]) == pytest.approx((whole > 1.0).mean())
+    margins = np.concatenate([frame_of(run, "preference", "margin") for run in runs])
+    assert float(row["largest_margin"]) == pytest.approx(np.abs(margins).max())
+
+
+def test_a_spike_is_a_step_far_above_the_median_of_its_own_run(make):
+    made = make(variants=("dpo",), betas=(0.1,), seeds=(0, 1), prompts=64)
+    for factor, run in zip((1.0, 100.0), sorted((made / "runs").iterdir()), strict=True):
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["gradient_norm"] = factor * (6.0 if line["step"] in (5, 9) else 1.0)
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert trouble.numerical(read(load(made))).frame["spikes"].tolist() == [4]
+
+
+def test_the_spread_between_seeds_is_that_of_their_means(folder):
+    runs, _ = selected(folder, "ipo")
+    row = row_of(folder, "seed_spread", "ipo")
+    for evaluator, metric in (("winrate", "win_rate"), ("kl", "kl"), ("preference", "accuracy")):
+        means = [on_test(frame_of(run, evaluator, metric)).mean() for run in runs]
+        assert float(row[metric]) == pytest.approx(np.std(means, ddof=1), rel=1e-6), metric
+        assert float(row[f"{metric}_low"]) < float(row[metric]) < float(row[f"{metric}_high"])
+
+
+def test_one_seed_has_no_spread(make):
+    made = make(seeds=(0,), betas=(0.1,), prompts=64)
+    assert len(trouble.spread(read(load(made))).frame) == 0
+
+
+def test_the_data_are_told_in_words_and_nothing_counted_is_lost(folder):
+    rows = {row["what"]: (row["training"], row["heldout"]) for row in table(folder, "data")}
+    assert rows["Labels against the data's own scores"] == ("580 (28.3%), kept", "0")
+    assert rows["Chosen and rejected identical"] == ("8 (0.4%), left out", "0")
+    assert rows["The longer answer is the chosen one"] == ("60.0% [57.0%, 63.0%] of 2,000", "")
+    assert rows["Tokens of the chosen answer: median (90 %)"] == ("30 (41.5)", "")
+    assert rows["Left out: prompt too long"] == ("2", "")
+    assert rows["Left out: their prompt is a training prompt"] == ("", "5")
+    assert rows["told elsewhere, asked"] == ("0.15", "")
+    assert not any("/" in what or "_" in what for what in rows)
+
+
+def test_the_cost_of_a_variant_is_told_with_what_an_hour_bought(folder):
+    row = row_of(folder, "compute", "dpo")
+    assert (float(row["forwards"]), float(row["backwards"]), float(row["peak_megabytes"])) == (2.0, 1.0, 512.0)
+    # 8.5 seconds a run on one thread; the reference's win-rate is one half.
+    win = float(row_of(folder, "leaderboard", "dpo")["win_rate"])
+    assert float(row["gain_per_hour"]) == pytest.approx((win - 0.5) * 3600 / 8.5)
+    assert float(row["gain_per_hour_low"]) < float(row["gain_per_hour"]) < float(row["gain_per_hour_high"])
+
+
+def test_a_count_that_is_the_same_in_every_row_is_said_once():
+    columns = [Column("Prompts", "n", 0), Column("Seeds", "seeds", 0)]
+    left, said = counted([{"n": 3, "seeds": 1}, {"n": 4, "seeds": 1}], columns, {"n": "test prompts", "seeds": "seeds"})
+    assert [column.key for column in left] == ["n"]
+    assert said == "1 seed. "
+
+
+def test_a_folder_from_before_these_quantities_has_its_report_without_them(planted):
+    findings = read(load(planted))
+    with drawing():
+        pairs = displacement.topic(findings)
+    assert [len(table.frame) for table in pairs.tables] == [0, 0]
+    assert list(pairs.figures) == ["quadrants"]
+    assert [len(table.frame) for table in optimisation.topic(findings).tables] == [0, 4]
+    assert len(trouble.numerical(findings).frame) == 9

@@ -1,0 +1,157 @@
+"""The section of the studies, and the place of a baseline in the report."""
+
+import csv
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpobench import scores
+from dpobench.heldout import split_of
+from dpobench.report import write_report
+from dpobench.report.findings import read
+from dpobench.report.results import load
+from dpobench.report.studies import KINDS, section
+from dpobench.store import read_json, write_json
+
+TWO = {"variants": ("dpo", "ipo"), "betas": (0.1, 0.3), "seeds": (0, 1), "prompts": 256}
+
+
+def with_condition(folder, other, condition):
+    """Put the runs of another made-up experiment beside those of this one, as what a study made of them."""
+    plan, beside = read_json(folder / "plan.json"), read_json(other / "plan.json")
+    for entry in beside["runs"]:
+        changed = entry | {"id": f"{entry['id']}-changed", "condition": condition}
+        place = folder / "runs" / changed["id"]
+        shutil.copytree(other / "runs" / entry["id"], place)
+        write_json(place / "run.json", read_json(place / "run.json") | changed | {"pairs": 100})
+        plan["runs"].append(changed)
+    told = [*plan.get("conditions", ()), {"condition": condition, "reference": plan["reference"]}]
+    write_json(folder / "plan.json", plan | {"conditions": told})
+    return folder
+
+
+def with_baseline(folder, name):
+    write_json(folder / "plan.json", read_json(folder / "plan.json") | {"baselines": [name]})
+    return folder
+
+
+@pytest.fixture
+def noisy(make):
+    """The second variant loses 0.3 of its win-rate where three labels in ten are turned round, the control nothing."""
+    return with_condition(make(**TWO), make(**TWO, advantage={"ipo": -0.3}), {"label_noise": 0.3})
+
+
+def study_of(folder):
+    """The only section there is, and its rows by variant and value."""
+    f = read(load(folder))
+    (found,) = (found for name in KINDS if (found := section(f, name)) is not None)
+    return found, {(row["variant"], row["value"]): row for row in found.tables[0].frame.to_dict("records")}
+
+
+def wins(folder, run):
+    frame, _ = scores.read(folder / "runs" / run, "winrate")
+    frame = frame[(frame["metric"] == "win_rate") & frame["prompt"].map(lambda p: split_of(p) == "test")]
+    return frame.set_index("prompt")["value"]
+
+
+def test_a_report_without_studies_has_no_section(make):
+    f = read(load(make(**TWO)))
+    assert [section(f, name) for name in KINDS] == [None] * 4
+
+
+def test_the_loss_of_one_variant_is_found_and_nothing_is_claimed_of_the_other(noisy):
+    found, row = study_of(noisy)
+    assert set(row) == {("dpo", 0.0), ("dpo", 0.3), ("ipo", 0.0), ("ipo", 0.3)}
+    assert row["ipo", 0.3]["change_low"] < -0.3 < row["ipo", 0.3]["change_high"] < 0
+    assert row["ipo", 0.3]["p_change"] < 0.05
+    assert row["dpo", 0.3]["change"] == 0
+    assert row["ipo", 0.3]["p_to_control"] < 0.05
+    assert "ipo at 0.3 −0." in " ".join(found.said)
+    assert "for the other 1 no difference is shown" in " ".join(found.said)
+    assert set(found.figures) == {"study_label_noise"}
+
+
+def test_a_difference_is_the_mean_over_the_test_prompts_and_seeds_of_selected_strengths(noisy):
+    _, row = study_of(noisy)
+    changed, proper = (
+        pd.concat([wins(noisy, run) for run in row["ipo", value]["run_ids"].split()], axis=1).mean(axis=1)
+        for value in (0.3, 0.0)
+    )
+    assert row["ipo", 0.3]["n_prompts"] == len(changed)
+    assert row["ipo", 0.3]["change"] == pytest.approx(np.mean(changed - proper), abs=1e-12)
+
+
+def test_the_strength_of_the_experiment_proper_is_shown_beside_the_one_selected(make):
+    # Where the noise is, the variant does well at the other strength only.
+    folder, other = (make(**(TWO | {"betas": betas})) for betas in ((0.03, 0.3), (0.3, 0.03)))
+    _, row = study_of(with_condition(folder, other, {"label_noise": 0.3}))
+    fixed = [run for run in read(load(folder, {"label_noise": 0.3})).configurations if run.variant == "ipo"]
+    at = next(c for c in fixed if c.beta == row["ipo", 0.0]["beta"])
+    value = np.mean([wins(folder, run).mean() for run in at.ids])
+    assert row["ipo", 0.3]["fixed"] == pytest.approx(value, abs=1e-12)
+    assert row["ipo", 0.3]["beta"] != row["ipo", 0.0]["beta"]
+    assert row["ipo", 0.3]["own"] != row["ipo", 0.3]["fixed"]
+
+
+def test_another_reference_is_compared_by_what_does_not_depend_on_it(make):
+    folder = with_condition(make(**TWO), make(**TWO), {"reference_quality": 0.1})
+    found, row = study_of(folder)
+    assert next(c.header for c in found.tables[0].columns if c.key == "own") == "Reward"
+    assert set(row) == {("dpo", 0.1), ("dpo", 1.0), ("ipo", 0.1), ("ipo", 1.0)}
+
+
+def test_rounds_are_a_path_and_a_seed_alone_claims_nothing(make):
+    one = TWO | {"seeds": (0,)}
+    folder = with_condition(make(**one), make(**one, advantage={"ipo": -0.4}), {"round": 2})
+    found, row = study_of(folder)
+    assert [value for variant, value in row if variant == "dpo"] == [1, 2]
+    assert "nothing is claimed of the methods" in " ".join(found.said)
+    assert "ipo at 2" not in " ".join(found.said)
+
+
+def test_the_section_stands_in_the_report_and_its_table_in_a_file(noisy):
+    write_report(noisy)
+    text = (noisy / "report" / "report.md").read_text()
+    assert "## Label noise" in text
+    assert "## Rounds" not in text
+    with (noisy / "report" / "tables" / "study_label_noise.csv").open(newline="") as stream:
+        assert [row["value"] for row in csv.DictReader(stream)] == ["0", "0.3", "0", "0.3"]
+
+
+def test_a_baseline_is_no_candidate(make):
+    fields = TWO | {"variants": ("dpo", "ipo", "cdpo"), "seeds": (0, 1, 2)}
+    folder = make(**fields, advantage={"cdpo": 0.2})
+    candidate, beside = read(load(folder)), read(load(with_baseline(folder, "cdpo")))
+    # Holm over one difference less: the raw p is the adjusted one.
+    assert set(candidate.comparisons) == {"ipo", "cdpo"}
+    assert set(beside.comparisons) == {"ipo"}
+    assert beside.comparisons["ipo"].p_adjusted == candidate.comparisons["ipo"].p
+    write_report(folder)
+    with (folder / "report" / "tables" / "leaderboard.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["variant"] for row in rows][2:] == ["cdpo", "reference"]
+    last = rows[2]
+    assert last["verdict"] == "baseline"
+    assert (last["p"], last["p_adjusted"]) == ("", "")
+    assert float(last["difference_to_control_low"]) < 0.2 < float(last["difference_to_control_high"])
+    assert "cdpo" not in (folder / "report" / "verdict.txt").read_text().splitlines()[0]
+    figure = (folder / "report" / "figures" / "frontier.svg").read_text()
+    assert ">cdpo<" in figure
+
+
+def test_a_baseline_of_one_configuration_makes_no_unequal_trials(make):
+    folder = make(variants=("dpo", "ipo", "cdpo"), seeds=(0,), betas=(0.1, 0.3), prompts=128)
+    plan = read_json(folder / "plan.json")
+    kept = [run for run in plan["runs"] if run["variant"] != "cdpo" or run["beta"] == 0.1]
+    write_json(folder / "plan.json", plan | {"runs": kept})
+    assert read(load(folder)).unequal_trials
+    assert not read(load(with_baseline(folder, "cdpo"))).unequal_trials
+
+
+def test_a_baseline_is_not_tested_in_a_study_either(noisy):
+    found, _ = study_of(with_baseline(noisy, "ipo"))
+    frame = found.tables[0].frame
+    assert frame[frame["variant"] == "ipo"][["p_change", "p_to_control"]].isna().all().all()
+    assert frame[frame["variant"] == "ipo"]["change"].notna().any()
