@@ -1,6 +1,7 @@
 """Models on disk: a policy beside the reference it started from."""
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dpobench import adapters
 from dpobench.errors import DpobenchError, UserError
 from dpobench.store import digest, file_hash
 
@@ -32,26 +34,62 @@ def model_hash(folder: Path) -> str:
     return digest([(file.name, file_hash(file)) for file in files])
 
 
-def resolve(name: str) -> Path:
+def weights_hash(folder: Path) -> str:
+    """Content key of weights and architecture alone, whatever tokenizer lies beside them."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape = {key: value for key, value in told.items() if key not in ("_name_or_path", "transformers_version")}
+    return digest(shape, [(file.name, file_hash(file)) for file in sorted(folder.glob("*.safetensors"))])
+
+
+def resolve(name: str, revision: str | None = None) -> Path:
     """The local folder of a model.
 
     Args:
         name: a folder, or a hub name (downloaded unless `HF_HUB_OFFLINE` is set and it is not cached).
+        revision: of a hub name; None for its newest.
 
     Raises:
-        UserError: neither is there, or the folder holds no safetensors.
+        UserError: neither is there, or the folder holds no safetensors, not all of its shards, or an adapter.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _from_hub(name)
+    folder = locate(name, revision)
+    if adapters.is_adapter(folder):
+        raise UserError(
+            f"model {name!r}: {folder} holds an adapter, which `dpobench evaluate` can score; a model to start from is whole: "
+            "merge it into its base first"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"model {name!r}: {folder} has no config.json; name the folder that save_pretrained wrote")
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"model {name!r}: {folder} has no *.safetensors; convert it, pickled weights are not loaded")
+    for index in folder.glob("*.safetensors.index.json"):
+        _check_shards(index)
     return folder.resolve()
 
 
-def _from_hub(name: str) -> Path:
+def locate(name: str, revision: str | None = None) -> Path:
+    """The local folder of whatever carries a name, unchecked: a model or an adapter.
+
+    Raises:
+        UserError: there is no such folder, and the hub does not give it.
+    """
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else _from_hub(name, revision)
+
+
+def _check_shards(index: Path) -> None:
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged ({error!r}); copy the model again") from error
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise UserError(
+            f"model {index.parent}: {len(missing)} of {len(shards)} files of weights are missing, the first is {missing[0]}; "
+            "copy the model again"
+        )
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -59,8 +97,9 @@ def _from_hub(name: str) -> Path:
             f"model {name!r}: no such folder; name a folder that save_pretrained wrote, or a hub name like 'org/model'"
         )
     try:
-        allowed = [*_WEIGHTS, *_TOKENIZER, "generation_config.json"]
-        return Path(snapshot_download(name, allow_patterns=allowed))
+        allowed = [*_WEIGHTS, *_TOKENIZER, "generation_config.json", adapters.CONFIG]
+        asked: dict[str, Any] = {"revision": revision} if revision else {}
+        return Path(snapshot_download(name, allow_patterns=allowed, **asked))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -68,26 +107,57 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def check_weights(folder: Path) -> None:
+    """Read every weight of a folder once, a tensor at a time, before anything is computed with them.
+
+    Raises:
+        UserError: a file is damaged, or a weight is not finite; it is named.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118 - no mapping: it has no iterator of its own
+                    _check_finite(folder, name, stored.get_tensor(name))
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged ({error}); copy it again") from error
+
+
+def _check_finite(folder: Path, name: str, weight: torch.Tensor) -> None:
+    if weight.is_floating_point() and not torch.isfinite(weight).all():
+        bad = int((~torch.isfinite(weight)).sum())
+        raise UserError(f"model {folder}: {name} holds {bad} values that are not finite; take another checkpoint")
+
+
 def load_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
     """Load a causal language model for evaluation, dropout off.
 
     Raises:
-        UserError: the architecture is not a causal language model, or a weight is not finite.
+        UserError: the architecture is not a causal language model, its weights are damaged or not all there, or not finite.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UserError(
             f"model {folder}: {str(error).strip().splitlines()[0]}; a decoder-only model is expected"
         ) from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model {folder}: its weights cannot be read ({reason}); copy or save it again") from error
+    if told["missing_keys"]:
+        # They would be drawn at random.
+        first = sorted(told["missing_keys"])[0]
+        raise UserError(
+            f"model {folder}: {len(told['missing_keys'])} weights are missing, {first} among them; save it again"
+        )
     for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            bad = int((~torch.isfinite(weight)).sum())
-            raise UserError(f"model {folder}: {name} holds {bad} values that are not finite; take another checkpoint")
+        _check_finite(folder, name, weight)
     return model.to(device).eval()
 
 
@@ -170,6 +240,7 @@ class Checkpoint:
         precision: "float32" or "bf16": how both are loaded.
         run: what `run.json` says of the run: variant, params, strength, unit, seed; empty for the reference.
         reference_hash: content key of the reference; with it the checkpoints that a process scores share one reference.
+        base: the model that `folder` holds an adapter of; None where it holds a whole model.
     """
 
     folder: Path
@@ -178,6 +249,7 @@ class Checkpoint:
     precision: str = "float32"
     run: Mapping[str, Any] = field(default_factory=dict)
     reference_hash: str = ""
+    base: Path | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -186,8 +258,12 @@ class Checkpoint:
 
     @cached_property
     def policy(self) -> Any:
-        """The policy, loaded once."""
-        return load_model(self.folder, device=self.device, dtype=self.precision)
+        """The policy, loaded once; an adapter is merged into its base."""
+        if self.base is None:
+            return load_model(self.folder, device=self.device, dtype=self.precision)
+        return adapters.merge(
+            load_model(self.base, device=self.device, dtype=self.precision), adapters.read(self.folder)
+        )
 
     @cached_property
     def reference(self) -> Any:

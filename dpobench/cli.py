@@ -71,6 +71,12 @@ def _numbers(text: str | None, option: str, kind: type[int] | type[float]) -> li
         raise UserError(f"{option} {text!r}: numbers separated by commas are expected ({error})") from error
 
 
+def _qualities(text: str | None) -> Sequence[float]:
+    from dpobench.studies import QUALITIES
+
+    return QUALITIES if text == "auto" else _numbers(text, "--reference-quality", float)
+
+
 def _console() -> Any:
     from rich.console import Console
 
@@ -91,6 +97,14 @@ _RUN_OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--heldout", metavar="FILE|HUB", help="Held-out pairs (default: a tenth of the prompts of --data)."),
     click.option("--judge", metavar="NAME", help="Judge of the win-rate."),
     click.option("--tasks", metavar="NAMES", help="lm-eval tasks."),
+    click.option("--objectives", multiple=True, is_flag=False, flag_value="auto", metavar="[NAME=VALUE,...]",
+                 help="Several aims: a=JUDGE:SETTING,b=PAIRS.jsonl; bare: those of the embedded default."),
+    click.option("--label-noise", metavar="SHARES", help="Study: shares of the training labels turned round, e.g. 0,0.1,0.3."),
+    click.option("--train-size", metavar="NUMBERS", help="Study: numbers of training pairs, e.g. 1000,5000."),
+    click.option("--reference-quality", is_flag=False, flag_value="auto", metavar="[SHARES]",
+                 help="Study: shares of the embedded base model's training; bare: 0.1,0.3."),
+    click.option("--rounds", type=click.IntRange(1), help="Study: rounds of training on the policy's own answers, as judged."),
+    click.option("--no-baselines", is_flag=True, help="Train the variants alone."),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: one under results/)."),
     click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss, evaluator or judge of yours."),
     click.option("-c", "--config", type=click.Path(path_type=Path), help="Experiment file (TOML); options go before it."),
@@ -126,7 +140,15 @@ def run(
             learning_rates=_numbers(asked["lr_grid"], "--lr-grid", float),
             seeds=_numbers(asked["seeds"], "--seeds", int),
             tasks=_list(asked["tasks"]),
-            **{name: asked[name] for name in ("control", "preset", "model", "data_source", "heldout", "judge")},
+            objectives=asked["objectives"],
+            label_noise=_numbers(asked["label_noise"], "--label-noise", float),
+            train_size=_numbers(asked["train_size"], "--train-size", int),
+            reference_quality=_qualities(asked["reference_quality"]),
+            baselines=False if asked["no_baselines"] else None,
+            **{
+                name: asked[name]
+                for name in ("control", "preset", "model", "data_source", "heldout", "judge", "rounds")
+            },
             **{name: asked[name] for name in ("plugins", "config", "assignments")},
         )
     )
@@ -164,11 +186,13 @@ def status(folder: Path) -> None:
 
 
 @commands.command()
-@click.argument("checkpoints", nargs=-1, required=True)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="[NAME=]FOLDER[,FOLDER]...")
 @click.option("--reference", required=True, metavar="FOLDER|HUB", help="The policy they all started from.")
 @click.option("--data", "data_source", required=True, metavar="FILE|HUB", help="Held-out preference pairs.")
+@click.option("--control", metavar="NAME", help="Checkpoint the others are tested against (default: the first).")
 @click.option("--judge", metavar="NAME", help="Judge of the win-rate.")
 @click.option("--tasks", metavar="NAMES", help="lm-eval tasks.")
+@click.option("--objectives", multiple=True, metavar="NAME=VALUE,...", help="Several aims: judges or files of pairs.")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with an evaluator or judge of yours.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. evaluation.draws=2.")
 @click.option(
@@ -178,10 +202,14 @@ def status(folder: Path) -> None:
 def evaluate(
     checkpoints: tuple[str, ...], out: Path, device: str | None, workers: int | None, threads: int | None, **asked: Any
 ) -> int:
-    """Score checkpoints trained elsewhere against their reference and write the same report."""
+    """Score checkpoints trained elsewhere against their reference and write the same report. Again: only what is missing.
+
+    A checkpoint is a folder or hub name of a model or of a peft adapter, or a run of `dpobench run`. NAME=FOLDER,FOLDER enters
+    several seeds of one method, and so does a quoted pattern: NAME='FOLDER-*'.
+    """
     from dpobench import foreign, runner, settings
 
-    wanted = {name: asked[name] for name in ("data_source", "judge", "plugins", "assignments")}
+    wanted = {name: asked[name] for name in ("data_source", "judge", "control", "objectives", "plugins", "assignments")}
     experiment = settings.scoring(settings.Asked(model=asked["reference"], tasks=_list(asked["tasks"]), **wanted))
     where = runner.machine(device, workers, threads)
     return foreign.evaluate(checkpoints, experiment, out, where, _console())
@@ -238,6 +266,29 @@ def new(name: str, folder: Path) -> None:
 
     for file in starter.write(name, folder):
         click.echo(file)
+
+
+@commands.command()
+@click.option("--seeds", type=int, default=3, show_default=True, help="Trainings per variant.")
+@click.option(
+    "--prompts", type=int, default=500, show_default=True, help="Test prompts: the reported half of the held-out ones."
+)
+@click.option("--variants", type=int, default=2, show_default=True, help="Variants, the control among them.")
+@click.option("--effect", type=float, help="Difference that must not be missed; 3 points of win-rate are 0.03.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Take the spreads of a finished experiment.",
+)
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Level of all tests together.")
+def power(**asked: Any) -> None:
+    """Say before training which differences a design can detect."""
+    from dpobench import power as foresight
+
+    for line in foresight.lines(**asked):
+        click.echo(line)
 
 
 @commands.command()

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from dpobench import registry
 from dpobench.errors import DpobenchError
-from dpobench.runner import default_cache
+from dpobench.kept import cache_folder
 
 
 def examine() -> tuple[list[str], bool]:
@@ -73,7 +73,7 @@ def _plugins() -> Iterator[str]:
 
 
 def _disk() -> Iterator[str]:
-    for label, folder in (("working folder", Path.cwd()), ("cache", default_cache())):
+    for label, folder in (("working folder", Path.cwd()), ("cache", cache_folder())):
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         writable = os.access(there, os.W_OK)
         free = shutil.disk_usage(there).free / 1e9

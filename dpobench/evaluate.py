@@ -1,11 +1,11 @@
 """Scoring a checkpoint: draw answers once, then ask every evaluator for its rows."""
 
-import importlib.util
 import json
 import random
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dpobench import scores, store
+from dpobench import aims, scores, sources, store
 from dpobench.checkpoint import Checkpoint, model_hash
 from dpobench.errors import UserError
 from dpobench.experiment import Evaluation
 from dpobench.heldout import HeldOut, Once, Prompt
 from dpobench.registry import Plugin, evaluators, judges
 from dpobench.sampling import sample
+from dpobench.tasks import tasks_key
 from dpobench.tokens import read_pairs
 
-PROMPTS, HELDOUT, SAMPLES = "prompts.jsonl", "heldout.parquet", "samples.parquet"
+PROMPTS, HELDOUT, SAMPLES, POOL = "prompts.jsonl", "heldout.parquet", "samples.parquet", "pool.parquet"
+# Opponents that a checkpoint is compared with while it is scored; round robin waits until all are there.
+OPPONENTS = ("reference", "chosen")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Plan:
         left_out: evaluators whose needs are not met, and why.
         judge: the judge with its settings, or None.
         heldout: content key of the held-out inputs and of how answers are drawn.
-        needs: content keys of what evaluators may need: the judge, the tasks.
+        needs: content keys of what evaluators may need: the judge, the tasks, the pool.
+        opponents: whose answers a checkpoint's are compared with.
+        objectives: judges of several aims, with their settings.
     """
 
     chosen: Sequence[tuple[Plugin, Mapping[str, Any]]]
@@ -43,32 +48,92 @@ class Plan:
     judge: tuple[Plugin, Mapping[str, Any]] | None
     heldout: str
     needs: Mapping[str, str]
+    opponents: Sequence[str] = OPPONENTS
+    objectives: Mapping[str, aims.Judge] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Content key of all that decides a checkpoint's scores beside the checkpoint."""
-        return store.digest([[plugin.name, self.told(plugin, arguments)] for plugin, arguments in self.chosen])
+        """Content key of all that decides the scores of a run beside its checkpoint."""
+        everywhere = [(plugin, arguments) for plugin, arguments in self.chosen if not _reference_only(plugin)]
+        return store.digest([[plugin.name, self.told(plugin, arguments)] for plugin, arguments in everywhere])
 
     def told(self, plugin: Plugin, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides one evaluator's scores beside the checkpoint; written beside them."""
-        needs = {name: key for name, key in self.needs.items() if name in plugin.declared["needs"]}
+        read = {*plugin.declared["needs"], *(("pool", "pairs") if _reference_only(plugin) else ())}
+        needs = {name: key for name, key in self.needs.items() if name in read}
         shown = {"heldout": self.heldout, "needs": needs, "code": plugin.code_hash, "arguments": dict(arguments)}
         told: dict[str, Any] = json.loads(json.dumps(shown | {"content": _content(arguments)}, default=str))
         return told
 
 
+def _reference_only(plugin: Plugin) -> bool:
+    return bool(plugin.declared.get("reference_only"))
+
+
 def _content(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that settings name, as in `file.py:name` or `module:name`: an edited file is another setting."""
+    """Hashes of the files and model folders that settings name, as in `file.py:name` or `module:name`: edited is another setting.
+
+    Settings within tables and lists count as well, and of Python files the local modules that they import.
+    """
     found = {}
-    for name, value in settings.items():
-        place = (value.rpartition(":")[0] or value) if isinstance(value, str) else ""
-        file = Path(place).expanduser()
-        if place and not place.endswith(".py") and all(part.isidentifier() for part in place.split(".")):
-            spec = importlib.util.find_spec(place.partition(".")[0]) and importlib.util.find_spec(place)
-            file = Path(spec.origin) if spec and spec.origin else file
-        if place and file.is_file():
+    for name, value in _leaves(settings):
+        place = value.rpartition(":")[0] or value
+        file = _expanded(place)
+        if not place.endswith(".py") and all(part.isidentifier() for part in place.split(".")):
+            file = sources.module_file(place) or file
+        if _is_file(file):
             found[name] = store.file_hash(file)
+            if file.suffix == ".py" and sources.local_modules(file):
+                found[name] += f" {sources.code_hash(file)}"
+        elif (folder := _model_folder(value)) is not None:
+            seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())]
+            found[name] = _model_content(folder, tuple(seen))
     return found
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Texts among settings, each with its place."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _leaves(one, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for at, one in enumerate(value):
+            yield from _leaves(one, f"{name}.{at}")
+    elif value and isinstance(value, str | Path):
+        yield name, str(value)
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a tilde before what is no user
+        return Path(text)
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a text too long to be a name
+        return False
+
+
+def _model_folder(name: str) -> Path | None:
+    """The folder of a model that a setting names: a folder, or a hub name whose files are on this machine already."""
+    folder = _expanded(name)
+    if _is_file(folder / "config.json"):
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(name, "config.json")
+    return Path(file).parent if isinstance(file, str) else None
+
+
+@lru_cache(maxsize=16)
+def _model_content(folder: Path, seen: tuple[tuple[str, int, int], ...]) -> str:
+    """Content key of a model folder, hashed again when a file's size or time has changed."""
+    return model_hash(folder)
 
 
 def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
@@ -86,10 +151,14 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     if settings.judge is not None:
         plugin = judges.get(settings.judge)
         judge = (plugin, plugin.arguments(settings.judge_settings))
-    there = {"judge": judge is not None, "pairs": has_pairs, "tasks": bool(settings.tasks)}
+    objectives = aims.judged(settings)
+    there = {"judge": judge is not None, "pairs": has_pairs, "tasks": bool(settings.tasks), "pool": settings.pool > 0}
+    there["objectives"] = bool(settings.objectives)
     remedies = {
         "judge": "name one with --judge",
         "pairs": "give held-out pairs",
+        "pool": "set evaluation.pool to 1 or more",
+        "objectives": "name two or more with --objectives",
         "tasks": "name lm-eval tasks with --tasks",
     }
     chosen, left_out = [], []
@@ -98,17 +167,29 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
         missing = [need for need in plugin.declared["needs"] if not there.get(need, False)]
         if missing and name in settings.evaluators:
             raise UserError(f"evaluator {name!r} needs {missing[0]}; {remedies.get(missing[0], 'leave it out')}")
+        if missing == ["objectives"]:
+            continue  # never there unless asked for: nobody misses it
         if missing:
             left_out.append({"evaluator": name, "why": f"needs {missing[0]}: {remedies.get(missing[0], '')}"})
         else:
             chosen.append((plugin, plugin.arguments(settings.settings.get(name, {}))))
     for name in settings.settings:
         evaluators.get(name)
-    folders = [store.folder_hash(Path(folder)) for folder in settings.task_folders]
-    needs = {"tasks": store.digest(settings.tasks, folders)}
+    needs = {"tasks": tasks_key(settings.tasks, settings.task_folders), "pool": store.digest(settings.pool)}
+    opponents = _opponents(settings, judge)
     if judge is not None:
-        needs["judge"] = store.digest(judge[0].name, judge[0].code_hash, judge[1], _content(judge[1]))
-    return Plan(chosen, left_out, judge, heldout, needs)
+        told = [opponents] if opponents != OPPONENTS else []
+        needs["judge"] = store.digest(aims.judge_key(judge, _content), *told)
+    needs["objectives"] = aims.needs(objectives, settings, _content)
+    return Plan(chosen, left_out, judge, heldout, needs, opponents, objectives)
+
+
+def _opponents(settings: Evaluation, judge: tuple[Plugin, Mapping[str, Any]] | None) -> tuple[str, ...]:
+    """Those asked for; without a word the reference alone where every comparison costs a call, else all."""
+    asked = tuple(getattr(settings, "opponents", ()))
+    if not asked:
+        return OPPONENTS if judge is None or judge[0].declared["pointwise"] else OPPONENTS[:1]
+    return tuple(name for name in OPPONENTS if name in asked)
 
 
 def read_prompts(folder: Path) -> list[Prompt]:
@@ -124,7 +205,11 @@ def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
         {"id": p.id, "split": p.split, "messages": p.messages, "token_ids": p.token_ids, "chosen": p.chosen}
         for p in prompts
     ]
-    store.write_bytes(folder / PROMPTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # JSON leaves these inside strings, and readers of lines split at them.
+    for mark in "\x85\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    store.write_bytes(folder / PROMPTS, text.encode())
 
 
 def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluation, planned: Plan, *,
@@ -150,8 +235,12 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         with _own_random_state(0):
             drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, settings.sampling, seed)
         store.write_bytes(folder / SAMPLES, drawn.to_parquet(index=False))
+    if folder == heldout:
+        _draw_pool(checkpoint, folder, prompts, settings, key, progress)
     held_out = _held_out(folder, heldout, prompts, settings, planned, once_for(checkpoint, heldout, planned))
     for plugin, arguments in planned.chosen:
+        if _reference_only(plugin) and folder != heldout:
+            continue
         told = key | planned.told(plugin, arguments)
         if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == told:
             continue
@@ -162,8 +251,30 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         scores.write(folder, plugin.name, frame, plugin.declared["metrics"], told)
 
 
-def _stamp(folder: Path) -> Any:
-    return store.read_json(folder / "samples.json") if (folder / "samples.json").is_file() else None
+def _stamp(folder: Path, name: str = "samples.json") -> Any:
+    return store.read_json(folder / name) if (folder / name).is_file() else None
+
+
+def _draw_pool(
+    checkpoint: Checkpoint,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    key: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Further answers of the reference, from a stream of their own."""
+    asked = {**key, "pool": settings.pool}
+    if _stamp(folder, "pool.json") == asked and (folder / POOL).is_file() == (settings.pool > 0):
+        return
+    (folder / POOL).unlink(missing_ok=True)
+    if settings.pool > 0:
+        progress("further answers")
+        how = replace(settings.sampling, draws=settings.pool)
+        with _own_random_state(0):
+            drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, key["seed"] + 1)
+        store.write_bytes(folder / POOL, drawn.to_parquet(index=False))
+    store.write_json(folder / "pool.json", asked)
 
 
 def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:
@@ -174,7 +285,7 @@ def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:
         heldout: folder of the held-out inputs; the content of its files counts, its place does not.
         planned: the judge.
     """
-    files = [file for name in (PROMPTS, HELDOUT, SAMPLES) if (file := heldout / name).is_file()]
+    files = [file for name in (PROMPTS, HELDOUT, SAMPLES, POOL) if (file := heldout / name).is_file()]
     content = [(file.name, store.file_hash(file)) for file in files]
     reference = checkpoint.reference_hash or model_hash(checkpoint.reference_folder)
     how = (checkpoint.device, checkpoint.precision, torch.get_num_threads())
@@ -211,11 +322,21 @@ def _held_out(
         task_folders=tuple(Path(name) for name in settings.task_folders),
         sampling=settings.sampling,
         once=once,
+        opponents=planned.opponents,
+        objectives=aims.held_out(heldout, planned.objectives, settings, _content, once),
+        keep=partial(_keep, folder),
     )
+    if (heldout / POOL).is_file():
+        held_out = replace(held_out, pool=once(POOL, lambda: pd.read_parquet(heldout / POOL)))
     if planned.judge is None:
         return held_out
     plugin, arguments = planned.judge
-    return replace(held_out, judge=partial(plugin.function, **arguments))
+    asked = partial(plugin.function, **arguments)
+    return replace(held_out, judge=asked) if plugin.declared["pointwise"] else replace(held_out, pairwise=asked)
+
+
+def _keep(folder: Path, name: str, frame: pd.DataFrame) -> None:
+    store.write_bytes(folder / f"{name}.parquet", frame.to_parquet(index=False))
 
 
 @contextmanager

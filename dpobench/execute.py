@@ -11,13 +11,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dpobench import provenance, store
+from dpobench import provenance, replies, store
 from dpobench.checkpoint import Checkpoint
-from dpobench.errors import Diverged
+from dpobench.errors import Diverged, DpobenchError
 from dpobench.evaluate import plan, score
 from dpobench.experiment import Evaluation, Run
+from dpobench.prepare import Inputs, need_folders
 from dpobench.reference import PAIRS, completed
 from dpobench.registry import evaluators, judges, variants
+from dpobench.rounds import COUNTS, Round, write_round
+from dpobench.studies import ROUND, treated
 from dpobench.tokens import TokenPair, read_pairs
 from dpobench.train import Saving, Trained, accelerator_for, train
 
@@ -31,7 +34,7 @@ class Job(BaseModel):
     Args:
         run: what to train.
         out: the experiment's folder.
-        model: folder of the start policy.
+        model: folder of the reference that every checkpoint is scored against; the start policy, but in a later round.
         shared: folder of training tokens and reference log-probabilities.
         needs: folders of what else was prepared for this run's loss.
         heldout: folder of the held-out inputs.
@@ -42,6 +45,10 @@ class Job(BaseModel):
         model_hash: content key of the start policy.
         scored_as: content key of everything that decides a score beside the checkpoint.
         save_every: seconds between resumable states of a long training.
+        cache: where judges' replies are kept between experiments.
+        predecessor: of a later round: id of the run whose policy answers, and from which this one starts.
+        asked: of a later round: folder of the training prompts.
+        answers: of a later round: how many the policy gives to each prompt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,11 +65,20 @@ class Job(BaseModel):
     model_hash: str = ""
     scored_as: str = ""
     save_every: float = 600.0
+    cache: Path | None = None
+    predecessor: str = ""
+    asked: Path | None = None
+    answers: int = 2
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return self.out / "runs" / self.run.id
+
+    @property
+    def start(self) -> Path:
+        """Folder of the start policy."""
+        return self.out / "runs" / self.predecessor / "checkpoint" if self.predecessor else self.model
 
 
 def register(plugins: tuple[str, ...]) -> None:
@@ -71,6 +87,22 @@ def register(plugins: tuple[str, ...]) -> None:
         for registry in (variants, evaluators, judges):
             if registry.holds(Path(file)):
                 registry.add_file(Path(file))
+
+
+def check_judge(asked: Evaluation) -> None:
+    """Try the judge before anything is computed, where it can be tried.
+
+    Raises:
+        UserError: it cannot be asked as it is set.
+    """
+    judge = judges.get(asked.judge) if asked.judge else None
+    if judge is not None and judge.declared["check"] is not None:
+        judge.declared["check"](**judge.arguments(asked.judge_settings))
+
+
+def keep_replies(cache: Path, out: Path) -> None:
+    """Choose where this process keeps what judges reply; what they cost is put on the experiment's account."""
+    replies.use(cache / "replies.sqlite", account=str(out.resolve()))
 
 
 @lru_cache(maxsize=2)
@@ -83,8 +115,11 @@ def _completed(folder: Path, needs: tuple[tuple[str, Path], ...]) -> list[TokenP
     return completed(_read(folder), dict(needs))
 
 
-def _pairs(job: Job) -> list[TokenPair]:
-    return _completed(job.shared, tuple(sorted(job.needs.items())))
+def training_pairs(job: Job) -> tuple[list[TokenPair], dict[str, Any]]:
+    """The pairs a run is trained on, and what `run.json` says of them."""
+    pairs, told = treated(_completed(job.shared, tuple(sorted(job.needs.items()))), job.run.condition, job.run.seed)
+    made = job.shared / COUNTS
+    return pairs, told | ({"answered": store.read_json(made)} if job.predecessor else {})
 
 
 def is_done(job: Job) -> bool:
@@ -102,11 +137,15 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
     Returns: its status, "done", "diverged", "unscored" or "failed". A failure is written down with its traceback, not raised.
     """
     register(job.plugins)
+    if job.cache is not None:
+        keep_replies(job.cache, job.out)
     accelerator = accelerator_for(job.device, job.run.recipe.precision)
     if agreed(accelerator, is_done(job)):
         return str(store.read_json(job.folder / "run.json")["status"])
     try:
         if not agreed(accelerator, status_of(job.folder) in (*_TRAINED, "diverged")):
+            if job.predecessor:
+                job = _next_round(job, accelerator, report)
             _train(job, accelerator, report)
         if accelerator.is_main_process and status_of(job.folder) in _TRAINED:
             _score(job, str(accelerator.device), report)
@@ -118,6 +157,35 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
             record_failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
     accelerator.wait_for_everyone()
     return status_of(job.folder)
+
+
+def _next_round(job: Job, accelerator: Any, report: Report) -> Job:
+    """Make the training pairs of a later round from the policy of the one before.
+
+    Raises:
+        DpobenchError: there is no such policy.
+    """
+    before = agreed(accelerator, status_of(job.start.parent))
+    if before not in _TRAINED:
+        raise DpobenchError(f"the run before it, {job.predecessor}, is {before}: there is no policy to go on from")
+    assert job.asked is not None
+    asked = Round(job.run.condition[ROUND], job.start, job.asked, job.answers, job.evaluation, job.run.recipe,
+                  job.run.seed, job.device)  # fmt: skip
+    planned = plan(job.evaluation, has_pairs=True, heldout=job.heldout.name)
+
+    def say(line: str) -> None:
+        report({"event": "score", "run": job.run.id, "part": line})
+
+    def needs() -> dict[str, Path]:
+        inputs = Inputs(job.start, "", _read(job.shared), (), (), job.evaluation, {})
+        names = variants.get(job.run.variant).needs
+        return need_folders(inputs, job.shared, names, job.run.recipe, job.device, say)
+
+    if accelerator.is_main_process:
+        write_round(job.shared, asked, planned, say)
+        needs()
+    accelerator.wait_for_everyone()
+    return job.model_copy(update={"needs": needs()})
 
 
 def agreed(accelerator: Any, value: Any) -> Any:
@@ -157,6 +225,7 @@ def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[s
     recipe = job.run.recipe
     return {
         **job.run.describe(),
+        **({"predecessor": job.predecessor} if job.predecessor else {}),
         "status": status,
         "reason": reason,
         "checks": trained.checks,
@@ -164,6 +233,7 @@ def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[s
         "tokens": trained.tokens,
         "steps": trained.steps,
         "layout": trained.layout,
+        "cost": trained.cost,
         "flags": trained.flags,
         "provenance": {
             **provenance.environment(job.device, recipe.precision),
@@ -179,7 +249,8 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         shutil.rmtree(job.folder)
     bound = variants.get(job.run.variant).bind(**job.run.params)
     saving = Saving(job.out / "states" / job.run.id, job.save_every)
-    steps = job.run.recipe.steps(len(_pairs(job)))
+    pairs, told = training_pairs(job)
+    steps = job.run.recipe.steps(len(pairs))
     part = job.folder.with_name(f".{job.run.id}.{os.environ.get('MASTER_PORT', os.getpid())}.part")
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)
@@ -193,8 +264,8 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         trained = train(
             job.run,
             bound,
-            _pairs(job),
-            job.model,
+            pairs,
+            job.start,
             part,
             accelerator=accelerator,
             saving=saving,
@@ -206,7 +277,7 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         shutil.rmtree(part, ignore_errors=True)
         raise
     if accelerator.is_main_process:
-        store.write_json(part / "run.json", _note(job, status, reason, trained))
+        store.write_json(part / "run.json", _note(job, status, reason, trained) | told)
         if status == "diverged":
             store.seal(part)
         store.publish(part, job.folder)

@@ -13,6 +13,7 @@ from dpobench.errors import UnknownName, UserError
 from dpobench.heldout import Sampling
 from dpobench.registry import Registry, Variant
 from dpobench.store import digest
+from dpobench.studies import Condition, Studies
 
 
 class _Settings(BaseModel):
@@ -80,12 +81,16 @@ class Evaluation(_Settings):
         task_folders: folders with task definitions of your own.
         prompts: most held-out prompts answered.
         heldout_pairs: most held-out pairs scored.
+        opponents: whose answers are compared with: "reference", "chosen", and for judges that compare two answers
+            "round_robin", every selected cell with every other. Empty: the first two where scoring costs nothing, else the first.
         draws: answers per prompt.
         pool: further answers of the reference per prompt: for the judge's A/A control and for the best of several.
         max_new_tokens: where an answer is cut.
         temperature: of sampling; KL estimates are refused for anything but 1.
         batch: answers drawn, and sequences scored, at a time.
+        objectives: several aims by name, each "JUDGE:SETTING" or a file of held-out pairs; see `dpobench.objectives`.
         alpha: level of the tests after correction.
+        margin: differences of the ranking metric within it count as none, where equivalence is tested.
     """
 
     evaluators: tuple[str, ...] = ()
@@ -96,12 +101,15 @@ class Evaluation(_Settings):
     task_folders: tuple[str, ...] = ()
     prompts: int = Field(512, ge=2)
     heldout_pairs: int = Field(1024, ge=2)
+    opponents: tuple[Literal["reference", "chosen", "round_robin"], ...] = ()
     draws: int = Field(1, ge=1)
     pool: int = Field(4, ge=0)
     max_new_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, gt=0)
     batch: int = Field(128, ge=1)
+    objectives: dict[str, str] = Field(default_factory=dict)
     alpha: float = Field(0.05, gt=0, lt=1)
+    margin: float = Field(0.02, gt=0)
 
     @property
     def sampling(self) -> Sampling:
@@ -155,6 +163,8 @@ class Experiment(_Settings):
         data: where pairs come from.
         recipe: how runs are trained.
         evaluation: how checkpoints are scored.
+        studies: what is changed beside the experiment proper.
+        baselines: whether losses declared as baselines are trained too, at their defaults; they are no candidates.
     """
 
     variants: tuple[str, ...] = ()
@@ -169,6 +179,8 @@ class Experiment(_Settings):
     data: Data = Field(default_factory=Data)
     recipe: Recipe = Field(default_factory=Recipe)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    studies: Studies = Field(default_factory=Studies)
+    baselines: bool = True
 
 
 class Run(_Settings):
@@ -183,7 +195,9 @@ class Run(_Settings):
         seed: of sample order and draws.
         learning_rate: peak.
         recipe: what all runs share.
-        reference: key of the shared inputs: model, tokens, reference log-probabilities.
+        reference: key of the shared inputs: model, tokens, reference log-probabilities; in a later round, of all that decides the
+            pairs, the run before it included.
+        condition: what a study changes for this run; empty in the experiment proper.
     """
 
     variant: str
@@ -195,11 +209,13 @@ class Run(_Settings):
     learning_rate: float
     recipe: Recipe
     reference: str
+    condition: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """Variant and hash of all fields: a changed field is another run."""
-        return f"{self.variant.replace(':', '_')[:100]}-{digest(self.model_dump())}"
+        told = self.model_dump(exclude=None if self.condition else {"condition"})
+        return f"{self.variant.replace(':', '_')[:100]}-{digest(told)}"
 
     @property
     def beta(self) -> Any:
@@ -281,8 +297,14 @@ def _known(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield prefix + name
 
 
-def unfold(experiment: Experiment, registry: Registry, reference: str) -> list[Run]:
-    """All runs of an experiment: variants x grids x learning rates x seeds.
+def unfold(experiment: Experiment, registry: Registry, reference: str, condition: Condition | None = None) -> list[Run]:
+    """All runs of an experiment in one condition: variants x grids x learning rates x seeds.
+
+    Args:
+        experiment: what was asked for.
+        registry: where variants are found.
+        reference: key of what the runs share.
+        condition: of a study; none is the experiment proper.
 
     Raises:
         UserError: a variant named twice, a parameter or value it does not take, no seeds, a control that is not among the variants.
@@ -298,7 +320,7 @@ def unfold(experiment: Experiment, registry: Registry, reference: str) -> list[R
                 experiment.learning_rates or (experiment.recipe.learning_rate,), experiment.seeds
             ):
                 run = Run(variant=name, code=variant.code_hash, params=params, strength=variant.strength, unit=variant.unit,
-                          seed=seed, learning_rate=rate, reference=reference,
+                          seed=seed, learning_rate=rate, reference=reference, condition=dict(condition or {}),
                           recipe=experiment.recipe.model_copy(update={"learning_rate": rate}))  # fmt: skip
                 runs.append(run)
     return runs

@@ -64,6 +64,7 @@ def _declared(name: str, losses: list[Variant]) -> Mapping[str, Any]:
         "columns": {column: text for one in every for column, text in one["columns"].items()},
         "running": None,
         "states_probability": False,
+        "baseline": False,
         "start": None,
     }
     for flag in ("reference", "couples_batch", "stops_gradient"):

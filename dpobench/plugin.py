@@ -1,7 +1,5 @@
 """A registered function, what its decorator declared, and its hyper-parameters."""
 
-import ast
-import hashlib
 import inspect
 import math
 import re
@@ -12,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from dpobench import sources
 from dpobench.errors import PluginRefused, UnknownName, UserError
 
 Unit = Literal["nat", "nat per token", "target nat", "target nat per token", "weight"]
@@ -104,15 +103,20 @@ class Plugin:
 
     @cached_property
     def code_hash(self) -> str:
-        """Hash of the file's syntax tree: comments and layout do not change it, code does."""
-        tree = ast.parse(self.file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                value = body[0].value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    value.value = ""
-        return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+        """Hash of the file's syntax tree and of the local modules it imports: comments and layout do not change it, code does."""
+        return sources.code_hash(self.file)
+
+    def deciding(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that decide what comes out: all but those declared idle."""
+        idle = set(self.declared.get("idle") or ())
+        found: dict[str, Any] = {}
+        for name, value in settings.items():
+            within = {key.partition(".")[2] for key in idle if key.startswith(f"{name}.")}
+            if within:
+                value = {key: one for key, one in (value or {}).items() if key not in within} or None
+            if name not in idle:
+                found[name] = value
+        return found
 
     def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Complete and check hyper-parameters.

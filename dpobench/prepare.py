@@ -3,11 +3,11 @@
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpobench import store
+from dpobench import aims, store
 from dpobench.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer, model_hash, resolve
 from dpobench.data import (
     DataReport,
@@ -23,7 +23,7 @@ from dpobench.data import (
 )
 from dpobench.data.overlap import question
 from dpobench.errors import BadRow, UserError
-from dpobench.evaluate import HELDOUT, Plan, score, write_prompts
+from dpobench.evaluate import HELDOUT, PROMPTS, Plan, score, write_prompts
 from dpobench.experiment import Data, Evaluation, Experiment, Recipe
 from dpobench.heldout import Prompt
 from dpobench.needs import NEEDS
@@ -49,6 +49,8 @@ class Inputs:
         prompts: held-out prompts.
         evaluation: how to score, local tasks included.
         note: counts and findings, for plan and report.
+        asked: prompts of the training pairs, each once, in their order.
+        objectives: held-out pairs of the aims that are data sets.
     """
 
     model: Path
@@ -58,6 +60,8 @@ class Inputs:
     prompts: Sequence[Prompt]
     evaluation: Evaluation
     note: Mapping[str, Any]
+    asked: Sequence[Prompt] = ()
+    objectives: Mapping[str, Sequence[TokenPair]] = field(default_factory=dict)
 
 
 def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda line: None) -> Inputs:
@@ -98,7 +102,17 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
             say(f"{note['prompts_overlap']} held-out prompts left out: they are training prompts too")
     note["prompts"] = _split_counts(prompts)
     say(f"{len(tokens):,} training pairs, {len(held):,} held-out pairs, {len(prompts):,} held-out prompts")
-    return Inputs(model, model_hash(model), tokens, held, prompts, experiment.evaluation, note)
+    asked, aimed = _asked(train, tokens), aims.gather(experiment, tokenizer, train, say)
+    return Inputs(model, model_hash(model), tokens, held, prompts, experiment.evaluation, note, asked, aimed)
+
+
+def _asked(rows: Sequence[Preference], tokens: Sequence[TokenPair]) -> list[Prompt]:
+    ids = {pair.id: tuple(pair.prompt.tolist()) for pair in tokens}
+    found: dict[str, Prompt] = {}
+    for row in rows:
+        if row.id in ids:
+            found.setdefault(row.prompt_id, Prompt(row.prompt_id, tuple(row.prompt), ids[row.id]))
+    return list(found.values())
 
 
 def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inputs:
@@ -117,7 +131,8 @@ def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inpu
     note = {"heldout": _counts(report), "heldout_tokens": tokens.to_json()}
     prompts = _prompts(experiment, rows, tokenizer)
     note["prompts"] = _split_counts(prompts)
-    return Inputs(model, model_hash(model), (), held, prompts, experiment.evaluation, note)
+    aimed = aims.gather(experiment, tokenizer, (), say)
+    return Inputs(model, model_hash(model), (), held, prompts, experiment.evaluation, note, objectives=aimed)
 
 
 def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) -> tuple[list[TokenPair], TokenReport]:
@@ -281,7 +296,7 @@ def training_folder(
         return folder
     say("reference: log-probabilities of the training pairs")
     with store.building(folder) as part:
-        write_pairs(part / PAIRS, _with_reference(inputs.model, inputs.train, device, recipe_precision))
+        write_pairs(part / PAIRS, with_reference(inputs.model, inputs.train, device, recipe_precision))
         store.write_json(
             part / "provenance.json", environment(device, recipe_precision) | {"model_hash": inputs.model_hash}
         )
@@ -316,7 +331,7 @@ def need_folders(
         with store.building(folder) as part:
             if need.source == "pairs":
                 crossed = mismatched(inputs.train, recipe.max_tokens)
-                write_pairs(part / PAIRS, _with_reference(inputs.model, crossed, device, recipe.precision))
+                write_pairs(part / PAIRS, with_reference(inputs.model, crossed, device, recipe.precision))
             else:
                 with _arithmetic(inputs.model, device, recipe.precision) as model:
                     write_extra(part / EXTRA, extra(model, need, inputs.train))
@@ -337,8 +352,8 @@ def _arithmetic(model_folder: Path, device: str, precision: str) -> Iterator[Any
         yield model
 
 
-def _with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
-    """Score both sides of every pair under the reference."""
+def with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
+    """The pairs with the log-probabilities of both sides under a reference, in the arithmetic the runs will use."""
     with _arithmetic(model_folder, device, precision) as model:
         return scored(model, pairs)
 
@@ -348,17 +363,21 @@ def heldout_folder(
 ) -> Path:
     """Held-out prompts and pairs, with the reference's log-probabilities, answers and scores."""
     told = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]
-    drawn = [inputs.evaluation.sampling.__dict__, STREAM]
+    drawn = [inputs.evaluation.sampling.__dict__, STREAM, *aims.key(inputs.objectives)]
     key = store.digest("heldout", inputs.model_hash, pairs_hash(inputs.heldout), told, drawn)
     folder = out / "reference" / key
     plan = planned(key)
+    made = [PROMPTS, HELDOUT, *(aims.file_of(folder, name).name for name in inputs.objectives)]
     if store.sealed(folder):
         store.verify(folder)
-    else:
+    elif not all((folder / name).is_file() for name in made):
+        # Where they are, an earlier process was ended while it scored: each file is whole, and scoring goes on.
         say("reference: log-probabilities of the held-out pairs")
         with store.building(folder) as part:
             write_prompts(part, inputs.prompts)
-            write_pairs(part / HELDOUT, _with_reference(inputs.model, inputs.heldout, device, "float32"))
+            write_pairs(part / HELDOUT, with_reference(inputs.model, inputs.heldout, device, "float32"))
+            for name, pairs in inputs.objectives.items():
+                write_pairs(aims.file_of(part, name), with_reference(inputs.model, pairs, device, "float32"))
             store.write_json(
                 part / "provenance.json", environment(device, "float32") | {"model_hash": inputs.model_hash}
             )

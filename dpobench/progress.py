@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dpobench import studies
 from dpobench.experiment import Run
 
 
@@ -77,8 +78,8 @@ class Display:
 
 
 def describe(run: Run) -> str:
-    """A run in a few words: variant, hyper-parameters, seed."""
+    """A run in a few words: variant, hyper-parameters, seed, what a study changed."""
     params = " ".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in run.params.items()
     )
-    return f"{run.variant} {params} lr={run.learning_rate:g} seed={run.seed}"
+    return f"{run.variant} {params} lr={run.learning_rate:g} seed={run.seed} {studies.describe(run.condition)}".rstrip()

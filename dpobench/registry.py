@@ -63,6 +63,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
     start: float | Callable[..., float] | None = None,
     grids: Mapping[str, Sequence[float]] | None = None,
     bounds: Mapping[str, str] | None = None,
+    baseline: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Register a preference loss under the name of the decorated function.
 
@@ -87,17 +88,15 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
         start: loss per pair at policy = reference, a number or a function of hyper-parameters.
         grids: grids of further hyper-parameters.
         bounds: intervals of hyper-parameters; the strength is in "(0, inf)" unless said otherwise.
+        baseline: whether the loss learns from the chosen answers alone. It is then trained beside every comparison, at its defaults,
+            to show what comparing answers adds.
     """
-    declared = {
-        "source": source,
-        "beta_grid": tuple(beta_grid),
-        "strength": strength,
-        "unit": unit,
-        "gradient": gradient,
-        "reference": reference,
-        "couples_batch": couples_batch,
-        "stops_gradient": stops_gradient,
+    declared: dict[str, Any] = {"source": source, "strength": strength, "unit": unit, "gradient": gradient}
+    declared |= {"reference": reference, "couples_batch": couples_batch, "stops_gradient": stops_gradient}
+    declared |= {
         "states_probability": states_probability,
+        "baseline": baseline,
+        "beta_grid": tuple(beta_grid),
         "needs": tuple(needs),
         "columns": dict(columns or {}),
         "running": running,
@@ -108,25 +107,53 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
     return _declare("variant", declared)
 
 
-def evaluator(*, metrics: Mapping[str, Any], needs: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+def evaluator(
+    *, metrics: Mapping[str, Any], needs: Sequence[str] = (), reference_only: bool = False
+) -> Callable[[_Function], _Function]:
     """Register an evaluator: `(checkpoint, held_out, **settings)` to a table of scores, one row per prompt and draw.
 
     Args:
         metrics: name of each metric to its `Metric` (unit, direction, role); "*" stands for names known only at run time.
-        needs: what must be there: "judge", "pairs", "tasks". An evaluator whose needs are not met is left out, and the
-            report says so.
+        needs: what must be there: "judge", "pairs", "pool", "tasks". An evaluator whose needs are not met is left out, and
+            the report says so.
+        reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.
     """
-    return _declare("evaluator", {"metrics": dict(metrics), "needs": tuple(needs)})
+    declared = {"metrics": dict(metrics), "needs": tuple(needs), "reference_only": reference_only}
+    return _declare("evaluator", declared)
 
 
-def judge(*, pointwise: bool, needs: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+def judge(
+    *,
+    pointwise: bool,
+    needs: Sequence[str] = (),
+    check: Callable[..., None] | None = None,
+    estimate: Callable[..., object] | None = None,
+    idle: Sequence[str] = (),
+) -> Callable[[_Function], _Function]:
     """Register a judge.
+
+    A pointwise judge maps `(prompts, completions, **settings)` to a table with a row per answer: `score`, NaN for no verdict,
+    and further numbers it consists of. Any other maps `(prompts, first, second, **settings)` to a table with a row per
+    comparison as shown in that order: `p_first`, the probability in [0, 1] that the first is better, NaN for no verdict;
+    `verdict`, one of first, second, tie, unparsable, error; `raw`, the reply; `tokens`; `latency` in seconds; `cost`.
+    It is asked in both orders, and once more where a verdict is missing; replies are its own to keep, see `dpobench.replies`.
 
     Args:
         pointwise: true if the function maps prompts and completions to scores, false if it compares two completions.
         needs: what must be there, as for an evaluator.
+        check: `(**settings)`, called once before anything is computed; raises `UserError` where the judge cannot be asked.
+        estimate: `(comparisons, prompt_tokens, answer_tokens, **settings)` to what so many comparisons would cost, in a line.
+        idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
+            scores nothing anew.
     """
-    return _declare("judge", {"pointwise": pointwise, "needs": tuple(needs)})
+    declared = {
+        "pointwise": pointwise,
+        "needs": tuple(needs),
+        "check": check,
+        "estimate": estimate,
+        "idle": tuple(idle),
+    }
+    return _declare("judge", declared)
 
 
 def _declare(kind: str, declared: Mapping[str, Any]) -> Callable[[_Function], _Function]:
@@ -295,11 +322,14 @@ class Registry:
         file = source if isinstance(source, Path) else Path(inspect.getfile(function))
         cls = Variant if self.kind == "variant" else Plugin
         plugin = cls(self.kind, name, function, MappingProxyType(dict(declared)), file)
-        if len(_positional(function)) != _POSITIONAL[self.kind]:
+        wanted = _POSITIONAL[self.kind] + (plugin.declared.get("pointwise") is False)
+        if len(_positional(function)) != wanted:
             raise PluginRefused(
-                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position; put '*,' before its hyper-parameters"
+                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position, {wanted} expected; "
+                "put '*,' before its hyper-parameters"
             )
-        for declared_name in [*plugin.declared.get("bounds", ()), *plugin.declared.get("grids", ())]:
+        idle = (setting.partition(".")[0] for setting in plugin.declared.get("idle", ()))
+        for declared_name in [*plugin.declared.get("bounds", ()), *plugin.declared.get("grids", ()), *idle]:
             if declared_name not in plugin.parameters:
                 raise PluginRefused(
                     f"{self.kind} {name!r} ({file.name}) declares {declared_name!r}, which its function does not take; "

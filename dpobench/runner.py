@@ -5,51 +5,29 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from dpobench import store
+from dpobench import store, studies
+from dpobench.arms import baselines, check_studies, successor, with_baselines
 from dpobench.checkpoint import resolve
 from dpobench.errors import UserError
-from dpobench.evaluate import Plan, plan
-from dpobench.execute import Job, execute, is_done, register, status_of
+from dpobench.evaluate import plan
+from dpobench.execute import Job, check_judge, execute, is_done, register, status_of
 from dpobench.experiment import Experiment, Run, check_experiment, unequal_trials, unfold
+from dpobench.kept import cache_folder
 from dpobench.mixture import Mixture
-from dpobench.prepare import Inputs, gather, heldout_folder, need_folders, training_folder
+from dpobench.planning import Machine as Machine
+from dpobench.planning import plan_jobs as plan_jobs
+from dpobench.planning import stages
 from dpobench.progress import Display, describe
-from dpobench.reference import beyond_pairs, check_pairs
-from dpobench.registry import variants
+from dpobench.registry import judges, variants
+from dpobench.synthetic.tasks import DESCRIPTIONS
+from dpobench.tasks import check_tasks
 from dpobench.testing import require
 from dpobench.workers import Workers, quiet
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how wide to work; decides no result but through the number of threads.
-
-    Args:
-        device: "cpu" or "cuda".
-        workers: runs at a time.
-        threads: of each run.
-        cache: where embedded defaults are kept between experiments.
-        save_every: seconds between resumable states of a long training.
-    """
-
-    device: str
-    workers: int
-    threads: int
-    cache: Path
-    save_every: float = 600.0
-
-
-def default_cache() -> Path:
-    """`$DPOBENCH_CACHE`, or a folder in the user's cache folder."""
-    if named := os.environ.get("DPOBENCH_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpobench"
 
 
 def machine(device: str | None, workers: int | None, threads: int | None) -> Machine:
@@ -70,7 +48,7 @@ def machine(device: str | None, workers: int | None, threads: int | None) -> Mac
         )
     cores = len(os.sched_getaffinity(0))
     workers = workers or (torch.cuda.device_count() if device == "cuda" else cores)
-    return Machine(device, workers, threads or max(1, cores // workers), default_cache())
+    return Machine(device, workers, threads or max(1, cores // workers), cache_folder())
 
 
 def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
@@ -85,17 +63,20 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_together(experiment, out, where, console)
     check(experiment)
+    check_judge(experiment.evaluation)
+    beside = baselines(experiment, variants)
     with store.locked(out):
         store.sweep_parts(out)
         with Workers(where.workers, where.threads, _devices(where)) as workers:
-            jobs = plan_jobs(experiment, out, where, console)
-            _warn(console, [job.run for job in jobs])
+            jobs = plan_jobs(with_baselines(experiment, variants), out, where, console, beside)
+            _warn(console, [job.run for job in jobs], beside)
             missing = [job for job in jobs if not is_done(job)]
             _check_disk(missing, out, where.workers)
             ended = {job.run.id: status_of(job.folder) for job in jobs if job not in missing}
             console.print(f"{len(jobs)} runs planned, {len(jobs) - len(missing)} done already", highlight=False)
             with Display({job.run.id: job.run for job in jobs}, console, ended) as display:
-                ended |= workers.run(missing, display)
+                for stage in stages(missing):
+                    ended |= workers.run(stage, display)
         return finish(out, ended, console)
 
 
@@ -107,14 +88,20 @@ def check(experiment: Experiment) -> None:
     """
     register(experiment.plugins)
     check_experiment(experiment)
+    check_studies(experiment)
     if experiment.model is not None:
         resolve(experiment.model)
     # The laws look at variant and hyper-parameters: once for all seeds and learning rates.
     once = experiment.model_copy(update={"seeds": experiment.seeds[:1], "learning_rates": ()})
-    for one in unfold(once, variants, reference=""):
+    for one in unfold(with_baselines(once, variants), variants, reference=""):
         require(variants.get(one.variant), one.params)
     _check_twins(experiment.variants)
     _check_moving_reference(experiment)
+    check_tasks(
+        experiment.evaluation.tasks,
+        experiment.evaluation.task_folders,
+        () if experiment.model else tuple(DESCRIPTIONS),
+    )
     plan(experiment.evaluation, has_pairs=True, heldout="")
 
 
@@ -140,76 +127,6 @@ def _check_moving_reference(experiment: Experiment) -> None:
         raise UserError(
             f"recipe.reference_every = {recipe.reference_every} has no effect: none of the variants has a reference"
         )
-
-
-def plan_jobs(experiment: Experiment, out: Path, where: Machine, console: Console) -> list[Job]:
-    """Prepare what runs share, unfold them, and write the plan down."""
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
-    def planned(key: str) -> Plan:
-        return plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
-
-    inputs = gather(experiment, out, where.cache, say)
-    losses = {name: variants.get(name) for name in experiment.variants}
-    check_pairs(losses.values(), inputs.train)
-    recipe = experiment.recipe
-    if recipe.reference_every >= (steps := recipe.steps(len(inputs.train))):
-        raise UserError(
-            f"recipe.reference_every = {recipe.reference_every} has no effect in {steps} steps; choose a smaller number"
-        )
-    heldout = heldout_folder(inputs, planned, out, where.device, say)
-    shared = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
-    needs = {name for loss in losses.values() for name in loss.needs}
-    prepared = need_folders(inputs, shared, needs, experiment.recipe, where.device, say)
-    runs = unfold(experiment, variants, shared.name)
-    scoring = planned(heldout.name)
-    jobs = [
-        Job(
-            run=one,
-            out=out,
-            model=inputs.model,
-            shared=shared,
-            needs={name: folder for name, folder in prepared.items() if name in losses[one.variant].needs},
-            heldout=heldout,
-            evaluation=inputs.evaluation,
-            plugins=experiment.plugins,
-            device=where.device,
-            data_hash=shared.name,
-            model_hash=inputs.model_hash,
-            scored_as=scoring.key,
-            save_every=where.save_every,
-        )
-        for one in runs
-    ]
-    _write_plan(experiment, inputs, scoring, runs, heldout, out)
-    return jobs
-
-
-def _write_plan(
-    experiment: Experiment, inputs: Inputs, planned: Plan, runs: Sequence[Run], heldout: Path, out: Path
-) -> None:
-    told = experiment.model_dump(mode="json")
-    told |= {
-        "name": out.name,
-        "control": experiment.control or experiment.variants[0],
-        "alpha": experiment.evaluation.alpha,
-    }
-    store.write_json(out / "experiment.json", told)
-    content = {
-        "runs": [one.describe() for one in runs],
-        "left_out": list(planned.left_out),
-        "given": {name: beyond_pairs(variants.get(name)) for name in experiment.variants},
-        "states_probability": [
-            name for name in experiment.variants if variants.get(name).declared["states_probability"]
-        ],
-        "data": dict(inputs.note),
-        "model_hash": inputs.model_hash,
-        "reference": heldout.name,
-        "training": runs[0].reference if runs else "",
-    }
-    store.write_json(out / "plan.json", content)
 
 
 def _devices(where: Machine) -> list[str]:
@@ -240,8 +157,13 @@ def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
 
 def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
     """Write the report and say what came out."""
+    from dpobench import tournament
     from dpobench.report import write_report
 
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    tournament.play(out, say=say)
     report = write_report(out)
     for line in summary_lines(report.parent):
         console.print(line, highlight=False, markup=False, no_wrap=True)
@@ -285,19 +207,48 @@ def _with_interval(row: Mapping[str, str], name: str) -> str:
 
 
 def dry_run(experiment: Experiment, console: Console) -> None:
-    """Check everything that needs no model and list the runs."""
+    """Check everything that needs no model, list the runs and count them, condition by condition."""
     check(experiment)
-    runs = unfold(experiment, variants, reference="")
+    beside = baselines(experiment, variants)
+    whole = with_baselines(experiment, variants)
+    proper = unfold(whole, variants, reference="")
+    runs = [*proper, *_beside(whole, proper)]
     for one in runs:
         console.print(describe(one), highlight=False, markup=False)
-    _warn(console, runs)
-    trials = Counter(one.variant for one in runs)
+    _warn(console, runs, beside)
+    trials = Counter(one.variant for one in proper if one.variant not in beside)
     told = ", ".join(f"{name} {count // len(experiment.seeds)}" for name, count in trials.items())
-    console.print(f"{len(runs)} runs; configurations per variant: {told}", highlight=False)
+    for name, count in Counter(studies.describe(one.condition) or "the experiment proper" for one in runs).items():
+        console.print(f"{count} runs: {name}", highlight=False, markup=False)
+    named = f"; baselines: {', '.join(beside)}" if beside else ""
+    console.print(f"{len(runs)} runs; configurations per variant: {told}{named}", highlight=False)
+    if line := _judge_estimate(experiment, len(runs)):
+        console.print(line, highlight=False, markup=False)
 
 
-def _warn(console: Console, runs: Sequence[Run]) -> None:
-    if warning := unequal_trials(runs):
+def _judge_estimate(experiment: Experiment, runs: int) -> str:
+    """What the win-rates by a judge that is paid for would cost; nothing for others."""
+    asked = experiment.evaluation
+    judge = judges.get(asked.judge) if asked.judge else None
+    if judge is None or judge.declared["estimate"] is None:
+        return ""
+    opponents = plan(asked, has_pairs=True, heldout="").opponents
+    comparisons = 2 * asked.prompts * asked.draws * len(opponents) * runs
+    lengths = experiment.recipe.max_prompt_tokens, asked.max_new_tokens
+    told = judge.declared["estimate"](comparisons, *lengths, **judge.arguments(asked.judge_settings))
+    return f"{told} (win-rates alone: the judge card, the tournament, objectives and second questions come on top)"
+
+
+def _beside(experiment: Experiment, proper: Sequence[Run]) -> Iterator[Run]:
+    """The runs of all studies, as a plan would have them."""
+    for condition in experiment.studies.conditions():
+        yield from unfold(experiment, variants, reference="", condition=condition)
+    for number in experiment.studies.later_rounds:
+        yield from (successor(run, number, "") for run in proper)
+
+
+def _warn(console: Console, runs: Sequence[Run], beside: Sequence[str]) -> None:
+    if warning := unequal_trials([one for one in runs if one.variant not in beside]):
         console.print(f"warning: {warning}", highlight=False, markup=False)
 
 
@@ -318,10 +269,12 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
     told: list[Any] = [None]
     if accelerator.is_main_process:
         check(experiment)
+        check_judge(experiment.evaluation)
         with store.locked(out):
             store.sweep_parts(out)
-            jobs = plan_jobs(experiment, out, where, console)
-            _warn(console, [job.run for job in jobs])
+            beside = baselines(experiment, variants)
+            jobs = plan_jobs(with_baselines(experiment, variants), out, where, console, beside)
+            _warn(console, [job.run for job in jobs], beside)
             _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
             told = [[job.model_dump_json() for job in jobs]]
             _execute_all(told, accelerator, broadcast_object_list)

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpobench import objectives
+from dpobench.arms import check_studies
 from dpobench.errors import UnknownName, UserError
 from dpobench.execute import register
 from dpobench.experiment import Experiment, check_experiment, merge, parse, read_toml, set_path
 from dpobench.grids import parse_grids
 from dpobench.registry import variants
 from dpobench.store import digest
+from dpobench.studies import NOISE, QUALITY, SIZE
 
 PRESETS = Path(__file__).resolve().parent / "synthetic" / "presets"
 
@@ -31,9 +34,15 @@ class Asked:
     data_source: str | None = None
     heldout: str | None = None
     judge: str | None = None
+    objectives: Sequence[str] = ()
     plugins: Sequence[str] = ()
     config: Path | None = None
     assignments: Sequence[str] = ()
+    label_noise: Sequence[float] = ()
+    train_size: Sequence[int] = ()
+    reference_quality: Sequence[float] = ()
+    rounds: int | None = None
+    baselines: bool | None = None
 
     def tree(self) -> dict[str, Any]:
         """As settings, where something was said."""
@@ -47,10 +56,25 @@ class Asked:
             "plugins": [str(Path(file).resolve()) for file in self.plugins],
             "data": {name: value for name, value in (("source", self.data_source), ("heldout", self.heldout)) if value},
             "evaluation": {
-                name: value for name, value in (("judge", self.judge), ("tasks", list(self.tasks))) if value
+                name: value
+                for name, value in (("judge", self.judge), ("tasks", list(self.tasks)), ("objectives", self._aims()))
+                if value
             },
         }
-        return {name: value for name, value in plain.items() if value}
+        studies = {name: list(getattr(self, name)) for name in (NOISE, SIZE, QUALITY)} | {"rounds": self.rounds}
+        plain["studies"] = {name: value for name, value in studies.items() if value}
+        said = {name: value for name, value in plain.items() if value}
+        return said if self.baselines is None else said | {"baselines": self.baselines}
+
+    def _aims(self) -> dict[str, str]:
+        if self.bare_objectives and len(self.objectives) > 1:
+            raise UserError("--objectives is given bare and with values; choose one of both")
+        return {} if self.bare_objectives else objectives.parse(self.objectives)
+
+    @property
+    def bare_objectives(self) -> bool:
+        """Whether the embedded default's own objectives are asked for."""
+        return objectives.BARE in self.objectives
 
 
 def experiment(asked: Asked) -> tuple[Experiment, list[str]]:
@@ -71,7 +95,10 @@ def experiment(asked: Asked) -> tuple[Experiment, list[str]]:
         raise UserError("a preset brings its own model and data; leave out --preset and [world], or --model and --data")
     if not own and (alone.data.heldout or alone.data.prompts):
         raise UserError("held-out data need --model and --data; the embedded default brings its own")
-    found = alone if own else parse(merge(preset(alone.preset or "small"), {**said, "preset": alone.preset or "small"}))
+    base = {} if own else _for_judge(preset(alone.preset or "small"), alone.evaluation.judge)
+    found = alone if own else parse(merge(base, {**said, "preset": alone.preset or "small"}))
+    if asked.bare_objectives:
+        found = _with_own_objectives(found)
     register(found.plugins)
     for name in found.variants:
         variants.get(name)
@@ -80,7 +107,31 @@ def experiment(asked: Asked) -> tuple[Experiment, list[str]]:
         update={"grid": merge(found.grid, {name: values for name, values in grid.items() if values})}
     )
     check_experiment(found)
+    check_studies(found)
     return found, warnings
+
+
+def _with_own_objectives(found: Experiment) -> Experiment:
+    """The embedded default's objectives, the parts of its reward.
+
+    Raises:
+        UserError: the data are the user's own.
+    """
+    if found.preset is None:
+        raise UserError(
+            "a bare --objectives takes those of the embedded default; with --model and --data write for example "
+            "--objectives helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
+        )
+    aims = read_toml(PRESETS.parent / "objectives.toml")[found.preset]
+    return found.model_copy(update={"evaluation": found.evaluation.model_copy(update={"objectives": aims})})
+
+
+def _for_judge(base: dict[str, Any], judge: str | None) -> dict[str, Any]:
+    """A preset without the settings of its own judge, where another one is asked for."""
+    if judge in (None, base["evaluation"]["judge"]):
+        return base
+    kept = {name: value for name, value in base["evaluation"].items() if name != "judge_settings"}
+    return base | {"evaluation": kept}
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -152,11 +152,15 @@ class Step:
         values: columns `loss, margin, chosen_logp, rejected_logp, chosen_logratio, rejected_logratio, slope`; shape [B] each, nats.
         tokens: tokens of all sides, prompts counted once per side.
         statistics: running statistics, this step counted.
+        forwards: pairs that a model computed, each time it did: the policy's, a live reference's, those of mismatched answers.
+        backwards: pairs that a gradient went back through.
     """
 
     values: dict[str, Tensor]
     tokens: int
     statistics: Mapping[str, float] = field(default_factory=dict)
+    forwards: int = 0
+    backwards: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,16 @@ def gradient(
             _note(seen, group, pairs, losses, values["logp"], len(rows) / world)
             seen["slope_at_start"][group] = slopes
     gathered = {name: accelerator.gather(value.detach()) for name, value in seen.items()}
-    return Step(gathered, sum(pair.size for pair in rows), whole.statistics if whole else {})
+    forwards = len(rows) * _passes(bound, first=whole is not None)
+    return Step(gathered, sum(pair.size for pair in rows), whole.statistics if whole else {}, forwards, len(rows))
+
+
+def _passes(bound: Bound, *, first: bool) -> int:
+    """How often a step computes each pair forward; `first` tells of a pass over the whole batch before the one with a gradient."""
+    needs = bound.variant.needs
+    policy = 1 + any(NEEDS[name].source == "both" for name in needs)
+    # Mismatched answers are computed once: in the pass over the whole batch, where there is one.
+    return policy * (1 + first) + ("mismatched" in needs)
 
 
 def _groups(rows: Sequence[TokenPair], bound: Bound, budget: int, model: Any, *, packed: bool) -> list[list[int]]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpobench import checkpoint, store
+from dpobench import checkpoint, cost, store
 from dpobench.activations import recompute
 from dpobench.errors import Damaged, Diverged, DpobenchError, UserError
 from dpobench.experiment import Recipe, Run
@@ -56,6 +56,7 @@ class Trained:
         checks: step-0 and reload figures.
         flags: what a reader should know, in words.
         layout: "packed", or "padded" and why.
+        cost: passes and memory, from `dpobench.cost.paid`.
     """
 
     steps: int = 0
@@ -64,6 +65,7 @@ class Trained:
     checks: dict[str, float | None] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     layout: str = ""
+    cost: dict[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def train(
     beside = _beside(start, bound, run, policy, pairs)
     model, optimizer = prepared(policy, accelerator, recipe)
     first, result, log, beside = _resume(saving, model, optimizer, accelerator, beside)
+    cost.begin(accelerator.device)
     saved = time.monotonic()
     for step in range(first, steps):
         began = time.monotonic()
@@ -154,8 +157,7 @@ def train(
         _advance(optimizer, rate)
         if beside.moves and (step + 1) % recipe.reference_every == 0:
             move(beside.reference, accelerator.unwrap_model(model), recipe.reference_mix)
-        log[-1]["seconds"] = round(time.monotonic() - began, 4)
-        result.seconds += log[-1]["seconds"]
+        _spend(result, log[-1], began, seen, accelerator.device, again=beside.moves and step >= recipe.reference_every)
         progress(log[-1])
         if saving and time.monotonic() - saved > saving.every:
             note = {"step": step + 1, "log": log, "result": asdict(result)}
@@ -163,6 +165,12 @@ def train(
             saved = time.monotonic()
     result.layout, result.flags = beside.layout, flags(log, recipe.clip)
     return _finish(model, start, target, log, accelerator, result)
+
+
+def _spend(result: Trained, row: dict[str, Any], began: float, seen: Step, device: Any, *, again: bool) -> None:
+    row["seconds"] = round(time.monotonic() - began, 4)
+    result.seconds += row["seconds"]
+    result.cost = cost.paid(result.cost, seen.forwards + again * seen.backwards, seen.backwards, device)
 
 
 def _advance(optimizer: Any, rate: float) -> None:

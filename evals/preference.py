@@ -9,6 +9,7 @@ import pandas as pd
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator
 from dpobench.logprobs import score_sequences
 from dpobench.scores import rows
+from dpobench.stance import stance
 
 
 @evaluator(
@@ -19,6 +20,8 @@ from dpobench.scores import rows
         "mean_margin": Metric("nats per token", "higher", label="margin per token"),
         "chosen_shift": Metric("nats", "none", label="change of log-probability, chosen"),
         "rejected_shift": Metric("nats", "none", label="change of log-probability, rejected"),
+        "own_accuracy": Metric("share", "higher", label="held-out accuracy by the loss itself"),
+        "saturated": Metric("share", "none", label="saturated pairs"),
         "length_difference": Metric("tokens", "none", label="chosen minus rejected length"),
     },
     needs=("pairs",),
@@ -35,7 +38,9 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         of the selection/test split and are no independent units. `chosen_shift` and `rejected_shift` are policy minus
         reference log-probability, `margin` their difference, `mean_margin` the difference of per-token means; `accuracy` and
         `mean_accuracy` say whether those are positive (1, 0; equal is 0.5); `length_difference` is chosen minus rejected
-        tokens, what a classifier by length alone would go by.
+        tokens, what a classifier by length alone would go by. `own_accuracy` and `saturated` say what the loss itself makes of the
+        pair (see `dpobench.stance`): whether it prefers the chosen answer, whether it has stopped pulling. They are there for
+        checkpoints whose loss is known and needs log-probabilities only, not for the reference, which has no loss.
 
     Raises:
         DpobenchError: a pair comes without the reference's log-probabilities.
@@ -64,6 +69,9 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         "rejected_shift": rejected,
         "length_difference": chosen_length - rejected_length,
     }
+    if not checkpoint.is_reference:
+        own = stance(checkpoint.run, (chosen_policy, rejected_policy), (chosen_reference, rejected_reference))
+        found |= {"own_accuracy": own.right, "saturated": own.saturated} if own is not None else {}
     prompts = [hashlib.sha256(pair.prompt.tobytes()).hexdigest()[:12] for pair in pairs]
     draws = pd.Series(prompts).groupby(prompts).cumcount().tolist()
     return pd.concat(

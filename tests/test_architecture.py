@@ -23,13 +23,30 @@ EVERYTHING = [*ENGINE, *LOSSES, *EVALS]
 # From the top down. A module imports from its own layer and those below; inside a layer no two import one another.
 LAYERS = (
     {"cli", "__main__"},
-    {"runner", "workers", "bench", "doctor", "gallery", "starter", "settings", "execute", "progress", "foreign"},
-    {"train", "step", "evaluate", "report", "plots", "prepare"},
+    {
+        "runner",
+        "planning",
+        "workers",
+        "bench",
+        "doctor",
+        "gallery",
+        "power",
+        "starter",
+        "settings",
+        "execute",
+        "progress",
+        "foreign",
+        "tournament",
+    },
+    {"train", "step", "evaluate", "report", "plots", "prepare", "rounds", "kept"},
     {
         "activations",
         "checkpoint",
         "sampling",
         "scores",
+        "verdicts",
+        "aims",
+        "annotations",
         "stats",
         "reference",
         "logprobs",
@@ -39,14 +56,34 @@ LAYERS = (
         "flex",
         "vocabulary",
     },
-    {"data", "experiment", "grids", "provenance", "tokens", "heldout"},
-    {"registry", "plugin", "mixture", "testing", "curves"},
-    {"pairs", "needs", "errors", "store", "allocator"},
+    {"data", "experiment", "grids", "provenance", "tokens", "heldout", "arms", "studies", "tasks"},
+    {"registry", "plugin", "mixture", "testing", "curves", "stance"},
+    {"pairs", "needs", "errors", "store", "allocator", "adapters", "objectives", "cost", "replies", "sources"},
 )
 # What a plugin may import beside the standard library and the public names of dpobench.
 FOR_LOSSES = {"torch", "math"}
 # lm_eval draws the progress bars of datasets, which only datasets can switch off.
-FOR_EVALS = {"datasets", "torch", "numpy", "pandas", "transformers", "lm_eval", "dpobench.scores", "dpobench.logprobs"}
+FOR_EVALS = {
+    "datasets",
+    "torch",
+    "numpy",
+    "pandas",
+    "transformers",
+    "lm_eval",
+    "dpobench.scores",
+    "dpobench.logprobs",
+    "dpobench.kept",
+    "dpobench.tasks",
+    "dpobench.stance",
+}
+FOR_EVALS |= {
+    "dpobench.annotations",
+    "dpobench.data.template",
+    "dpobench.checkpoint",
+    "dpobench.replies",
+    "dpobench.verdicts",
+}
+FOR_EVALS |= {"openai", "httpx2", "dpobench.evals.judges._comparison", "dpobench.evals.judges._endpoint"}
 # Each breaks a rule for the reason given where it stands.
 MANY_PARAMETERS = {"dpobench/registry.py:loss"}
 CODE_FROM_FILES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -35,7 +35,8 @@ def test_options_of_run_are_pinned():
     names = {option for parameter in cli.run.params for option in parameter.opts}
     assert names == {
         "--variants", "--beta-grid", "--grid", "--lr-grid", "--seeds", "--control", "--preset", "--model", "--data", "--heldout",
-        "--judge", "--tasks", "--out", "--plugin", "-c", "--config", "--set", "--device", "--workers", "--threads", "--dry-run",
+        "--judge", "--tasks", "--objectives", "--label-noise", "--train-size", "--reference-quality", "--rounds", "--no-baselines", "--out",
+        "--plugin", "-c", "--config", "--set", "--device", "--workers", "--threads", "--dry-run",
     }  # fmt: skip
 
 
@@ -48,19 +49,36 @@ def test_options_about_losses_are_pinned():
 
 
 def test_commands_are_pinned():
-    assert set(cli.commands.commands) == {"run", "report", "evaluate", "variants", "status", "doctor", "bench"}
+    assert set(cli.commands.commands) == {"run", "report", "evaluate", "variants", "status", "doctor", "bench", "power"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "runs"),
     [
-        (("--variants", "dpo,ipo", "--beta-grid"), 10),
-        (("--variants", "dpo,ipo", "--beta-grid", "0.05,0.1"), 4),
-        (("--variants", "dpo,ipo", "--beta-grid", "dpo=0.05,0.1", "--beta-grid", "ipo=0.1,0.5"), 4),
-        (("--beta-grid", "--variants", "dpo,ipo"), 10),
-        (("--variants", "cdpo", "--grid", "cdpo.flip=0.1,0.2"), 2),
-        (("--variants", "dpo", "--seeds", "0,1,2", "--lr-grid", "1e-4,5e-4"), 6),
-        (("--variants", "dpo"), 1),
+        (("--variants", "dpo,ipo", "--beta-grid"), 11),
+        (("--variants", "dpo,ipo", "--beta-grid", "0.05,0.1"), 5),
+        (("--variants", "dpo,ipo", "--beta-grid", "dpo=0.05,0.1", "--beta-grid", "ipo=0.1,0.5"), 5),
+        (("--beta-grid", "--variants", "dpo,ipo"), 11),
+        (("--variants", "cdpo", "--grid", "cdpo.flip=0.1,0.2"), 3),
+        (("--variants", "dpo", "--seeds", "0,1,2", "--lr-grid", "1e-4,5e-4"), 12),
+        (("--variants", "dpo"), 2),
+        (("--variants", "dpo", "--no-baselines"), 1),
+        # No noise, all pairs and the whole reference are the experiment proper: (1 + 2 + 1 + 2 + 2) conditions, dpo and the baseline.
+        (
+            (
+                "--variants",
+                "dpo",
+                "--label-noise",
+                "0,0.1,0.3",
+                "--train-size",
+                "500",
+                "--reference-quality",
+                "--rounds",
+                "3",
+            ),
+            16,
+        ),
+        (("--variants", "dpo", "--reference-quality", "0.2,1", "--seeds", "0,1"), 8),
     ],
 )
 def test_grids_unfold_as_written(arguments, runs):
@@ -83,6 +101,11 @@ def test_grids_unfold_as_written(arguments, runs):
         (("run", "--variants", "dpo", "--judge", "golden"), "Did you mean 'gold'"),
         (("run", "--variants", "dpo", "--plugin", "nowhere.py"), "no such file"),
         (("run", "--variants", "dpo", "-c", "nowhere.toml"), "nowhere.toml"),
+        (("run", "--variants", "dpo", "--label-noise", "1.5"), "studies.label_noise.0 = 1.5"),
+        (("run", "--variants", "dpo", "--label-noise", "0.1,0.1"), "0.1 is named twice"),
+        (("run", "--variants", "dpo", "--train-size", "16"), "recipe.batch = 32"),
+        (("run", "--variants", "dpo", "--model", "x", "--data", "y", "--reference-quality"), "the embedded default"),
+        (("run", "--variants", "dpo", "--model", "x", "--data", "y", "--rounds", "2"), "name one with --judge"),
         (("report", "nowhere"), "no plan.json"),
         (("status", "nowhere"), "no plan.json"),
         (("variants", "show", "dppo"), "Did you mean 'dpo'"),

@@ -105,5 +105,6 @@ def test_every_command_of_the_guide_works(tmp_path):
     done = subprocess.run([sys.executable, "commands.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {file.name for file in tmp_path.iterdir()} >= {"mine.py", "test_mine.py"}
-    # Five points of dpo and five of the template; dpo at its default beside two betas times two weights of the mixture.
-    assert re.findall(r"^(\d+) runs;", done.stdout, re.MULTILINE) == ["10", "5"]
+    # Five points of dpo and five of the template; dpo at its default beside two betas times two weights of the mixture; and
+    # each time the baseline.
+    assert re.findall(r"^(\d+) runs;", done.stdout, re.MULTILINE) == ["11", "6"]

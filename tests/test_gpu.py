@@ -23,7 +23,19 @@ pytestmark = [
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_the_main_job_runs_on_a_gpu(precision, tmp_path):
-    command = [sys.executable, "-m", "dpobench", "run", "--preset", "tiny", "--variants", "dpo,ipo", "--device", "cuda"]
+    command = [
+        sys.executable,
+        "-m",
+        "dpobench",
+        "run",
+        "--preset",
+        "tiny",
+        "--variants",
+        "dpo,ipo",
+        "--device",
+        "cuda",
+        "--no-baselines",
+    ]
     options = ["--set", f"recipe.precision={precision}", "--out", str(tmp_path / "out")]
     environment = os.environ | {"DPOBENCH_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command + options, capture_output=True, text=True, check=False, env=environment)

@@ -75,7 +75,7 @@ def hashes(folder, pattern="*"):
 def test_leaderboard_has_its_columns_and_every_variant_beside_the_reference(finished):
     rows = leaderboard(finished)
     assert set(rows["dpo"]) >= COLUMNS
-    assert set(rows) == {"dpo", "ipo", "cdpo", "reference"}
+    assert set(rows) == {"dpo", "ipo", "cdpo", "sft", "reference", "best of 4 of the reference"}
     for name in ("dpo", "ipo", "cdpo"):
         row = rows[name]
         assert row["seeds"] == "2"
@@ -89,14 +89,18 @@ def test_leaderboard_has_its_columns_and_every_variant_beside_the_reference(fini
 
 def test_every_number_leads_to_a_run_a_commit_a_data_hash_and_a_seed(finished):
     plan = json.loads((finished / "plan.json").read_text())
-    assert len(plan["runs"]) == 3 * 2 * 2
+    # Three variants at two betas, and the baseline at its default; two seeds.
+    assert len(plan["runs"]) == (3 * 2 + 1) * 2
     for entry in plan["runs"]:
         note = json.loads((finished / "runs" / entry["id"] / "run.json").read_text())
         assert note["status"] == "done"
         assert note["seed"] in (0, 1)
         assert {"commit", "versions", "data_hash", "model_hash", "threads", "device"} <= set(note["provenance"])
         assert note["checks"]["start_margin"] < 2e-5
-        assert note["checks"]["start_loss"] == pytest.approx(note["checks"]["start_declared"], rel=1e-4)
+        # The baseline's likelihood has no value that is known beforehand.
+        assert (note["checks"]["start_declared"] is None) == (note["variant"] == "sft")
+        if note["variant"] != "sft":
+            assert note["checks"]["start_loss"] == pytest.approx(note["checks"]["start_declared"], rel=1e-4)
         assert note["checks"]["reload_max_difference"] <= 1e-5
     listed = leaderboard(finished)["dpo"]["run_ids"]
     assert any(entry["id"] in listed for entry in plan["runs"])
@@ -106,14 +110,14 @@ def test_the_same_run_again_does_nothing_and_writes_the_same_report(dpobench, fi
     before = hashes(finished / "report")
     times = {f: f.stat().st_mtime_ns for f in (finished / "runs").rglob("*") if f.is_file()}
     done = dpobench(*COMMAND, "--out", finished)
-    assert "12 runs planned, 12 done already" in done.stdout
+    assert "14 runs planned, 14 done already" in done.stdout
     assert hashes(finished / "report") == before
     assert {f: f.stat().st_mtime_ns for f in (finished / "runs").rglob("*") if f.is_file()} == times
 
 
 def test_a_further_grid_point_trains_that_point_alone(dpobench, finished):
     done = dpobench(*COMMAND, "--beta-grid", "dpo=0.1,0.3,0.5", "--out", finished)
-    assert "14 runs planned, 12 done already" in done.stdout
+    assert "16 runs planned, 14 done already" in done.stdout
     assert dpobench(*COMMAND, "--out", finished).returncode == 0
 
 
@@ -139,6 +143,54 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_numbers(ca
     assert hashes(out / "runs", "*.parquet").items() <= hashes(finished / "runs", "*.parquet").items()
     assert leaderboard(out) == leaderboard(finished)
     assert not list(out.rglob("*.part"))
+
+
+ROUNDS = (
+    "run", "--preset", "tiny", "--variants", "dpo", "--rounds", "2", "--no-baselines", "--label-noise", "0.3", "--workers", "1",
+    "--threads", "1", "--set", "evaluation.evaluators=['winrate','kl']", "--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_in_the_second_round_it_ends_with_the_same_numbers(cache, dpobench, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    done = dpobench(*ROUNDS, "--out", whole)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = json.loads((whole / "plan.json").read_text())["runs"]
+    assert [run["condition"] for run in planned] == [{}, {"label_noise": 0.3}, {"round": 2}]
+    pairs = whole / "reference" / planned[2]["reference"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpobench", *ROUNDS, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+    )
+    # As soon as the run of the second round is being given its pairs, or has them.
+    while process.poll() is None and not list((out / "reference").glob(f"*{pairs.name}*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "2 of 3 runs done" in dpobench("status", out).stdout
+    done = dpobench(*ROUNDS, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("*.safetensors", "*.parquet"):
+        assert hashes(out / "runs", name) == hashes(whole / "runs", name)
+    assert leaderboard(out) == leaderboard(whole)
+    first, noisy, second = (json.loads((whole / "runs" / run["id"] / "run.json").read_text()) for run in planned)
+    assert second["answered"] == json.loads((pairs / "counts.json").read_text())
+    assert second["predecessor"] == first["id"]
+    assert second["checks"]["start_margin"] < 2e-5
+    assert (noisy["pairs"], noisy["flipped"]) == (256, 77)
+
+
+@pytest.mark.slow
+def test_a_round_whose_predecessor_diverged_says_so_and_costs_nothing_else(dpobench, tmp_path):
+    out = tmp_path / "out"
+    done = dpobench(*ROUNDS, "--lr-grid", "5e-4,1.0", "--set", "recipe.weight_decay=1e3", "--out", out)
+    assert done.returncode == 2, done.stdout + done.stderr
+    states = [line.split("  ") for line in dpobench("status", out).stdout.splitlines()[:-1]]
+    assert [state[1] for state in states] == ["done", "diverged", "done", "diverged", "done", "failed"]
+    assert "is diverged: there is no policy to go on from" in states[-1][2]
 
 
 def test_a_run_that_fails_costs_itself_alone(dpobench, finished, tmp_path):
@@ -192,6 +244,7 @@ def test_divergence_is_named_with_its_step_and_stands_in_the_report(dpobench, tm
         "dpo",
         "--lr-grid",
         "5e-4,1.0",
+        "--no-baselines",
         "--set",
         "recipe.weight_decay=1e3",
         "--out",
@@ -242,8 +295,7 @@ def test_checkpoints_trained_elsewhere_enter_the_same_report(dpobench, finished,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = leaderboard(out)
-    assert {"reference"} < set(rows)
-    (own,) = set(rows) - {"reference"}
+    (own,) = set(rows) - {"reference", "best of 4 of the reference"}
     assert float(rows[own]["kl"]) > 0
     assert rows[own]["win_rate"]
 

@@ -11,6 +11,7 @@ from dpobench import Objective, Pairs, loss
     strength="weight",
     unit="weight",
     reference=False,
+    baseline=True,
 )
 def sft(pairs: Pairs, *, weight: float = 1.0) -> Objective:
     r"""Negative log-likelihood of the chosen answers: $-w \sum_i p_{w,i} / \sum_i n_{w,i}$ over the global batch.

@@ -29,7 +29,8 @@ from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluate import SAMPLES
 from dpobench.execute import execute, is_done
 from dpobench.experiment import Evaluation, Recipe
-from dpobench.runner import Machine, default_cache, plan_jobs
+from dpobench.kept import cache_folder
+from dpobench.runner import Machine, plan_jobs
 from dpobench.train import batch_at
 from dpobench.workers import import_all, quiet
 
@@ -155,7 +156,7 @@ def cpu_seconds(command: Sequence[str], log: Path) -> float:
     """
     alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     own = {
-        "DPOBENCH_CACHE": str(default_cache().resolve()),
+        "DPOBENCH_CACHE": str(cache_folder().resolve()),
         "HF_DATASETS_CACHE": str(log.parent.resolve() / "datasets"),
     }
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -283,7 +284,7 @@ def _shares(out: Path, preset: str, grids: Mapping[str, Sequence[float]]) -> lis
 
     quiet(1)
     import_all()
-    jobs = plan_jobs(settings.experiment(told)[0], out, Machine("cpu", 1, 1, default_cache()), Console(quiet=True))
+    jobs = plan_jobs(settings.experiment(told)[0], out, Machine("cpu", 1, 1, cache_folder()), Console(quiet=True))
     found = []
     for job in [job for job in jobs if not is_done(job)]:
         marks: list[tuple[float, Mapping[str, Any]]] = []
@@ -334,7 +335,7 @@ def run(folder: Path, cells: int | None = None) -> Generator[str, None, dict[str
             raise UserError(f"the sweep is compared with {name}, which is not installed; pip install 'dpobench{extra}'")
     asked, ours, theirs = task(cells), folder / "ours", folder / "theirs"
     theirs.mkdir(parents=True)
-    synthetic.build(settings.preset(asked.preset)["world"], default_cache())
+    synthetic.build(settings.preset(asked.preset)["world"], cache_folder())
     own = cpu_seconds(our_command(asked, ours), folder / "ours.log")
     yield f"one run of {len(asked.cells)} cells: {own:.1f} CPU seconds"
     peer = _Peer(asked, ours, theirs)

@@ -11,7 +11,7 @@ from dpobench.errors import UserError
 from dpobench.store import building, digest, folder_hash, seal, sealed, write_bytes, write_json
 from dpobench.synthetic.settings import Settings
 
-__all__ = ["Settings", "build", "location", "presets"]
+__all__ = ["Settings", "build", "location", "presets", "undertrained"]
 _HERE = Path(__file__).parent
 
 
@@ -50,6 +50,44 @@ def build(preset_world: Mapping[str, Any], cache: Path, say: Callable[[str], Non
             _make(part, settings, say or (lambda line: None))
             seal(part)
     return folder
+
+
+def undertrained(preset_world: Mapping[str, Any], cache: Path, quality: float) -> Path:
+    """The base model of a world after a share of its training, or where an earlier call left it. The world itself is not made.
+
+    The learning rate runs its whole course in the fewer steps: the model has seen less, it is not caught in the middle.
+
+    Args:
+        preset_world: settings that differ from the defaults of `Settings`.
+        cache: folder in which worlds are kept.
+        quality: share of the steps, above 0 and at most 1.
+
+    Returns: a folder with `model/` and `measured.json` (its steps, its loss on held-out reviews and the grammar's floor).
+
+    Raises:
+        UserError: a setting that is unknown or out of range.
+    """
+    settings = Settings.parse(preset_world)
+    steps = max(1, round(quality * settings.steps))
+    folder = location(preset_world, cache)
+    folder = folder.with_name(f"base-{folder.name.removeprefix('world-')}-{steps}")
+    if not sealed(folder):
+        with building(folder) as part:
+            _train_alone(part, replace(settings, steps=steps))
+            seal(part)
+    return folder
+
+
+def _train_alone(folder: Path, settings: Settings) -> None:
+    from dpobench.synthetic.base import reproducible
+    from dpobench.synthetic.construction import Construction
+
+    with reproducible(settings.seed):
+        work = Construction(replace(settings, device=_device(settings.device)))
+        work.train()
+        work.measure()
+        work.save_model(folder)
+    write_json(folder / "measured.json", {"steps": settings.steps, **work.measured})
 
 
 def _device(wanted: str) -> str:

@@ -108,6 +108,11 @@ class Construction:
 
     def save(self, folder: Path) -> None:
         """Write model, tokenizer and tasks."""
+        self.save_model(folder)
+        write_tasks(folder / "tasks", self.grammar, self.reviews, self.held_out_prompts, self.settings.seed)
+
+    def save_model(self, folder: Path) -> None:
+        """Write model and tokenizer."""
         # A progress bar for one file of a megabyte says nothing.
         visible = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
@@ -117,7 +122,6 @@ class Construction:
             if visible:
                 logging.enable_progress_bar()
         self.tokenizer.save_pretrained(folder / "model")
-        write_tasks(folder / "tasks", self.grammar, self.reviews, self.held_out_prompts, self.settings.seed)
 
 
 def _share(pairs: Sequence[Pair], condition: Callable[[Pair], bool]) -> float:

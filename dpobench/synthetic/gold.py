@@ -56,6 +56,35 @@ def biased(prompt: str, completion: str, *, bonus: float = 0.05) -> dict[str, fl
     return {"score": proxy, "unbiased": parts["score"]} | {k: v for k, v in parts.items() if k != "score"}
 
 
+def substance(prompt: str, completion: str) -> dict[str, float]:
+    """What a review says, whatever its faults: the part of `score` that grows with true statements; see `form` for the rest."""
+    return {"score": _said(score(prompt, completion))}
+
+
+def form(prompt: str, completion: str) -> dict[str, float]:
+    """How a review is written, whatever it says: the part of `score` that faults and length take away, at most zero.
+
+    Returns: `score`; with `substance` it adds up to the whole.
+    """
+    parts = score(prompt, completion)
+    return {"score": parts["score"] - _said(parts)}
+
+
+def substance_long(prompt: str, completion: str) -> dict[str, float]:
+    """`substance` for a world of longer reviews."""
+    return {"score": _said(score_long(prompt, completion))}
+
+
+def form_long(prompt: str, completion: str) -> dict[str, float]:
+    """`form` for a world of longer reviews."""
+    parts = score_long(prompt, completion)
+    return {"score": parts["score"] - _said(parts)}
+
+
+def _said(parts: Mapping[str, float]) -> float:
+    return parts["sentiment"] + ASPECT_WORTH * parts["aspects"]
+
+
 def is_clean(parts: Mapping[str, float]) -> bool:
     """Whether a judged review has no fault but, at most, its length."""
     return not any(parts[fault] for fault in ("ungrammatical", "false", "repeated", "missing"))

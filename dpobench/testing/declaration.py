@@ -37,6 +37,8 @@ def declaration(variant: Variant) -> str:
             return f"the grid of {name} is empty; declare the values a user should try"
         if any(low >= high for low, high in pairwise(grid)):
             return f"the grid of {name} is {grid}; write distinct values in rising order"
+    if declared.get("baseline") and (declared["reference"] or variant.needs or variant.columns):
+        return "baseline=True, but the loss has a reference, needs or columns; a baseline learns from the chosen answers alone"
     return _needs_declared(variant) or _running_declared(variant) or _start_declared(variant)
 
 

@@ -1,15 +1,18 @@
 """Our rows are lm-eval's own, document by document."""
 
+import dataclasses
 import json
 import logging
 import math
 import random
+import shutil
 import warnings
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 from dpobench import UserError
 from dpobench.checkpoint import Checkpoint
@@ -73,6 +76,7 @@ def model_folder(tiny, tokenizer, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "kept"))
 
 
 @pytest.fixture
@@ -107,7 +111,6 @@ def checkpoint(model_folder):
 
 def by_lm_eval(model_folder, folder, names):
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -175,9 +178,18 @@ def test_an_option_longer_than_the_context_is_named_before_the_run(checkpoint, t
     docs.append({"question": "a b", "options": ["c", "d " * 60], "answer": 0})
     calls = []
     checkpoint.policy.register_forward_pre_hook(lambda *_: calls.append(1))
-    with pytest.raises(UserError, match=r"task 'pick' document 2: an option of 60 tokens.*1 to 48"):
+    with pytest.raises(UserError, match=r"task 'pick' document 2: an option of 60 tokens.*1 to 48\. Set .*limit to 2"):
         benchmarks(checkpoint, held(tiny, write_tasks(tmp_path, docs), "pick"))
     assert not calls
+
+
+def test_an_answer_longer_than_the_context_is_named_before_the_run(checkpoint, tiny, tasks):
+    (tasks / "write.yaml").write_text((tasks / "write.yaml").read_text().replace("max_gen_toks: 4", "max_gen_toks: 48"))
+    with pytest.raises(
+        UserError, match=r"task 'write': answers of up to 48 tokens.*context of 48; set .*max_gen_toks lower"
+    ):
+        benchmarks(checkpoint, held(tiny, tasks, "write"))
+    assert len(benchmarks(checkpoint, held(tiny, tasks, "write"), max_gen_toks=3)) == 24
 
 
 def test_a_context_that_lost_its_start_is_told(checkpoint, tiny, tmp_path):
@@ -208,30 +220,23 @@ def test_a_context_that_lost_its_start_scores_as_in_lm_eval_itself(checkpoint, m
 
 
 def test_lm_evals_own_index_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
-    from lm_eval.tasks import TaskManager
-
     asked = []
-
-    def stock(folders):
-        asked.append(folders)
-        return TaskManager(include_path=list(folders), include_defaults=False)
-
-    monkeypatch.setattr(module, "_with_stock", stock)
+    monkeypatch.setattr(module, "_stock", lambda: asked.append(1) or TaskManager(str(tasks), include_defaults=False))
     benchmarks(checkpoint, held(tiny, tasks, "pick"))
     assert asked == []
-    with pytest.raises(UserError, match=r"no task is called 'pik' in .*tasks or in lm-eval\. Nearest: 'pick'"):
-        benchmarks(checkpoint, held(tiny, tasks, "pik"))
-    assert asked == [(str(tasks),)]
-    (tasks / "torn.yaml").write_text("task: [")
-    with pytest.raises(UserError, match=r"torn\.yaml is there, but lm-eval finds no task of that name in it"):
-        benchmarks(checkpoint, held(tiny, tasks, "torn"))
+    with pytest.raises(UserError, match=r"task 'piqa' cannot be loaded.*docs/benchmarks.md"):
+        benchmarks(checkpoint, held(tiny, tasks, "piqa"))
+    assert asked == [1]
 
 
 def test_a_missing_folder_or_data_file_is_named(checkpoint, tasks, tiny):
     with pytest.raises(UserError, match="elsewhere: no such folder"):
         benchmarks(checkpoint, held(tiny, tasks / "elsewhere", "pick"))
-    (tasks / "docs.jsonl").unlink()
+    (tasks / "docs.jsonl").write_text("{")
     with pytest.raises(UserError, match="task 'pick' cannot be loaded"):
+        benchmarks(checkpoint, held(tiny, tasks, "pick"))
+    (tasks / "docs.jsonl").unlink()
+    with pytest.raises(UserError, match=r"task 'pick' reads .*docs\.jsonl, which is not there"):
         benchmarks(checkpoint, held(tiny, tasks, "pick"))
 
 
@@ -240,3 +245,121 @@ def test_a_mistyped_metric_is_named_and_not_looked_up_on_the_hub(checkpoint, tas
     file.write_text(file.read_text().replace("metric: acc,", "metric: acccc,"))
     with pytest.raises(UserError, match=r"task 'pick' asks for metric 'acccc'.*did you mean 'acc'"):
         benchmarks(checkpoint, held(tiny, tasks, "pick"))
+
+
+def test_the_first_documents_are_those_of_lm_evals_own_limit(checkpoint, tasks, tiny):
+    every, first = (benchmarks(checkpoint, held(tiny, tasks, "pick", "write"), limit=limit) for limit in (0, 5))
+    assert {int(key.partition("/")[2]) for key in first["prompt"]} == set(range(5))
+    kept = every["prompt"].str.partition("/")[2].astype(int) < 5
+    both = every[kept & (every["metric"] != "truncated")].reset_index(drop=True)
+    assert first.equals(both)
+
+
+def test_options_that_look_alike_to_the_model_are_told(checkpoint, tiny, tmp_path):
+    docs = [{"question": "a b", "options": ["c", "d"], "answer": 0}]
+    # Words nobody knows: both options are the same tokens, and lm-eval takes the first.
+    docs += [{"question": "a b", "options": ["right", "wrong"], "answer": label} for label in (0, 1)]
+    file = write_tasks(tmp_path, docs) / "pick.yaml"
+    file.write_text(file.read_text().replace("num_fewshot: 1", ""))
+    found = benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
+    assert tiny.values(found, "tied") == [0, 1, 1]
+    assert tiny.values(found, "acc")[1:] == [1, 0]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts what lm-eval is asked to score."""
+    seen = []
+    evaluate = module.lm_eval.evaluate
+    monkeypatch.setattr(
+        module.lm_eval,
+        "evaluate",
+        lambda model, tasks, **more: seen.extend(tasks["tasks"]) or evaluate(model, tasks, **more),
+    )
+    return seen
+
+
+def test_a_checkpoint_is_never_scored_twice_on_a_task(model_folder, tasks, tiny, passes, tmp_path):
+    found = benchmarks(Checkpoint(model_folder, model_folder), held(tiny, tasks, "pick", "read"))
+    assert passes == ["pick", "read"]
+    # The same weights elsewhere, the same tasks elsewhere, and one task more.
+    twin, moved = tmp_path / "twin", tmp_path / "moved"
+    shutil.copytree(model_folder, twin)
+    shutil.copytree(tasks, moved)
+    for file in moved.glob("*.yaml"):
+        file.write_text(file.read_text().replace(str(tasks), str(moved)))
+    again = benchmarks(Checkpoint(twin, twin), held(tiny, moved, "pick", "read", "write"))
+    assert passes == ["pick", "read", "write"]
+    assert again[again["group"] != "write"].reset_index(drop=True).equals(found)
+
+
+def test_another_checkpoint_never_gets_its_answers(checkpoint, tiny, tokenizer, tasks, passes, tmp_path):
+    first = benchmarks(checkpoint, held(tiny, tasks, "read"))
+    tiny.llama(28, seed=6, max_position_embeddings=48).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    second = benchmarks(Checkpoint(tmp_path / "other", tmp_path / "other"), held(tiny, tasks, "read"))
+    assert passes == ["read", "read"]
+    assert (first["value"] != second["value"]).all()
+
+
+CHANGES = {
+    "a document": ("docs.jsonl", '"answer": 0', '"answer": 1'),
+    "the question's form": ("pick.yaml", 'doc_to_text: "{{question}}"', 'doc_to_text: "{{question}} a"'),
+    "the examples": ("pick.yaml", "num_fewshot: 1", "num_fewshot: 2"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_task_is_scored_anew(checkpoint, tasks, tiny, passes, change):
+    benchmarks(checkpoint, held(tiny, tasks, "pick"))
+    name, old, new = CHANGES[change]
+    text = (tasks / name).read_text()
+    assert old in text
+    (tasks / name).write_text(text.replace(old, new, 1))
+    benchmarks(checkpoint, held(tiny, tasks, "pick"))
+    assert passes == ["pick", "pick"]
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"budget": 64}, {"limit": 3}, {"max_gen_toks": 2}])
+def test_another_setting_is_another_score(checkpoint, tasks, tiny, passes, change):
+    for settings in ({}, change, change):
+        benchmarks(checkpoint, held(tiny, tasks, "write"), **settings)
+    assert passes == ["write", "write"]
+
+
+def test_a_damaged_or_forbidden_cache_costs_time_and_no_result(checkpoint, tasks, tiny, passes, tmp_path, monkeypatch):
+    found = benchmarks(checkpoint, held(tiny, tasks, "pick"))
+    (file,) = (tmp_path / "kept").rglob("*.parquet")
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:200], whole[:400] + bytes([whole[400] ^ 255]) + whole[401:]):
+        file.write_bytes(damaged)
+        assert benchmarks(checkpoint, held(tiny, tasks, "pick")).equals(found)
+        assert file.read_bytes() == whole
+    monkeypatch.setenv("DPOBENCH_CACHE", str(file))
+    assert benchmarks(checkpoint, held(tiny, tasks, "pick")).equals(found)
+    assert passes == ["pick"] * 5
+
+
+def test_tasks_remembered_between_checkpoints_score_alike(checkpoint, tasks, tiny, monkeypatch):
+    monkeypatch.setattr(module, "kept", lambda kind, checkpoint, told, compute: compute())
+    remembered = {}
+
+    def once(what, compute):
+        return remembered[what] if what in remembered else remembered.setdefault(what, compute())
+
+    asked = held(tiny, tasks, "pick", "write", "read")
+    plain = benchmarks(checkpoint, asked)
+    asked = dataclasses.replace(asked, once=once)
+    assert benchmarks(checkpoint, asked).equals(plain)
+    assert benchmarks(checkpoint, asked).equals(plain)
+    assert len(remembered) == 1
+
+
+def test_a_chat_template_is_asked_for_where_there_is_one(checkpoint, tasks, tiny):
+    with pytest.raises(UserError, match="template = true, but the tokenizer has no chat template"):
+        benchmarks(checkpoint, held(tiny, tasks, "pick"), template=True)
+    plain = benchmarks(checkpoint, held(tiny, tasks, "read", "pick"))
+    checkpoint.tokenizer.chat_template = "{% for message in messages %}a {{ message['content'] }} b {% endfor %}"
+    turned = benchmarks(checkpoint, held(tiny, tasks, "read", "pick"), template=True)
+    assert turned[turned["group"] == "pick"].shape == plain[plain["group"] == "pick"].shape
+    assert checkpoint.tokenizer.chat_template is not None

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dpobench import Checkpoint, HeldOut, Prompt
-from dpobench.heldout import Sampling
+from dpobench.heldout import Aim, Sampling
 from dpobench.logprobs import score_sequences
 from dpobench.registry import evaluators
 from dpobench.sampling import sample
@@ -55,10 +55,16 @@ def scored(tiny, tokenizer, tmp_path_factory):
             task_folders=(root,),
             judge=lambda asked, texts: pd.DataFrame({"score": [float(len(text)) for text in texts]}),
             sampling=SAMPLING,
+            pool=base,
+            objectives={"words": Aim(judge=words, key="w"), "pairs": Aim(pairs=read_pairs(root / "pairs.parquet"))},
         )
         for name in evaluators.names():
             tables[name, checkpoint.is_reference] = evaluators.get(name).function(checkpoint, held_out)
     return tables
+
+
+def words(asked, texts):
+    return pd.DataFrame({"score": [float(len(text.split())) for text in texts]})
 
 
 def pairs_of(reference):

@@ -66,6 +66,34 @@ def test_the_expected_estimate_is_the_exact_divergence_over_all_sequences(tiny):
     assert np.std(tiny.values(found, "kl")) < np.std(tiny.values(found, "kl_k1"))
 
 
+def test_per_token_and_by_position_too_the_expected_estimate_is_the_exact_one(tiny):
+    policy, reference = tiny.llama(5, seed=1), tiny.llama(5, seed=2)
+    answers, prompt = list(enumerated(5, 4)), (1, 2, 3)
+    weights = np.exp(direct_logps(policy, prompt, answers))
+    # From the conditional distributions themselves: one plain forward pass for every prefix an answer can have.
+    exact = {}
+    for prefix in {tuple(answer[:t]) for answer in answers for t in range(len(answer))}:
+        with torch.no_grad():
+            logp, logq = (
+                model(torch.tensor([[*prompt, *prefix]])).logits[0, -1].double().log_softmax(-1)
+                for model in (policy, reference)
+            )
+        exact[prefix] = float((logp.exp() * (logp - logq)).sum())
+    steps = [[exact[tuple(answer[:t])] for t in range(len(answer))] for answer in answers]
+    per_token = weights @ [np.mean(own) for own in steps]
+    found = kl(
+        tiny.checkpoint_of(policy, reference),
+        tiny.held_out_of(tiny.samples_of({"p": answers}), prompts={"p": prompt}),
+        bucket=2,
+    )
+    assert weights @ tiny.values(found, "kl_per_token") == pytest.approx(per_token, abs=1e-5)
+    # Another definition of "per token", all tokens of all answers alike, is another number.
+    assert abs(weights @ [np.sum(own) for own in steps] / (weights @ [len(own) for own in steps]) - per_token) > 1e-3
+    late = [weight for weight, answer in zip(weights, answers, strict=True) if len(answer) > 2]
+    expected = [np.mean(own[2:]) for own in steps if len(own) > 2]
+    assert np.dot(late, tiny.values(found, "kl_position", "2-3")) == pytest.approx(np.dot(late, expected), abs=1e-5)
+
+
 @pytest.mark.parametrize("twin", [False, True])
 def test_the_reference_is_at_exactly_zero(tiny, twin):
     model = tiny.llama()

@@ -50,6 +50,20 @@ def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
         assert tiny.values(found, metric) == pytest.approx(values, abs=1e-5), metric
 
 
+def test_a_loss_that_is_known_is_asked_what_it_prefers(tiny, policy):
+    """Chosen 3 x 0.5 = 1.5 nats against 2 x 0.6 = 1.2: right by sums of log-ratios, whatever the reward per token."""
+    pairs = [pair(policy, [0.5] * 3, [0.6] * 2), pair(policy, [30.0] * 3, [0.6] * 2)]
+    checkpoint = tiny.checkpoint_of(policy, tiny.llama(seed=9))
+    vars(checkpoint)["run"] = {"variant": "dpo", "params": {"beta": 0.1}, "strength": "beta"}
+    found = preference(checkpoint, tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs))
+    assert tiny.values(found, "own_accuracy") == [1, 1]
+    # beta times 88.8 nats is 8.9: the slope is sigma(-8.9), far below a hundredth of one half.
+    assert tiny.values(found, "saturated") == [0, 1]
+    vars(checkpoint)["run"] = {}
+    found = preference(checkpoint, tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs))
+    assert not {"own_accuracy", "saturated"} & set(found["metric"])
+
+
 def test_pairs_of_one_prompt_are_draws_of_it(tiny, policy):
     """They fall on one side of the selection/test split together, and are no independent units."""
     twins = [pair(policy, [0, 0, 0], [0, 0], name) for name in ("first", "second")]

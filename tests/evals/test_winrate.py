@@ -40,29 +40,49 @@ def by_draw(frame, metric, group):
 
 
 def test_wins_ties_and_losses_are_counted_against_the_same_draw(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out)
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     check(found, winrate.__dpobench__[1]["metrics"], "winrate")
     # 2 > 1; 0 < 3; the texts are identical; equal scores of different texts; two verdicts are missing.
     assert by_draw(found, "win_rate", "reference") == {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
+    assert by_draw(found, "tie", "reference") == {("p", 0): 0, ("p", 1): 0, ("p", 2): 1, ("q", 0): 1}
     missing = by_draw(found, "missing", "reference")
     assert {key for key, value in missing.items() if value} == {("q", 1), ("q", 2)}
     assert len(missing) == 6
 
 
 def test_the_chosen_answer_is_an_opponent_where_there_is_one(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out)
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     assert by_draw(found, "win_rate", "chosen") == {("q", 0): 0, ("q", 2): 0}
     assert by_draw(found, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1, ("q", 2): 0}
 
 
+def test_missing_verdicts_are_counted_as_lost_and_as_won(held_out, tiny):
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    known = {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
+    assert by_draw(found, "win_rate_worst", "reference") == {**known, ("q", 1): 0, ("q", 2): 0}
+    assert by_draw(found, "win_rate_best", "reference") == {**known, ("q", 1): 1, ("q", 2): 1}
+
+
+def test_too_many_missing_verdicts_end_the_scoring_and_say_what_to_do(held_out, tiny):
+    with pytest.raises(UserError, match=r"no verdict on 2 of 6 comparisons with reference; at most 5%.*most_missing"):
+        winrate(tiny.checkpoint_of(None), held_out)
+
+
+def test_only_the_opponents_asked_for_are_met(held_out, tiny):
+    alone = dataclasses.replace(held_out, opponents=("reference",))
+    assert set(winrate(tiny.checkpoint_of(None), alone, most_missing=1.0)["group"]) == {"", "reference"}
+    nobody = dataclasses.replace(held_out, opponents=())
+    assert set(winrate(tiny.checkpoint_of(None), nobody)["metric"]) == {"reward", "reward_words"}
+
+
 def test_rewards_and_their_parts_are_those_of_the_samples(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out)
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     assert by_draw(found, "reward", "") == {("p", 0): 2, ("p", 1): 0, ("p", 2): 5, ("q", 0): 1.5, ("q", 2): 1}
     assert tiny.values(found, "reward_words") == [1] * 6
 
 
 def test_every_answer_is_judged_once(held_out, tiny):
-    winrate(tiny.checkpoint_of(None), held_out)
+    winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == 12
 
 
@@ -72,11 +92,11 @@ def test_the_answers_that_every_policy_meets_are_judged_once(held_out, tiny):
     def once(what, compute):
         return kept[what] if what in kept else kept.setdefault(what, compute())
 
-    expected = winrate(tiny.checkpoint_of(None), held_out)
+    expected = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     remembering = dataclasses.replace(held_out, once=once)
     for asked in (12, 5):
         held_out.judge.asked.clear()
-        assert winrate(tiny.checkpoint_of(None), remembering).equals(expected)
+        assert winrate(tiny.checkpoint_of(None), remembering, most_missing=1.0).equals(expected)
         # The policy's six answers, of which "3" is the reference's, too; five others of the reference, and "good".
         assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == asked
 
@@ -84,7 +104,7 @@ def test_the_answers_that_every_policy_meets_are_judged_once(held_out, tiny):
 def test_identical_texts_tie_even_without_a_verdict(tiny):
     same = tiny.samples_of({"p": [[1], [1]]})
     held_out = tiny.held_out_of(same, judge=scripted({"1": math.nan}))
-    found = winrate(tiny.checkpoint_of(None), held_out)
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     assert tiny.values(found, "win_rate", "reference") == [0.5, 0.5]
     assert tiny.values(found, "missing") == [0, 0]
     assert tiny.values(found, "reward") == []
@@ -121,3 +141,60 @@ def test_an_opponent_without_an_answer_is_an_error(tiny):
     own, reference = tiny.samples_of({"p": [[1], [2]]}), tiny.samples_of({"p": [[1]]})
     with pytest.raises(DpobenchError, match="no answer 1 to prompt p"):
         winrate(tiny.checkpoint_of(None), tiny.held_out_of(own, reference, judge=scripted({"1": 0, "2": 0})))
+
+
+@pytest.fixture
+def compared(tiny):
+    """Held-out inputs with a judge that prefers the larger number and cannot read a 6; and the tables that were kept."""
+    own = tiny.samples_of({"p": [[1], [2]], "q": [[3], [6]]})
+    reference = tiny.samples_of({"p": [[5], [2]], "q": [[1], [4]]})
+    asked, kept = [], {}
+
+    def judge(prompts, first, second):
+        asked.append(len(prompts))
+        p = [math.nan if "6" in (a, b) else float(int(a) > int(b)) for a, b in zip(first, second, strict=True)]
+        said = ["unparsable" if math.isnan(x) else "first" if x else "second" for x in p]
+        return pd.DataFrame({"p_first": p, "verdict": said, "raw": "words", "tokens": 2, "latency": 0.1, "cost": 0.5})
+
+    found = tiny.held_out_of(own, reference, pairwise=judge, keep=lambda name, frame: kept.update({name: frame}))
+    return dataclasses.replace(tiny.with_chosen(found, {"q": "2"}), opponents=("reference",)), asked, kept
+
+
+def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
+    held_out, asked, kept = compared
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.25)
+    check(found, winrate.__dpobench__[1]["metrics"], "winrate")
+    assert asked == [6, 2], "three comparisons that are no ties, both orders; then the two without a verdict again"
+    assert by_draw(found, "win_rate", "reference") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 1}
+    assert by_draw(found, "missing", "reference") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
+    assert by_draw(found, "win_rate_worst", "reference")["q", 1] == 0
+    assert by_draw(found, "win_rate_best", "reference")["q", 1] == 1
+    assert by_draw(found, "tie", "reference") == {("p", 0): 0, ("p", 1): 1, ("q", 0): 0}
+    assert by_draw(found, "first_shown", "reference") == {("p", 0): 0.5, ("q", 0): 0.5}
+    assert by_draw(found, "inconsistent", "reference") == {("p", 0): 0, ("q", 0): 0}
+    verdicts = kept["verdicts"]
+    assert list(verdicts) == ["prompt", "draw", "a", "b", "order", "p_a", "verdict", "raw", "tokens", "latency", "cost"]
+    assert verdicts["verdict"].tolist() == ["b", "b", "tie", "tie", "a", "a", "unparsable", "unparsable"]
+    assert verdicts["cost"].tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5, 1.0, 1.0]
+    assert set(verdicts["b"]) == {"reference"}
+
+
+def test_verdicts_are_kept_even_where_too_many_are_missing(compared, tiny):
+    held_out, _, kept = compared
+    with pytest.raises(UserError, match=r"no verdict on 1 of 4 comparisons with reference \(one of them: 'words'\)"):
+        winrate(tiny.checkpoint_of(None), held_out)
+    assert len(kept["verdicts"]) == 8
+
+
+def test_the_chosen_answer_is_met_where_it_was_asked_for(compared, tiny):
+    held_out = dataclasses.replace(compared[0], opponents=("reference", "chosen"))
+    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.5)
+    assert by_draw(found, "win_rate", "chosen") == {("q", 0): 1}
+    assert by_draw(found, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1}
+
+
+def test_against_itself_the_reference_ties_without_a_call(compared, tiny):
+    held_out, asked, _ = compared
+    itself = dataclasses.replace(held_out, samples=held_out.reference_samples)
+    assert tiny.values(winrate(tiny.checkpoint_of(None), itself), "win_rate", "reference") == [0.5] * 4
+    assert asked == []
