@@ -71,7 +71,8 @@ def test_an_experiment_can_be_planned_with_it(site):
         site, "run", "--variants", "dpo,tempered_dpo", "--grid", "tempered_dpo.temperature=1,4", "--dry-run"
     )
     assert done.returncode == 0, done.stderr
-    assert "3 runs;" in done.stdout
+    assert "configurations per variant: dpo 1, tempered_dpo 2; baselines: sft" in done.stdout
+    assert "4 runs;" in done.stdout
 
 
 def test_a_package_may_not_take_a_shipped_name_and_both_places_are_named(tmp_path):
