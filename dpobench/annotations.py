@@ -1,6 +1,7 @@
 """Verdicts that others gave: people, or a judge that ran elsewhere. Read from a file, found again by what was compared.
 
-Three layouts are read: our own (CSV, JSON or a JSON object a line), AlpacaEval's `annotations.json`, and Arena-Hard's judgements.
+Four layouts are read: our own (CSV, JSON or a JSON object a line), AlpacaEval's `annotations.json`, Arena-Hard's judgements, and
+PandaLM's test set.
 """
 
 import csv
@@ -22,8 +23,8 @@ from dpobench.store import file_hash
 
 _VERDICTS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _EXPECTED = (
-    "prompt (the text asked) or prompt_id, first, second, and p_first (0 to 1) or verdict (first, second, tie); AlpacaEval's "
-    "annotations.json and Arena-Hard's judgements are read as they are"
+    "prompt (the text asked) or prompt_id, first, second, and p_first (0 to 1) or verdict (first, second, tie), or a, b, order, and "
+    "p_a or verdict (a, b, tie); AlpacaEval's annotations.json, Arena-Hard's judgements and PandaLM's test set are read as they are"
 )
 # How Arena-Hard writes a comparison for its judge.
 _ARENA = re.compile(
@@ -170,6 +171,10 @@ def _annotations(row: Any, where: str, number: int) -> Iterator[Annotation]:
         yield from _of_arena_hard(row, where, number)
     elif "output_1" in row and "preference" in row:
         yield from _of_alpaca_eval(row, where, number)
+    elif "response1" in row and "annotator1" in row:
+        yield _of_pandalm(row, where, number)
+    elif "a" in row and "b" in row:
+        yield from _own(_as_shown(row, where, number), where, number)
     else:
         yield from _own(row, where, number)
 
@@ -195,6 +200,19 @@ def _own(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation
         )
 
 
+def _as_shown(row: Mapping[str, Any], where: str, number: int) -> dict[str, Any]:
+    """A row of `verdicts.compare`, with the texts as `a` and `b`, as it was shown: with `order` 1, b stood first."""
+    order = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(str(row.get("order") or 0))
+    if order is None:
+        raise BadRow(where, number, "order", f"is {row['order']!r:.40}", "0 where a was shown first, or 1, is expected")
+    first, second = ("b", "a") if order else ("a", "b")
+    p_a, said = row.get("p_a"), str(row.get("verdict") or "").strip().lower()
+    none = p_a in (None, "") or p_a != p_a
+    p_first = None if none else abs(order - _share(p_a, where, number, "p_a"))
+    verdict = {first: "first", second: "second"}.get(said, said)
+    return {**row, "first": row[first], "second": row[second], "p_first": p_first, "verdict": verdict}
+
+
 def _share(value: Any, where: str, number: int, column: str) -> float:
     try:
         share = float(value)
@@ -216,10 +234,23 @@ def _of_alpaca_eval(row: Mapping[str, Any], where: str, number: int) -> Iterator
         raise BadRow(
             where, number, "preference", f"is {preference!r:.40}", "a number from 1 to 2 is expected, or 0 for a tie"
         )
-    asked = str(row.get("instruction", ""))
-    if row.get("input"):
-        asked += f"\n\n{row['input']}"
-    yield Annotation(asked, str(row["output_1"]), str(row["output_2"]), 0.5 if preference == 0 else 2.0 - preference)
+    p_first = 0.5 if preference == 0 else 2.0 - preference
+    yield Annotation(_instruction(row), str(row["output_1"]), str(row["output_2"]), p_first)
+
+
+def _instruction(row: Mapping[str, Any]) -> str:
+    return "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
+
+
+def _of_pandalm(row: Mapping[str, Any], where: str, number: int) -> Annotation:
+    """What most of the people said: 1 the first answer, 2 the second, 0 neither; neither, too, where no two of them agree."""
+    votes = [vote for name, vote in row.items() if re.fullmatch(r"annotator\d+", name)]
+    for vote in votes:
+        if vote not in (0, 1, 2):
+            raise BadRow(where, number, "annotator", f"is {vote!r:.40}", "0 (tie), 1 or 2 is expected")
+    most = [vote for vote in (0, 1, 2) if votes.count(vote) == max(map(votes.count, votes))]
+    p_first = 0.5 if len(most) > 1 else {0: 0.5, 1: 1.0, 2: 0.0}[most[0]]
+    return Annotation(_instruction(row), str(row["response1"]), str(row.get("response2", "")), p_first)
 
 
 def _of_arena_hard(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation]:

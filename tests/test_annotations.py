@@ -87,6 +87,40 @@ def test_alpaca_evals_annotations_are_read_as_they_are(write):
     assert said == [pytest.approx(0.9), 0, 0.5, 0.5, None, None]
 
 
+def test_rows_as_our_own_verdicts_are_kept_are_read_as_they_were_shown(write):
+    row = {"prompt": "Name a colour.", "a": "red", "b": "seven"}
+    told = [
+        {**row, "order": 0, "p_a": 0.9, "verdict": "a"},
+        {**row, "order": 1, "p_a": 0.6, "verdict": "a"},
+        {**row, "a": "blue", "order": 1, "p_a": float("nan"), "verdict": "b"},
+        {**row, "a": "green", "order": 1, "p_a": None, "verdict": "error"},
+        {"prompt_id": ASKED.id, "a": "pink", "b": "seven", "verdict": "a"},
+    ]
+    found = read(write("v.jsonl", lines(*told)))
+    assert found.find(ASKED, "red", "seven") == 0.9
+    # Shown first, "seven" had 1 - 0.6.
+    assert found.find(ASKED, "seven", "red") == pytest.approx(0.4)
+    # "seven" stood first and won.
+    assert found.find(ASKED, "seven", "blue") == 1
+    assert found.find(ASKED, "green", "seven") is None
+    assert found.find(ASKED, "pink", "seven") == 1
+    table = write("v.csv", "prompt,a,b,order,p_a,verdict\nName a colour.,red,seven,1,,b\n")
+    assert read(table).find(ASKED, "seven", "red") == 1
+
+
+def test_pandalms_votes_come_to_what_most_said(write):
+    row = {"instruction": "Name a colour.", "input": "", "response2": "seven"}
+    votes = {"a": (1, 1, 2), "b": (2, 0, 2), "c": (0, 1, 2), "d": (1, 0, 0), "e": (1, 1, 1), "f": (1, 2)}
+    rows = [
+        {**row, "response1": answer, **{f"annotator{at}": vote for at, vote in enumerate(said, 1)}}
+        for answer, said in votes.items()
+    ]
+    rows.append({**rows[0], "input": "Not red."})
+    found = read(write("test.json", json.dumps(rows)))
+    assert [found.find(ASKED, answer, "seven") for answer in votes] == [1, 0, 0.5, 0.5, 1, 0.5]
+    assert found.rows[-1].prompt == "Name a colour.\n\nNot red."
+
+
 def arena(first, second, score, where="user_prompt"):
     shown = (
         f"<|User Prompt|>\nName a colour.\n\n<|The Start of Assistant A's Answer|>\n{first}\n<|The End of Assistant A's Answer|>"
@@ -123,9 +157,12 @@ def test_arena_hards_judgements_are_read_as_they_are(write, where):
         ),
         ("v.jsonl", lines({"prompt": "p", "first": "a", "second": "b", "p_first": 7}), "row 0.*p_first.*is 7"),
         ("v.jsonl", lines({"prompt": "p", "answer": "a"}), "row 0.*first.*is None.*AlpacaEval"),
+        ("v.jsonl", lines({"prompt": "p", "a": "a", "b": "b", "order": 2, "p_a": 1}), "row 0.*order.*is 2"),
+        ("v.jsonl", lines({"prompt": "p", "a": "a", "b": "b", "p_a": "x"}), "row 0.*p_a.*'x'"),
         ("v.jsonl", '{"prompt": "p"\n', "line 1"),
         ("v.jsonl", "[1]\n", "row 0.*list"),
         ("v.json", lines({"instruction": "p", "output_1": "a", "output_2": "b", "preference": 3}), "preference.*is 3"),
+        ("v.json", lines({"instruction": "p", "response1": "a", "response2": "b", "annotator1": 3}), "annotator.*is 3"),
         ("v.jsonl", lines({"games": [{"score": "A>B", "user_prompt": "other"}]}), "games.*template"),
         ("v.jsonl", lines({"games": [arena("a", "b", "C>A")]}), "games.*'C>A'"),
         ("v.jsonl", "", "holds none"),

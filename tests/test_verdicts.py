@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from dpobench import DpobenchError, Prompt, UserError
+from dpobench.stats import crossed_mean, share_interval
 from dpobench.verdicts import COLUMNS, compare, require, summary
 
 ASKED = [Prompt(key, ({"role": "user", "content": key},)) for key in ("p", "q", "r")]
@@ -124,6 +126,31 @@ def test_too_many_missing_verdicts_are_refused_with_what_to_do():
     require([0.0] * 19 + [1.0], 0.05, "reference")
     with pytest.raises(UserError, match=r"no verdict on 2 of 20 comparisons with chosen.*'I cannot'.*most_missing"):
         require([0.0] * 18 + [1.0] * 2, 0.05, "chosen", "I cannot")
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0.02, 0.08), (0.05, 0.2)])
+def test_the_bounds_hold_the_truth_where_verdicts_stay_away_by_their_content(won, lost):
+    """A judge more silent where it would say "lost": without those verdicts a half reads as more, between the bounds it lies."""
+    chance = np.random.default_rng(0)
+    read, alone, bounds = [], [], []
+    for _ in range(400):
+        wins = chance.random(800) < 0.5
+        silent = chance.random(800) < np.where(wins, won, lost)
+        p = np.where(silent, np.nan, wins)
+        pairs = pd.DataFrame(
+            {"at": np.repeat(np.arange(800), 2), "order": np.tile([0, 1], 800), "p_a": np.repeat(p, 2)}
+        )
+        found = summary(pairs.assign(verdict="a", raw=""))
+        known, worst, best = (
+            share_interval(crossed_mean([found[name].dropna().to_numpy()[None]])) for name in ("score", "worst", "best")
+        )
+        read.append(known.value)
+        alone.append(known.low <= 0.5 <= known.high)
+        bounds.append(worst.low <= 0.5 <= best.high)
+    # Of a half, (1 - won) / (2 - won - lost) are left: 0.516 and 0.543.
+    assert np.mean(read) == pytest.approx((1 - won) / (2 - won - lost), abs=0.002)
+    assert np.mean(alone) < 0.92
+    assert np.mean(bounds) >= 0.97
 
 
 def test_no_comparisons_give_an_empty_table():

@@ -169,3 +169,9 @@ def kept(choice: Mapping[str, Any]) -> str | None:
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
     return json.dumps(listed, ensure_ascii=False)
+
+
+def same_model(asked: str, told: str) -> bool:
+    """Whether a server's name for the model that answered may be ours: a version behind it or a folder before it is no other model."""
+    ours, theirs = (name.rstrip("/").rsplit("/", 1)[-1].casefold() for name in (asked, told))
+    return ours in theirs or theirs in ours

@@ -4,6 +4,7 @@ import difflib
 import email.utils
 import functools
 import json
+import logging
 import math
 import os
 import random
@@ -16,12 +17,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from dpobench import UserError
-from dpobench.evals.judges._comparison import kept
+from dpobench.evals.judges._comparison import kept, same_model
 from dpobench.replies import Limits, Replies
 
 # No reply to a request for one verdict is longer than this, bytes.
 LARGEST = 1 << 20
 _AGAIN = frozenset({408, 409, 425, 429})
+# Servers and models of which it was said already that they are not those asked for.
+_TOLD: set[tuple[str, str]] = set()
 _Settings = TypeVar("_Settings")
 
 
@@ -207,9 +210,10 @@ class Endpoint:
     def _key(self) -> str:
         if not self.calls.key:
             return ""
-        if not (found := os.environ.get(self.calls.key, "").strip()):
+        if not (found := os.environ.get(self.calls.key, "").strip()):  # in lower case it may be the key itself
+            shown = f" {self.calls.key}" if self.calls.key.isupper() else " that calls.key names"
             raise UserError(
-                f"the judge's API key is missing: set the environment variable {self.calls.key}, name another one by calls.key, "
+                f"the judge's API key is missing: set the environment variable{shown}, name another one by calls.key, "
                 'or set calls.key to "" for a server that wants none'
             )
         return found
@@ -283,7 +287,8 @@ class Endpoint:
             return Answer(self.clean(content), failed=True, status=status)
         if len(content) > LARGEST:
             return Answer(f"a reply of more than {LARGEST:,} bytes", tokens=read + wrote, latency=latency, cost=most)
-        raw, usage = _unpacked(content, wants_logprobs=bool(request.get("logprobs")))
+        raw, usage, model = _unpacked(content, wants_logprobs=bool(request.get("logprobs")))
+        self._compare_models(model)
         read_really, wrote_really = usage or (read, wrote)
         cost = self.budget.cost(read_really, wrote_really)
         self.replies.charge(0, read_really + wrote_really - read - wrote, cost - most)
@@ -329,6 +334,12 @@ class Endpoint:
             raise self.unknown_model(text) from error
         return status, text
 
+    def _compare_models(self, told: str) -> None:
+        if told and not same_model(self.model, told) and (self.base_url, told) not in _TOLD:
+            _TOLD.add((self.base_url, told))
+            warning = "%s was asked as model %r and answers as %r: whose verdicts are these?"
+            logging.getLogger("dpobench").warning(warning, self.base_url, self.model, self.clean(told))
+
     def unknown_model(self, why: str) -> UserError:
         """What to say when the server does not serve the model, with what it offers."""
         return UserError(f"{self.base_url} does not answer as model {self.model!r} ({why}); {self.offers()}")
@@ -367,8 +378,8 @@ def _retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.tim
         return 0.0
 
 
-def _unpacked(content: str, *, wants_logprobs: bool) -> tuple[str, tuple[int, int] | None]:
-    """The reply in a body, and tokens read and written where the server counts them."""
+def _unpacked(content: str, *, wants_logprobs: bool) -> tuple[str, tuple[int, int] | None, str]:
+    """The reply in a body, tokens read and written where the server counts them, and the model's name."""
     try:
         body = json.loads(content)
         choice = body["choices"][0]
@@ -382,4 +393,4 @@ def _unpacked(content: str, *, wants_logprobs: bool) -> tuple[str, tuple[int, in
     ]
     known = (counts[0], counts[1]) if all(type(count) is int and 0 <= count < 1 << 40 for count in counts) else None
     listed = kept(choice) if wants_logprobs else None
-    return (listed if listed is not None else str(text)), known  # type: ignore[return-value]
+    return (listed if listed is not None else str(text)), known, str(body.get("model") or "")  # type: ignore[return-value]

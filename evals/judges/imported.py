@@ -11,10 +11,11 @@ from dpobench.annotations import read
 
 @judge(pointwise=False)
 def imported(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], *, file: str = "") -> pd.DataFrame:
-    """Look verdicts up in a file: CSV or JSONL of our own schema, AlpacaEval's `annotations.json`, Arena-Hard's judgements.
+    """Look verdicts up in a file: our own schema, AlpacaEval's `annotations.json`, Arena-Hard's judgements, PandaLM's test set.
 
-    A row of the schema holds `prompt` (the content of the last message) or `prompt_id`, `first`, `second`, and `p_first` or
-    `verdict`. Several rows on one comparison are averaged; one judged in the other order only is turned round.
+    A row of the schema (CSV or JSONL) holds `prompt` (the content of the last message) or `prompt_id`, `first`, `second`, and
+    `p_first` or `verdict`; or, as the other judges' verdicts are kept, `a`, `b`, `order`, and `p_a` or `verdict`. Several rows on
+    one comparison are averaged; one judged in the other order only is turned round.
 
     Args:
         prompts: what was asked.

@@ -1,6 +1,7 @@
 """A server on the loopback that speaks like an OpenAI-compatible endpoint, and misbehaves when told to."""
 
 import contextlib
+import functools
 import json
 import socket
 import struct
@@ -15,9 +16,9 @@ TRIAL = "How many legs does a cat have?"
 USED = (100, 10)
 
 
-def completion(text, logprobs=None, usage=USED, **message):
+def completion(text, logprobs=None, usage=USED, model=MODEL, **message):
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text, **message}}
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": model, "choices": [choice]}
     if logprobs is not None:
         top = [{"token": token, "logprob": value} for token, value in logprobs.items()]
         choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
@@ -113,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             server.times.append(time.monotonic())
             queue = server.trial if trial else server.script
             answer = queue.popleft() if queue else server.otherwise
+            if server.by_content is not None and not trial:
+                answer = functools.partial(server.by_content, asked=asked)
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
@@ -123,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Stub(ThreadingHTTPServer):
-    """Replies from `script` in turn, then `otherwise`; to the judge's first trial from `trial`.
+    """Replies from `script` in turn, then `otherwise`; to the judge's first trial from `trial`; or as `by_content` says.
 
     `asked` and `trials` hold the bodies of the requests, `most_at_once` the most that were under way together.
     """
@@ -134,6 +137,7 @@ class Stub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script, self.trial, self.otherwise = deque(), deque(), says("[[A]]")
         self.asked, self.trials, self.times, self.keys_seen = [], [], [], set()
+        self.by_content = None
         self.offers, self.sent, self.at_once, self.most_at_once = [MODEL], 0, 0, 0
         self.lock, self.ending = threading.Lock(), threading.Event()
 

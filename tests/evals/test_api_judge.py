@@ -1,12 +1,15 @@
 """The judge behind an endpoint: what each way of misbehaving comes to, what is paid, and what never leaves the process."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import random
 import re
 import string
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from dpobench import Prompt, UserError, replies
 from dpobench.evals.judges import _comparison, _endpoint
 from dpobench.evals.judges import api as module
 from dpobench.registry import judges
+from dpobench.verdicts import compare
 
 from .endpoint import MODEL, USED, body, completion, dripping, endless, reset, says, serving, slow, status, weighs
 
@@ -174,6 +178,84 @@ def test_a_server_that_does_not_tell_its_models_is_said_to(stub):
     stub.trial.append(status(400, "pinned to another"))
     with pytest.raises(UserError, match=r"pinned to another.*does not tell which models it offers; check model"):
         ask(stub, model="judge_1")
+
+
+def test_a_server_that_answers_as_another_model_is_told_once(stub, caplog):
+    stub.otherwise = says("[[A]]", model="other/model-7")
+    assert told(ask(stub, 3)) == [FIRST] * 3
+    warned = [line for line in caplog.messages if "asked as model" in line]
+    assert warned == [
+        f"{stub.address} was asked as model 'judge-1' and answers as 'other/model-7': whose verdicts are these?"
+    ]
+
+
+@pytest.mark.parametrize("name", ["judge-1-2026-01-31", "somebody/Judge-1", "", "/srv/models/judge-1"])
+def test_a_version_or_a_folder_makes_no_other_model(stub, caplog, name):
+    stub.otherwise = says("[[A]]", model=name)
+    ask(stub)
+    assert not [line for line in caplog.messages if "asked as model" in line]
+
+
+def verdict_on(content):
+    """What a good judge says of a comparison: by its hash, so that every order of asking comes to the same."""
+    return "[[A]]" if hashlib.sha256(content.encode()).digest()[0] < 128 else "[[B]]"
+
+
+def misbehaving(share):
+    """Answers that go wrong in one of twelve ways for a share of the requests, by the hash of question and number of the try."""
+    ways = [
+        status(429, retry_after="0.05"), status(500), reset, slow(0.5, says("[[A]]")), body(b"<html>\xff"),
+        body(json.dumps(completion("[[A]]")).encode()[:-9]), says("[[A]]\n[[B]]"), says("Both are good."), says(REFUSAL),
+        says(FOREIGN), endless,
+    ]  # fmt: skip
+    tries, unread, seen, lock = Counter(), Counter(), set(), threading.Lock()
+
+    def answer(handler, asked):
+        content = asked["messages"][0]["content"]
+        with lock:
+            tries[content] += 1
+            number = tries[content]
+        chance = random.Random(f"{number} {content}")
+        way = chance.randrange(12) if chance.random() < share else None
+        with lock:
+            seen.add(way)
+            unread[content] += way is not None and 6 <= way < 11
+        if way is None or way == 11:  # right, and the last way: right in another model's name
+            says(verdict_on(content), model=MODEL if way is None else "another")(handler)
+        else:
+            ways[way](handler)
+
+    answer.unread, answer.seen = unread, seen
+    return answer
+
+
+def test_a_server_that_misbehaves_in_twelve_ways_comes_to_the_verdicts_of_a_good_one(stub, tmp_path):
+    prompts = [prompt(number) for number in range(60)]
+    answers = [[f"{side} {number}" for number in range(60)] for side in ("first", "second")]
+
+    def judge(*shown):
+        settings = {
+            "model": MODEL,
+            "base_url": stub.address,
+            "calls": {**HUNDREDTHS, "timeout": 0.3, "tries": 6, "concurrency": 4},
+        }
+        return judges.get("api").function(*shown, **settings)
+
+    found = []
+    for share in (0.0, 0.3):
+        stub.by_content = misbehaving(share)
+        replies.use(tmp_path / f"{share}.sqlite", "experiment")
+        found.append(compare(judge, prompts, *answers))
+    good, bad = found
+    assert stub.by_content.seen == {None, *range(12)}
+    assert set(good["verdict"]) == {"a", "b"}
+    missing = bad["p_a"].isna()
+    assert bad.loc[~missing, ["at", "order", "p_a", "verdict"]].equals(
+        good.loc[~missing, ["at", "order", "p_a", "verdict"]]
+    )
+    # Missing is what could not be read twice, and nothing else.
+    assert missing.sum() == sum(count >= 2 for count in stub.by_content.unread.values()) < 6
+    assert set(bad.loc[missing, "verdict"]) == {"unparsable"}
 
 
 # Log-probabilities.
@@ -440,6 +522,7 @@ def test_a_refusal_of_one_comparison_is_not_repeated(stub):
         ({"budget": {"max_cost": 5}}, "without price_input and price_output"),
         ({"calls": {"key": "NO_SUCH_KEY"}}, "set the environment variable NO_SUCH_KEY"),
         ({"calls": {"key": "sk-hidden-word"}}, "calls.key is no name of an environment variable"),
+        ({"calls": {"key": "hidden_word"}}, "set the environment variable that calls.key names"),
         ({"template": "absent.txt"}, "judge template absent.txt: cannot be read"),
     ],
 )
@@ -448,6 +531,7 @@ def test_wrong_settings_are_named_before_anything_is_sent(stub, settings, said):
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         judges.get("api").function([prompt()], ["a"], ["b"], **given)
     assert "hidden-word" not in str(caught.value)
+    assert "hidden_word" not in str(caught.value)
     assert stub.times == []
 
 

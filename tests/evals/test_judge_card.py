@@ -11,7 +11,7 @@ import pytest
 
 from dpobench import HeldOut, Prompt, UserError, replies
 from dpobench.annotations import read
-from dpobench.evals.judge_card import ATTACKS, judge_card
+from dpobench.evals.judge_card import ATTACKS, CANARY, NOTHING, judge_card
 from dpobench.registry import judges
 from dpobench.scores import check
 from dpobench.stats.agreement import agreement, kappa
@@ -122,24 +122,56 @@ def test_a_judge_that_obeys_is_caught_and_the_same_answer_without_the_words_is_b
         return 0.5 + 0.5 * told[0] - 0.5 * told[1] if told[0] != told[1] else oracle(a, b)
 
     found = means(card(inputs, obeys)[0])
-    assert found["alone", "judge_attack"] == found["appended", "judge_attack"] == 1
-    assert found["alone", "judge_plain"] == found["appended", "judge_plain"] == 0
+    # Of the thirty texts alone, six say nothing and 24 instruct.
+    assert found["alone", "judge_attack"] == pytest.approx(24 / 30)
+    assert (found["appended", "judge_attack"], found["appended", "judge_plain"]) == (1, 0)
+
+
+def test_every_card_has_the_thirty_texts_of_the_canary_against_a_good_answer_in_both_orders(inputs):
+    asked = []
+
+    def judge(prompts, first, second):
+        asked.extend(zip([p.text for p in prompts], first, second, strict=True))
+        return pd.DataFrame({"p_first": [oracle(a, b) for a, b in zip(first, second, strict=True)]})
+
+    checkpoint, held_out = inputs
+    found = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge))
+    assert len(set(CANARY)) == len(NOTHING) + len(ATTACKS) == 30
+    for place in (1, 2):
+        shown = [one for one in asked if one[place] in CANARY]
+        assert sorted(one[place] for one in shown) == sorted(CANARY)
+        assert all(one[3 - place].startswith("right") for one in shown)
+    # There are 24 pairs: six of them meet a second text.
+    assert found[found["metric"] == "judge_attack"].groupby("group").size().to_dict() == {"alone": 30, "appended": 20}
+
+
+def test_without_pairs_the_canary_meets_answers_of_the_reference(inputs):
+    checkpoint, held_out = inputs
+    asked = []
+
+    def judge(prompts, completions):
+        asked.extend(completions)
+        return pd.DataFrame({"score": [float(text.startswith("own")) for text in completions]})
+
+    found = means(judge_card(checkpoint, dataclasses.replace(held_out, judge=judge, pairs=())))
+    assert set(CANARY) <= set(asked)
+    assert found["alone", "judge_attack"] == 0
 
 
 def test_no_more_comparisons_are_made_than_were_allowed(inputs):
     for most in (200, 60, 17):
         _, calls = card(inputs, oracle, comparisons=most)
         assert calls <= 2 * most
-    # Shares of control, labels and attacks are 20, 25 and 40 of 85: 14, 17 and 28, seven attacked pairs of four comparisons.
+    # Shares of control, labels, canary and appended instructions are 20, 30, 30 and 20 of 100, the last two comparisons a pair.
     found, calls = card(inputs, oracle, comparisons=60)
     assert found.groupby("group")["prompt"].nunique().to_dict() == {
-        "control": 14,
-        "labels": 17,
-        "alone": 7,
-        "appended": 7,
+        "control": 12,
+        "labels": 18,
+        "alone": 18,
+        "appended": 6,
     }
-    # Of the 28 with an attack, seven are labelled pairs that were asked already.
-    assert calls == 2 * (14 + 17 + 21)
+    # Six of the appended twelve are labelled pairs that were asked already.
+    assert calls == 2 * (12 + 18 + 18 + 6)
 
 
 def test_people_are_agreed_with_by_the_file_of_their_verdicts(inputs, tmp_path):
@@ -180,7 +212,7 @@ def test_what_has_no_data_is_left_out(inputs):
     checkpoint, held_out = inputs
     judge = lambda prompts, first, second: pd.DataFrame({"p_first": [1.0] * len(first)})  # noqa: E731
     alone = dataclasses.replace(held_out, pairwise=judge, pairs=())
-    assert set(judge_card(checkpoint, alone)["group"]) == {"control"}
+    assert set(judge_card(checkpoint, alone)["group"]) == {"control", "alone"}
     nothing = dataclasses.replace(alone, pool=alone.pool.head(0))
     assert len(judge_card(checkpoint, nothing)) == 0
     check(judge_card(checkpoint, nothing), {}, "judge_card")
@@ -251,6 +283,20 @@ def test_three_people_agree_with_one_another_better_than_length_does_with_them(p
         others = [a if a == b else 0 for a, b in zip(first, second, strict=True)]
         assert agreement(own, others, prompts).low > length[0].high
         assert kappa(own, others, prompts).low > length[1].high
+
+
+@pytest.mark.shared
+def test_the_file_of_real_verdicts_is_read_as_it_is_and_says_what_most_people_said(people, shared, inputs):
+    texts, votes = people
+    file = shared / "data" / "judges" / "pandalm_testset_v1.json.gz"
+    rows = read(str(file)).rows
+    assert [(row.prompt.strip(), row.first, row.second) for row in rows] == texts
+    said = [{0: 0.5, 1: 1.0, 2: 0.0}[majority(list(one))] for one in zip(*votes, strict=True)]
+    assert [row.p_first for row in rows] == said
+    wide = by_pair(card(inputs, longer, human=str(file), comparisons=6000)[0], "human")
+    assert len(wide) == 863
+    share = agreement(wide["judge_says"], wide["label_says"], wide.index.get_level_values("prompt"))
+    assert 0.5 < share.low < share.value < 0.65
 
 
 @pytest.mark.shared

@@ -114,19 +114,31 @@ def test_a_judge_that_never_says_anything_has_a_card_that_says_so(said):
 
 def test_a_judge_that_obeys_an_answer_is_an_alarm_and_one_that_does_not_is_none(said):
     obeys = rows("appended", 12, attack=1.0, plain=np.tile([0.0, 0.5], 6))
-    deaf = rows("alone", 12, attack=0.0, plain=0.0)
+    deaf = rows("alone", 12, attack=0.0)
     found, checks, _ = said(fair("control"), obeys, deaf)
     caught = checks["Rejected answer with an instruction: wins"]
     assert (caught["judge"], caught["should"]) == (1, "0.25, as without it")
     assert caught["reading"].startswith("obeys (+0.75 [")
-    assert not checks["Instruction to the judge alone: wins"]["alarm"]
+    assert not checks["Answers that say nothing or instruct the judge: wins"]["alarm"]
     assert len(found.alarms) == 1
+
+
+@pytest.mark.parametrize(("wins", "alarms"), [(2, 0), (3, 1)])
+def test_a_judge_that_lets_nothing_win_more_than_one_time_in_twenty_is_an_alarm(said, wins, alarms):
+    """Two of forty are 5 %, three are more."""
+    found, checks, _ = said(fair("control"), rows("alone", 40, attack=(np.arange(40) < wins) * 1.0))
+    row = checks["Answers that say nothing or instruct the judge: wins"]
+    assert (row["judge"], row["should"]) == (wins / 40, "at most 0.05")
+    assert row["reading"] == ("fooled" if alarms else "within")
+    assert len(found.alarms) == alarms
+    if alarms:
+        assert "answers that say nothing or instruct it win 8% against the chosen answer" in found.alarms[0]
 
 
 def test_an_oracle_raises_no_alarm(said):
     label = np.tile([1.0, 0.0], 20)
     card = fair("labels", label=label, says=label, length=1 - label, length_difference=np.arange(40.0), score=label)
-    found, checks, _ = said(fair("control"), card, rows("alone", 12, attack=0.0, plain=0.0))
+    found, checks, _ = said(fair("control"), card, rows("alone", 12, attack=0.0))
     assert found.alarms == []
     assert checks["κ on held-out pairs"]["judge"] == 1
     assert found.said[0].startswith("Nothing here speaks against the judge")
@@ -155,6 +167,32 @@ def test_missing_verdicts_of_a_variant_stand_between_their_bounds(make):
     assert row["worst"] == pytest.approx(worst.loc[kept.index, "value"].mean())
     assert row["best"] == pytest.approx(best.loc[kept.index, "value"].mean())
     assert row["worst"] <= row["win_rate"] <= row["best"]
+    assert row["worst_low"] < row["worst"] < row["best"] < row["best_high"]
+
+
+@pytest.mark.parametrize(("each", "alarms"), [(50, 0), (20, 1)])
+def test_more_than_two_missing_verdicts_in_a_hundred_are_an_alarm(make, each, alarms):
+    folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=400)
+    run = next((folder / "runs").iterdir())
+    frame, declared = scores.read(run, "winrate")
+    own = frame[frame["metric"] == "win_rate"].reset_index(drop=True)
+    tested = [prompt for prompt, side in load(folder).splits.items() if side == "test"]
+    place = own["prompt"].map({prompt: at for at, prompt in enumerate(tested)})
+    lost = (place % each == 0).to_numpy()
+    told = {"win_rate_worst": np.where(lost, 0.0, own["value"]), "win_rate_best": np.where(lost, 1.0, own["value"])}
+    more = [own.assign(metric=name, value=values) for name, values in (told | {"missing": lost * 1.0}).items()]
+    share = dataclasses.replace(declared["win_rate"], role="diagnostic")
+    written = pd.concat([frame[frame["metric"] != "win_rate"], own[~lost], *more], ignore_index=True)
+    scores.write(run, "winrate", written, declared | dict.fromkeys([*told, "missing"], share), {})
+    found = topic(read(load(folder)))
+    (row,) = found.tables[1].frame.to_dict("records")
+    assert row["alarm"] == bool(alarms)
+    assert len(found.alarms) == alarms
+    if alarms:
+        between = f"win-rate of {row['win_rate']:.3f} lies between {row['worst']:.3f} and {row['best']:.3f}"
+        assert between in found.alarms[0]
+        assert found.said == found.alarms
+        assert f"| **{row['missing']:.2f}" in found.tables[1].markdown()
 
 
 def test_draws_that_cancel_are_no_tie(make):

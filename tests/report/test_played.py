@@ -19,14 +19,16 @@ import pandas as pd
 from dpobench import UserError, judge
 
 @judge(pointwise=False)
-def fond(prompts, first, second, *, whom="ipo", calls="", fails=False):
+def fond(prompts, first, second, *, whom="ipo", calls="", fails=False, silent=""):
     """Prefers answers said by one variant."""
     if fails:
         raise UserError("the budget is used up")
     with Path(calls, "calls").open("a") as stream:
         stream.write("x" * len(first))
     said = [[f"Said by {whom}." in text for text in both] for both in zip(first, second)]
-    return pd.DataFrame({"p_first": [0.5 + (a - b) / 2 for a, b in said]})
+    found = pd.DataFrame({"p_first": [0.5 + (a - b) / 2 for a, b in said]})
+    found.loc[[prompt.id[0] == silent for prompt in prompts], "p_first"] = None
+    return found
 
 @judge(pointwise=True)
 def scoring(prompts, completions):
@@ -128,6 +130,21 @@ def test_what_each_variant_did_against_control_and_reference_is_in_the_report(as
     place = list(by_player).index("cdpo")
     assert by_player["ipo"][f"against_{place}"] is None
     assert 0.5 < by_player["ipo"][f"expected_{place}"] < 1
+
+
+def test_verdicts_that_stay_away_are_told(asked):
+    folder, evaluation, _ = asked
+    tournament.play(folder, evaluation())
+    assert not [line for line in topic(read(load(folder))).said if "no verdict" in line]
+    every = store.read_json(folder / "tournament" / "note.json")["prompts"]
+    one = pd.read_parquet(folder / "tournament" / "asked.parquet").dropna(subset="raw")["prompt"].iloc[0]
+    place = tournament.play(folder, evaluation(silent=one[0]))
+    missing = store.read_json(place / "note.json")["missing"]
+    section = topic(read(load(folder)))
+    assert 0 < missing < 1
+    (told,) = [line for line in section.said if "no verdict" in line]
+    assert told.startswith(f"The judge gave no verdict on {missing:.1%} of these comparisons")
+    assert section.tables[0].frame["n_prompts"].iloc[0] < every
 
 
 def test_baselines_do_not_play_and_do_not_hinder(asked):

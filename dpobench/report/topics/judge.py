@@ -19,7 +19,9 @@ FIRST_SHOWN, INCONSISTENT = (0.4, 0.6), 0.35
 # Level at which a control that failed is called an alarm: one report in a hundred would raise a false one.
 ALARM = 0.01
 KNOWN = {"control": "two answers of the reference", "labels": "held-out pairs", "human": "pairs judged by people"}
-ATTACKS = {"alone": "Instruction to the judge alone", "appended": "Rejected answer with an instruction"}
+ATTACKS = {"alone": "Answers that say nothing or instruct the judge", "appended": "Rejected answer with an instruction"}
+# What such answers may win against the chosen one, and what share of verdicts may be missing, before it is told at the head.
+FOOLED, MISSING = 0.05, 0.02
 _WIDE = (
     "judge_score", "judge_says", "label_says", "length_says", "judge_length_difference", "judge_first_shown",
     "judge_inconsistent", "judge_unparsable", "judge_missing", "judge_attack", "judge_plain",
@@ -27,7 +29,8 @@ _WIDE = (
 _NOTE = (
     "Intervals are 95 %, clustered by prompt. Agreement is exact, a tie against a decided label does not agree; κ is Cohen's, agreement "
     "beyond what the two rates of verdicts give by chance. Length alone always takes the longer answer. An agreement with labels is "
-    "no better than the labels. Instructions to the judge are tried against the chosen answer, and so is the same answer without them."
+    "no better than the labels. Answers that say nothing or instruct the judge are tried against the chosen answer; so is the rejected "
+    "answer, with an instruction behind it and without."
 )
 
 
@@ -53,7 +56,10 @@ def topic(f: Findings) -> Topic | None:
     notes = (
         [f"The judge is untrustworthy: {'; '.join(alarms)}. Read every win-rate with that in mind."] if alarms else []
     )
-    return Topic("judge", "Can the judge be trusted?", [table, _verdicts(f)], _said(rows), alarms=notes)
+    verdicts = _verdicts(f)
+    unsure = _unsure(verdicts)
+    said = [*_said(rows, unsure), *unsure]
+    return Topic("judge", "Can the judge be trusted?", [table, verdicts], said, alarms=[*notes, *unsure])
 
 
 @dataclass(frozen=True)
@@ -163,16 +169,21 @@ def _agreements(card: _Card) -> list[dict[str, Any]]:
 
 
 def _attacks(card: _Card) -> list[dict[str, Any]]:
-    """Answers that instruct the judge, against the chosen answer."""
+    """Answers that say nothing or instruct the judge, against the chosen answer."""
     rows = []
-    for group, what in ATTACKS.items():
-        tried = card.of([group], "judge_attack", "judge_plain")
-        gain = _mean(tried, tried["judge_attack"] - tried["judge_plain"], share=False) if len(tried) else None
-        if gain is None:
-            continue
+    alone = card.of(["alone"], "judge_attack")
+    if len(alone) and (found := _mean(alone, alone["judge_attack"])):
+        off = round(found.value, 9) > FOOLED
+        said = f"answers that say nothing or instruct it win {found.value:.0%} against the chosen answer"
+        rows.append(_row(f"{ATTACKS['alone']}: wins", found, alone, f"at most {FOOLED:g}",
+                         reading="fooled" if off else "within", alarm=off, said=said))  # fmt: skip
+    tried = card.of(["appended"], "judge_attack", "judge_plain")
+    gain = _mean(tried, tried["judge_attack"] - tried["judge_plain"], share=False) if len(tried) else None
+    if gain is not None:
         obeys = gain.value > 0 and gain.p < ALARM
         shown = interval(gain.value, gain.low, gain.high, 2, signed=True)
         plain = _mean(tried, tried["judge_plain"])
+        what = ATTACKS["appended"]
         row = _row(f"{what}: wins", _mean(tried, tried["judge_attack"]), tried,
                    f"{plain.value:.2f}, as without it" if plain else "",
                    reading=f"obeys ({shown})" if obeys else f"no gain shown ({shown})", alarm=obeys,
@@ -195,15 +206,17 @@ def _verdicts(f: Findings) -> Table:
             put(row, "win_rate", rate)
             for name, metric in names.items():
                 put(row, name, f.estimate(c.ids, metric, TEST, group))
-            rows.append(row | {"n_prompts": rate.n_prompts, "seeds": rate.seeds})
+            rows.append(
+                row | {"n_prompts": rate.n_prompts, "seeds": rate.seeds, "alarm": (row["missing"] or 0) > MISSING}
+            )
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
         Column("Against", "opponent"),
         Column("Win-rate", "win_rate", 3, interval=True),
-        Column("Missing lost", "worst", 3),
-        Column("Missing won", "best", 3),
-        Column("Missing", "missing", 2, interval=True),
+        Column("Missing lost", "worst", 3, interval=True),
+        Column("Missing won", "best", 3, interval=True),
+        Column("Missing", "missing", 2, interval=True, bold="alarm"),
         Column("Ties", "ties", 2, interval=True),
         Column("First shown wins", "first_shown", 2, interval=True),
         Column("Turn with the order", "inconsistent", 2, interval=True),
@@ -212,19 +225,35 @@ def _verdicts(f: Findings) -> Table:
     ]
     note = (
         "On test prompts, selected cells. A missing verdict counts in no win-rate; the two bounds count all of them as lost and as "
-        "won, whatever the judge would have said lies between. A tie is half a win; ties are the comparisons that the judge "
-        "tied in both orders, or whose answers are identical."
+        "won, whatever the judge would have said lies between; bold where more than 2 % are missing. A tie is half a win; ties are the "
+        "comparisons that the judge tied in both orders, or whose answers are identical."
     )
     frame = pd.DataFrame(rows, dtype=object)
-    return Table("judge_verdicts", "Verdicts on the variants: missing, tied, turning", frame, columns, note)
+    hidden = ("alarm",)
+    return Table(
+        "judge_verdicts", "Verdicts on the variants: missing, tied, turning", frame, columns, note, hidden=hidden
+    )
 
 
-def _said(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    alarms = [str(row["said"]) for row in rows if row["alarm"]]
-    if not rows:
+def _unsure(verdicts: Table) -> list[str]:
+    """A sentence where the verdicts that stay away could decide."""
+    shown = [row for row in verdicts.frame.to_dict("records") if row["alarm"]]
+    if not shown:
         return []
+    most = max(shown, key=lambda row: row["missing"])
+    return [
+        f"The judge gave no verdict on up to {most['missing']:.1%} of the comparisons of a variant ({most['variant']} against "
+        f"{most['opponent']}: its win-rate of {most['win_rate']:.3f} lies between {most['worst']:.3f} and {most['best']:.3f} "
+        "whatever they were). Which verdicts stay away is seldom chance: read the bounds."
+    ]
+
+
+def _said(rows: Sequence[Mapping[str, Any]], unsure: Sequence[str]) -> list[str]:
+    alarms = [str(row["said"]) for row in rows if row["alarm"]]
     if alarms:
         return [f"No: {'; '.join(alarms)}."]
+    if unsure or not rows:
+        return []
     return [
         "Nothing here speaks against the judge. That it is right is not shown by that: see its agreement with what is known."
     ]

@@ -20,6 +20,7 @@ from dpobench.store import read_json
 
 REWARD, VERDICTS, NOTE = "reward", "tournament/verdicts.parquet", "tournament/note.json"
 FEWEST, ROOMY = 8, 6
+COMPARED = "the judge's comparisons"
 
 
 def topic(f: Findings) -> Topic | None:
@@ -27,7 +28,7 @@ def topic(f: Findings) -> Topic | None:
     tables: list[Table] = []
     said: list[str] = []
     players = _players(f)
-    source, pairs = "the judge's comparisons", _from_verdicts(f, players)
+    source, pairs = COMPARED, _from_verdicts(f, players)
     if not pairs:
         source, pairs = (
             "the judge's scores of single answers (the greater wins, equal ones tie)",
@@ -37,7 +38,7 @@ def topic(f: Findings) -> Topic | None:
         met = _linked(players, pairs)
         found = tournament(met, {pair: scores for pair, scores in pairs.items() if set(pair) <= set(met)})
         tables += [_strengths(f, found), _matrix(found)]
-        said = _said(found, source)
+        said = [*_said(found, source), *_silent(f, source)]
     curves = _curves(f)
     figures = {"trials_curve": (_CAPTION, _figure(f, curves))} if curves else {}
     if curves:
@@ -150,6 +151,18 @@ def _said(found: Tournament, source: str) -> list[str]:
         else "No ring among those who met."
     )
     return said
+
+
+def _silent(f: Findings, source: str) -> list[str]:
+    """What is missing of the judge's comparisons."""
+    note = f.results.folder / NOTE
+    missing = read_json(note).get("missing", 0.0) if source == COMPARED and note.is_file() else 0.0
+    if not missing:
+        return []
+    return [
+        f"The judge gave no verdict on {missing:.1%} of these comparisons; a prompt that lacks one is left out for everybody. "
+        "Which verdicts stay away is seldom chance."
+    ]
 
 
 def _strengths(f: Findings, found: Tournament) -> Table:
