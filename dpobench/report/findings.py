@@ -234,7 +234,7 @@ class Findings:
         """Mean delta to the reference over the tasks, each weighing the same; only shares where more is better are averaged."""
         averaged = {name for name, m in self.results.metrics.items() if m.unit == "share" and m.better == "higher"}
         strata = [delta for (metric, _), delta in self.task_deltas(runs).items() if metric in averaged]
-        return crossed_mean(strata) if strata else None
+        return share_difference(crossed_mean(strata)) if strata else None
 
     @cached_property
     def chosen(self) -> dict[str, Configuration]:
@@ -255,13 +255,16 @@ class Findings:
         return Candidate(c.key, c.variant, value.value, value.se, far.value if far else None, not broken, complete)
 
     def difference(self, runs: Sequence[str], others: Sequence[str]) -> Estimate | None:
-        """Ranking metric of some runs less that of others on the test prompts all of them have."""
+        """Ranking metric of some runs less that of others, or of the reference, on the test prompts all of them have."""
         if self.ranking is None or not runs or not others:
             return None
         table = self.results.table(self.ranking, list(dict.fromkeys([*runs, *others])), None, TEST)
         if table.shape[1] < 2:
             return None
-        found = crossed_difference([table.loc[list(runs)].to_numpy()], [table.loc[list(others)].to_numpy()])
+        own, base = table.loc[list(runs)].to_numpy(), table.loc[list(others)].to_numpy()
+        # The reference is one given model, no sample of trainings: what the runs' seeds say of their spread is all there is to know.
+        given = list(others) == [REFERENCE]
+        found = crossed_mean([own - base]) if given else crossed_difference([own], [base])
         return share_difference(found) if self.results.metrics[self.ranking].unit == "share" else found
 
     @cached_property

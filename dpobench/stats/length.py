@@ -6,7 +6,8 @@ as tanh(difference / its standard deviation), and on how hard each prompt is, an
 *other* cells' verdicts on it, each less its own slope on length: with its own verdicts in it a cell would explain itself, and with
 their lengths in it difficulty would take over what belongs to length.
 
-The whole regression is fitted anew in every resample of the prompts. Standard errors that hold any part of it fixed are too small.
+The regression is fitted anew in every resample of the prompts; errors that hold its slopes fixed are too small by far. Held are what each
+prompt brings to it, its difficulty and the scale of the length differences: on AlpacaEval's 29 models they are worth 4 % of the error.
 """
 
 from collections.abc import Sequence

@@ -16,14 +16,15 @@ def letters(names: Sequence[str], different: Collection[tuple[str, str]]) -> dic
     References: Piepho 2004, https://doi.org/10.1198/1061860043515 (insert and absorb).
     """
     columns: list[frozenset[str]] = [frozenset(names)] if names else []
-    for first, second in different:
+    place = {name: i for i, name in enumerate(names)}
+    # In the order of the names the columns in between stay as few as the letters; in any order they may double with each pair.
+    for first, second in sorted(different, key=lambda pair: sorted(place[name] for name in pair)):
         split = []
         for column in columns:
             split += [column - {first}, column - {second}] if {first, second} <= column else [column]
         # A column within another says nothing that the other does not.
         unique = list(dict.fromkeys(split))
         columns = [column for column in unique if not any(column < other for other in unique)]
-    place = {name: i for i, name in enumerate(names)}
     columns.sort(key=lambda column: sorted(place[name] for name in column))
     return {name: "".join(_letter(i) for i, column in enumerate(columns) if name in column) for name in names}
 

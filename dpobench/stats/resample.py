@@ -8,6 +8,7 @@ varies this is Student's interval, where they do not it is the bootstrap over pr
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -81,3 +82,57 @@ def percentiles(value: float, drawn: Array, prompts: int, seeds: int) -> Estimat
     low, high = np.quantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], method="inverted_cdf")
     half = (high - low) / 2 if np.isfinite([low, high]).all() else np.inf
     return Estimate(float(value), float(low), float(high), float(half / 1.959963984540054), np.inf, prompts, seeds)
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """A region around a point of the plane.
+
+    Args:
+        x: first coordinate of its centre.
+        y: second coordinate.
+        wide: half of its extent along the first axis.
+        high: half of its extent along the second.
+        tilt: -1 to 1, how far the coordinates go together; 0 for axes that stand straight.
+    """
+
+    x: float
+    y: float
+    wide: float
+    high: float
+    tilt: float
+
+    def distance(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """How far points are from the centre: below 1 within, 1 on the edge. Of axes without extent it is NaN or infinite."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            across, up = (np.asarray(x) - self.x) / self.wide, (np.asarray(y) - self.y) / self.high
+        return np.sqrt(across**2 + (up - self.tilt * across) ** 2 / (1 - self.tilt**2))
+
+    def edge(self) -> tuple[Array, Array]:
+        """Points along it, first coordinates and second ones."""
+        turn = np.linspace(0, 2 * np.pi, 73)
+        up = self.tilt * np.cos(turn) + np.sqrt(1 - self.tilt**2) * np.sin(turn)
+        return self.x + self.wide * np.cos(turn), self.y + self.high * up
+
+
+def ellipse(x: float, y: float, first: Array, second: Array) -> Ellipse:
+    """The ellipse around an estimated point that holds 95 % of its joint resamples.
+
+    Shape from percentiles and ranks, for with few seeds the resamples have no variance to speak of; size by counting, for they are no
+    normal pair either.
+
+    Args:
+        x: first coordinate of the estimate.
+        y: second coordinate.
+        first: shape [resamples], first coordinates of the resamples.
+        second: shape [resamples], the second ones.
+
+    Returns: the ellipse; flat where a coordinate does not vary.
+    """
+    wide, high = (float(np.subtract(*np.quantile(v, [0.975, 0.025]))) / 2 for v in (first, second))
+    if wide == 0 or high == 0:
+        return Ellipse(x, y, wide, high, 0.0)
+    ranks = [np.argsort(np.argsort(v)).astype(np.float64) for v in (first, second)]
+    tilt = float(np.clip(np.corrcoef(ranks[0], ranks[1])[0, 1], -0.999, 0.999))
+    size = float(np.quantile(Ellipse(x, y, wide, high, tilt).distance(first, second), CONFIDENCE))
+    return Ellipse(x, y, size * wide, size * high, tilt)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import linalg, special, stats
 from scipy.sparse.csgraph import connected_components
 
-from dpobench.stats.crossed import Estimate, crossed_mean, share_interval
+from dpobench.stats.crossed import Estimate, Spread, between_df, crossed_mean, share_interval
 
 Array = npt.NDArray[np.float64]
 Pairs = Mapping[tuple[str, str], Array]
@@ -105,11 +105,14 @@ def tournament(players: Sequence[str], pairs: Pairs) -> Tournament:
     bend = (design * (chance * (1 - chance))[:, None]).T @ design
     step = np.linalg.solve(bend, design.T)  # strengths per score, [players - 1, pairs]
     by_seed = _by_seed(players, played, scores)
-    strength = {players[0]: Estimate(0.0, 0.0, 0.0, 0.0, prompts - 1.0, prompts, min(arm.shape[1] for arm in by_seed))}
+    seeds = {player: arm.shape[1] for player, arm in by_seed.items()}
+    strength = {players[0]: Estimate(0.0, 0.0, 0.0, 0.0, prompts - 1.0, prompts, seeds[players[0]])}
     for place, player in enumerate(players[1:]):
-        arms = [np.tensordot(step[place], arm, axes=1) for arm in by_seed]
-        strength[player] = _of_arms(float(fitted[place]), step[place] @ _prompt_scores(scores), arms)
-    misfit, worst = _fit(design, scores, chance, by_seed)
+        arms = {name: np.tensordot(step[place], arm, axes=1) for name, arm in by_seed.items()}
+        strength[player] = _of_arms(
+            float(fitted[place]), step[place] @ _prompt_scores(scores), arms, (player, players[0])
+        )
+    misfit, worst = _fit(design, scores, chance, list(by_seed.values()))
     return Tournament(
         tuple(players),
         strength,
@@ -157,30 +160,47 @@ def _prompt_scores(scores: Sequence[Array]) -> Array:
     return np.stack([score.mean((0, 1)) for score in scores])
 
 
-def _by_seed(players: Sequence[str], played: Sequence[tuple[str, str]], scores: Sequence[Array]) -> list[Array]:
-    """For each player with seeds the scores of its pairs, [pairs, S, N], averaged over the opponents' seeds; zeros elsewhere."""
-    found = []
+def _by_seed(players: Sequence[str], played: Sequence[tuple[str, str]], scores: Sequence[Array]) -> dict[str, Array]:
+    """For each player the scores of its pairs, [pairs, S, N], averaged over the opponents' seeds; zeros elsewhere."""
+    found = {}
     for player in players:
         axes = {row: pair.index(player) for row, pair in enumerate(played) if player in pair}
         rows = {row: scores[row].mean(1 - axis) for row, axis in axes.items()}
         first = next(iter(rows.values()))
-        if len(first) > 1:
-            found.append(np.stack([rows.get(row, np.zeros_like(first)) for row in range(len(played))]))
-    return found or [np.zeros((len(played), 1, scores[0].shape[2]))]
+        found[player] = np.stack([rows.get(row, np.zeros_like(first)) for row in range(len(played))])
+    return found
 
 
-def _of_arms(value: float, parts: Array, arms: Sequence[Array]) -> Estimate:
-    """An estimate whose linear parts are `parts` [N] over prompts and, for each player with seeds, an array [S, N] of `arms`."""
+def _of_arms(value: float, parts: Array, arms: Mapping[str, Array], own: tuple[str, str]) -> Estimate:
+    """An estimate from its linear parts.
+
+    Args:
+        value: the estimate.
+        parts: over prompts, shape [N].
+        arms: the same parts of each player, shape [S, N]; S = 1 where it has no seeds.
+        own: the two players that are compared, the one that it speaks of first. A seed that is better against everybody moves no other
+            player's strength, so theirs are the degrees of freedom; what the others' seeds add is error all the same.
+    """
     prompts = crossed_mean([parts[None]])
-    seeded = [arm for arm in arms if len(arm) > 1]
-    between = [crossed_mean([arm]).se ** 2 - crossed_mean([arm.mean(0)[None]]).se ** 2 for arm in seeded]
-    total = prompts.se**2 + sum(between)
-    spread = prompts.se**4 / prompts.df + sum(b**2 / (len(arm) - 1) for b, arm in zip(between, seeded, strict=True))
-    df = total**2 / spread if spread > 0 else prompts.df
-    se = float(np.sqrt(total))
-    half = float(special.stdtrit(df, 0.975)) * se
-    seeds = min((len(arm) for arm in seeded), default=1)
-    return Estimate(value, value - half, value + half, se, float(df), prompts.n_prompts, seeds)
+    assert prompts.spread is not None
+    spread, seeded = prompts.spread, {name: _spread(arm) for name, arm in arms.items() if len(arm) > 1}
+    compared = [name for name in own if name in seeded]
+    if seeded:
+        named = compared or list(seeded)
+        df = float(between_df([seeded[name].seeds for name in named], [len(arms[name]) for name in named]))
+        between, rest = (sum(float(getattr(s, part)) for s in seeded.values()) for part in ("seeds", "residual"))
+        spread = Spread(spread.sampled, spread.sampled_df, between, df, rest)
+    se = float(np.sqrt(spread.variance))
+    half = float(spread.quantile()) * se
+    # A player trained once is a checkpoint, whatever the other is.
+    seeds = min((len(arms[name]) for name in compared), default=1) if own[0] in compared else 1
+    return Estimate(value, value - half, value + half, se, float(spread.df()), prompts.n_prompts, seeds, spread)
+
+
+def _spread(arm: Array) -> Spread:
+    found = crossed_mean([arm]).spread
+    assert found is not None
+    return found
 
 
 def _fit(design: Array, scores: Sequence[Array], chance: Array, by_seed: Sequence[Array]) -> tuple[float | None, int]:
@@ -230,7 +250,8 @@ def _chance(strength: Mapping[str, Estimate], a: str, b: str) -> float:
 def _observed(played: Sequence[tuple[str, str]], scores: Sequence[Array]) -> dict[tuple[str, str], Estimate]:
     found = {}
     for (a, b), score in zip(played, scores, strict=True):
-        around = share_interval(_of_arms(float(score.mean()), score.mean((0, 1)), [score.mean(1), score.mean(0)]))
+        arms = {a: score.mean(1), b: score.mean(0)}
+        around = share_interval(_of_arms(float(score.mean()), score.mean((0, 1)), arms, (a, b)))
         found[a, b] = around
         found[b, a] = replace(around, value=1 - around.value, low=1 - around.high, high=1 - around.low)
     return found

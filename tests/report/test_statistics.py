@@ -3,9 +3,11 @@ import csv
 import pytest
 
 from dpobench.power import lines
+from dpobench.report.compute import compute
 from dpobench.report.findings import read
-from dpobench.report.results import load
+from dpobench.report.results import REFERENCE, load
 from dpobench.report.topics.statistics import equivalence_of, letters_of, measured, topic
+from dpobench.stats import crossed_mean
 
 
 def findings(folder):
@@ -108,3 +110,19 @@ def test_shares_of_the_error_add_up_and_more_of_anything_lessens_it(planted):
         row["se"] < rows["as it is"]["se"] for name, row in rows.items() if name.startswith("four times the seeds")
     )
     assert rows["four times the prompts"]["se"] <= rows["twice the prompts"]["se"] <= rows["as it is"]["se"]
+
+
+def test_what_was_gained_over_the_reference_knows_the_seeds(make):
+    f = findings(make(seeds=(0, 1, 2), betas=(0.1,), variants=("dpo", "ipo"), prompts=256, seed_sd=0.08))
+    c = f.chosen["ipo"]
+    found = f.difference(c.ids, [REFERENCE])
+    # The reference ties with itself: what is gained is the win-rate less one half, as sure as the win-rate.
+    expected = crossed_mean([f.results.table(f.ranking, c.ids, None, "test").to_numpy() - 0.5])
+    assert (found.value, found.low, found.high, found.level) == (
+        *(pytest.approx(getattr(expected, end)) for end in ("value", "low", "high")),
+        "method",
+    )
+    prompts_alone = crossed_mean([f.results.table(f.ranking, c.ids, None, "test").to_numpy().mean(0)[None]])
+    assert found.se > 1.5 * prompts_alone.se
+    row = compute(f).frame.set_index("variant").loc["ipo"]
+    assert row["gain_per_hour_high"] / row["gain_per_hour"] == pytest.approx(found.high / found.value)

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from dpobench.stats import bootstrap_mean, crossed_ratio, paired_bootstrap, t_mean, wilson
+from dpobench.stats import bootstrap_mean, crossed_mean, crossed_ratio, paired_bootstrap, t_mean, wilson
 from dpobench.stats.simulate import Design, Verdicts, error_rates, verdict_errors
 
 SEEDS, PROMPTS = (1, 2, 3, 5), (64, 200, 500, 2000)
@@ -108,10 +108,45 @@ def samples(repetitions):
     return found
 
 
+def nats(rng, seeds, prompts, log_sd):
+    """Distances [S, N] around a true mean of 5: skewed over prompts and answers, each training farther off by a factor of its own."""
+    factor = np.exp(rng.normal(0, log_sd, (seeds, 1)) - log_sd**2 / 2)
+    return 5 * factor * rng.gamma(2, 0.5, prompts) * rng.gamma(4, 0.25, (seeds, prompts))
+
+
+def deltas(rng, seeds, seed_sd):
+    """Score less the reference's on the documents of three tasks, [S, N] each, true means 0.05, 0 and -0.02: 0.01 over the tasks."""
+    luck, arm = rng.normal(0, seed_sd, (seeds, 1)), []
+    for documents, delta in ((60, 0.05), (200, 0.0), (500, -0.02)):
+        base = (rng.random(documents) < 0.5).astype(float)
+        chance = 0.5 + delta + luck + 0.6 * (base - 0.5)
+        arm.append((rng.random((seeds, documents)) < chance).astype(float) - base)
+    return arm
+
+
+def others(repetitions):
+    """Means of distances, which are skewed, and means over tasks of unequal size."""
+    rng, found = np.random.default_rng(0), defaultdict(list)
+
+    def held(draw, truth):
+        ends = [crossed_mean(draw()) for _ in range(repetitions)]
+        return float(np.mean([end.low <= truth <= end.high for end in ends]))
+
+    for seeds, prompts, log_sd in product((1, 2, 3, 5), (64, 264), (0.0, 0.1, 0.3)):
+        if seeds > 1 or log_sd == 0:
+            share = held(lambda s=seeds, n=prompts, sd=log_sd: [nats(rng, s, n, sd)], 5.0)
+            found[seeds, "nats, skewed", "coverage"].append((share, Design(seeds, prompts, log_sd, 0.0)))
+    for seeds, seed_sd in product((1, 2, 3, 5), (0.0, 0.01, 0.03)):
+        if seeds > 1 or seed_sd == 0:
+            share = held(lambda s=seeds, sd=seed_sd: deltas(rng, s, sd), 0.01)
+            found[seeds, "delta over three tasks", "coverage"].append((share, Design(seeds, 760, seed_sd, 0.0)))
+    return found
+
+
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     jobs = [partial(normal, 500 if quick else 4000), partial(uneven, 500 if quick else 4000)]
-    jobs.append(partial(samples, 100 if quick else 2000))
+    jobs += [partial(job, 100 if quick else 2000) for job in (samples, others)]
     jobs += [partial(verdicts, 100 if quick else 2000, soft) for soft in (False, True)]
     for job in jobs:
         sys.stdout.write("\n".join(table(job())) + "\n\n")

@@ -12,7 +12,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from dpobench.stats import agreement as agree
-from dpobench.stats import best_of, frontier, length, paired, tournament
+from dpobench.stats import best_of, frontier, length, paired, resample, tournament
 
 Found = Iterator[tuple[str, float, float, float]]  # measure, low, high, truth
 
@@ -68,9 +68,24 @@ def frontier_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prom
         yield "nats for 60 %", mine.needed.low, mine.needed.high, float(frontier._needed(path, 0.6)[0])
 
 
+def ellipse_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
+    """One cell; trainings that went farther win more often."""
+    log_sd = 5 * seed_sd
+    for repetition in range(repetitions):
+        luck, own = rng.normal(size=(2, seeds, 1))
+        chance = np.clip(0.65 + rng.normal(0, 0.15, prompts) + seed_sd * luck, 0, 1)
+        moved = 5 * np.exp(log_sd * (0.6 * luck + 0.8 * own) - log_sd**2 / 2)
+        value = (rng.random((seeds, prompts)) < chance).astype(float)
+        nats = moved * rng.gamma(2, 0.5, prompts) * rng.gamma(4, 0.25, (seeds, prompts))
+        ((seen, away),) = resample.draws([np.stack([value, nats])], 1000, repetition)
+        around = resample.ellipse(float(np.log(nats.mean())), value.mean(), np.log(np.maximum(away, 1e-3)), seen)
+        # A distance from its centre below 1 is within.
+        yield "ellipse", 0.0, 1.0, float(around.distance(np.log(5), 0.65))
+
+
 def tournament_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
     """Three variants and the reference, rewards normal; the truth is the fit to the true chances."""
-    means = {"reference": 0.0, "a": 0.3, "b": 0.6, "c": 0.2}
+    means = {"a": 0.3, "b": 0.6, "c": 0.2, "reference": 0.0}
     names, var = list(means), {n: 1.0 if n == "reference" else 1.09 + seed_sd**2 for n in means}
     chance = {
         (a, b): np.full((1, 1, 2), norm.cdf((means[a] - means[b]) / np.sqrt(var[a] + var[b])))
@@ -206,8 +221,13 @@ def main(repetitions: int) -> None:
             (frontier_worlds, cell)
             for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03), (3, 300, 0.05), (2, 300, 0.03))
         ),
+        *(
+            (ellipse_worlds, cell)
+            for cell in ((1, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03), (3, 300, 0.05), (2, 300, 0.03))
+        ),
         *((tournament_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.05), (5, 100, 0.1))),
-        *((length_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.1))),
+        *((tournament_worlds, cell) for cell in ((2, 300, 0.15), (3, 300, 0.15), (3, 1000, 0.15), (5, 300, 0.15))),
+        *((length_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.1), (3, 300, 0.4))),
         *((best_worlds, cell) for cell in ((100, 8, 4), (300, 16, 16))),
         *((trial_worlds, cell) for cell in ((1, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03))),
         *((agreement_worlds, cell) for cell in ((100, 1, 1.0), (300, 3, 1.0), (800, 1, 0.2), (100, 2, 2.0))),

@@ -74,6 +74,14 @@ def test_where_all_differ_each_has_its_own_letter_in_the_order_given():
     assert letters(["x", "y", "z"], set(combinations("xyz", 2))) == {"x": "a", "y": "b", "z": "c"}
 
 
+def test_sixty_names_that_all_differ_are_told_apart_in_no_time():
+    # In the order a set happens to have, the columns in between would be more than a billion.
+    names = [f"v{i}" for i in range(60)]
+    found = letters(names, set(combinations(names, 2)))
+    assert len(set(found.values())) == 60
+    assert (found["v0"], found["v26"], found["v59"]) == ("a", "A", "(60)")
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_two_names_share_a_letter_exactly_where_they_were_not_shown_to_differ(seed):
     rng, names = np.random.default_rng(seed), list("pqrstuv")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from dpobench.stats.frontier import Cell, frontier_of, pareto, tradeoff
-from dpobench.stats.resample import draws, percentiles, seed_shifts
-from tests.stats.coverage_tradeoffs import frontier_worlds, shares
+from dpobench.stats.resample import draws, ellipse, percentiles, seed_shifts
+from tests.stats.coverage_tradeoffs import ellipse_worlds, frontier_worlds, shares
 
 
 def flat(variant: str, value: float, far: float, seeds: int = 1, prompts: int = 40) -> Cell:
@@ -135,3 +135,28 @@ def test_an_interval_may_end_at_infinity():
 def test_intervals_of_the_trade_off_cover(cell):
     for measure, (share, _, count) in shares(frontier_worlds(np.random.default_rng(1), 80, *cell)).items():
         assert share >= 0.94 - 3 * np.sqrt(0.95 * 0.05 / count), measure
+
+
+def test_an_ellipse_around_normal_resamples_is_the_one_of_their_covariance():
+    rng = np.random.default_rng(0)
+    first = rng.normal(2, 3, 40_000)
+    second = -1 + 0.8 * (first - 2) / 3 * 0.5 + 0.6 * rng.normal(0, 0.5, 40_000)
+    found = ellipse(2, -1, first, second)
+    # The 95 % point of chi-squared at two degrees is 5.991, its root 2.448.
+    assert (found.wide, found.high) == pytest.approx((3 * 2.448, 0.5 * 2.448), rel=0.02)
+    assert found.tilt == pytest.approx(0.8, abs=0.03)
+    assert np.mean(found.distance(first, second) <= 1) == pytest.approx(0.95, abs=1e-3)
+    assert found.distance(*found.edge()) == pytest.approx(1.0)
+
+
+def test_an_ellipse_is_flat_where_a_coordinate_does_not_vary():
+    found = ellipse(1, 0.5, np.ones(100), np.linspace(0, 1, 100))
+    assert (found.wide, found.tilt) == (0, 0)
+    across, up = found.edge()
+    assert set(across) == {1.0}
+    assert (up.min(), up.max()) == pytest.approx((0.025, 0.975), abs=0.005)
+
+
+def test_the_ellipse_of_a_cell_covers():
+    (share, _, _) = shares(ellipse_worlds(np.random.default_rng(1), 200, 3, 200, 0.02))["ellipse"]
+    assert share >= 0.94 - 3 * np.sqrt(0.95 * 0.05 / 200)

@@ -1,9 +1,42 @@
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from dpobench.stats import bootstrap_mean, paired_bootstrap, share_interval, t_mean, wilson
 from dpobench.stats.crossed import crossed_mean
+
+ROOT = Path(__file__).resolve().parents[2]
+# What holds an interval: functions that return one of these give the report something to print.
+HOLDERS = ("Estimate", "CalibrationError", "Ellipse", "Stratum", "Tournament", "Tradeoff", "tuple[float, float, float]")
+
+
+def interval_makers():
+    """Names of the functions of the statistics, used in the report, that return intervals."""
+    found = set()
+    for file in sorted((ROOT / "dpobench" / "report").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dpobench.stats"):
+                module = importlib.import_module(node.module)
+                functions = [getattr(module, name.name) for name in node.names]
+                found |= {
+                    f.__name__
+                    for f in functions
+                    if inspect.isfunction(f) and any(h in str(inspect.signature(f).return_annotation) for h in HOLDERS)
+                }
+    return sorted(found)
+
+
+def test_the_guide_names_what_shows_the_coverage_of_every_interval_of_the_report():
+    guide = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    rows = [row for row in guide.split("## Every interval")[1].split("\n## ")[0].splitlines() if row.startswith("|")]
+    makers = interval_makers()
+    assert len(makers) > 12
+    assert [name for name in makers if not any(f"`{name}`" in row for row in rows)] == []
 
 
 def test_wilson_of_five_in_ten_is_the_textbook_interval():

@@ -3,6 +3,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.special import logit
 
+from dpobench.stats import crossed_mean, share_interval
 from dpobench.stats.tournament import round_robin, tournament
 from tests.stats.coverage_tradeoffs import shares, tournament_worlds
 
@@ -68,6 +69,35 @@ def test_seeds_that_differ_widen_the_interval_and_copies_of_a_seed_do_not():
     assert (single.seeds, copies.seeds) == (1, 3)
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_seeds_of_one_of_two_players_count_as_they_do_for_a_mean(seeds):
+    rng = np.random.default_rng(seeds)
+    wins = (rng.random((seeds, 300)) < 0.6 + rng.normal(0, 0.08, (seeds, 1))).astype(float)
+    found, mean = tournament(["a", "b"], {("a", "b"): 1 - wins[None]}), crossed_mean([wins])
+    # Log-odds have the slope 1 / (p (1 - p)).
+    slope = 1 / (mean.value * (1 - mean.value))
+    strength, observed, share = found.strength["b"], found.observed["b", "a"], share_interval(mean)
+    assert strength.se == pytest.approx(slope * mean.se, rel=1e-9)
+    assert strength.high - strength.value == pytest.approx(slope * (mean.high - mean.value), rel=1e-9)
+    assert (observed.low, observed.high) == pytest.approx((share.low, share.high), abs=1e-9)
+
+
+def test_seeds_of_the_others_add_no_degrees_of_freedom():
+    rng = np.random.default_rng(0)
+    shift = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.3}
+    rewards = {n: rng.normal(0, 1, (3, 200, 1)) + rng.normal(0, sd, (3, 1, 1)) for n, sd in shift.items()}
+    found = tournament(list(shift), round_robin(rewards))
+    # Two arms of three seeds have four at most.
+    assert 2 <= found.strength["b"].spread.seeds_df <= 4
+
+
+def test_a_player_trained_once_is_a_checkpoint_beside_others_with_seeds():
+    rng = np.random.default_rng(0)
+    rewards = {n: rng.normal(0, 1, (s, 100, 1)) for n, s in (("a", 3), ("b", 1), ("c", 2))}
+    strength = tournament(list(rewards), round_robin(rewards)).strength
+    assert [strength[n].seeds for n in "abc"] == [3, 1, 2]
+
+
 def test_one_who_always_wins_has_a_finite_strength_and_is_said_to():
     found = tournament(["a", "b", "c"], pairs_of({("a", "b"): 0.5, ("a", "c"): 0.0, ("b", "c"): 0.0}))
     assert found.separated
@@ -94,7 +124,7 @@ def test_observed_shares_of_a_pair_mirror_each_other():
     assert found.observed["b", "a"].low == 1 - found.observed["a", "b"].high
 
 
-@pytest.mark.parametrize("cell", [(1, 150, 0.0), (3, 150, 0.05)])
+@pytest.mark.parametrize("cell", [(1, 150, 0.0), (3, 150, 0.05), (2, 150, 0.3)])
 def test_intervals_of_the_tournament_cover_and_its_fit_is_rarely_doubted(cell):
     found = shares(tournament_worlds(np.random.default_rng(1), 100, *cell))
     assert found.pop("misfit, p < 0.05")[0] <= 0.07 + 0.05

@@ -54,7 +54,7 @@ def _measured(f: Findings, c: Configuration) -> tuple[pd.DataFrame, pd.DataFrame
         return None
     win = f.results.table(f.headline, c.ids, REFERENCE, TEST)
     long = f.results.table(f.length, [*c.ids, REFERENCE], None, TEST)
-    on = [prompt for prompt in win.columns if prompt in set(long.columns)]
+    on = [prompt for prompt in win.columns if prompt in long.columns]
     return (win[on], long.loc[c.ids, on], long.loc[REFERENCE, on]) if len(on) >= FEWEST else None
 
 

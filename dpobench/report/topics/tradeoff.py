@@ -15,11 +15,10 @@ from dpobench.report.table import Column, Table, number
 from dpobench.report.topic import Topic
 from dpobench.stats import Estimate
 from dpobench.stats.frontier import BUDGETS, Cell, Tradeoff, pareto, tradeoff
+from dpobench.stats.resample import Ellipse, ellipse
 
 FEWEST, TARGET = 8, 0.6
 NOT_REACHED = "not reached"
-# Half-axes of an ellipse that holds a normal pair of coordinates with 95 %, in standard deviations.
-ELLIPSE = 2.4477
 
 
 def topic(f: Findings) -> Topic | None:
@@ -37,7 +36,7 @@ def topic(f: Findings) -> Topic | None:
     )
 
 
-_CAPTION = "Ranking metric against distance to the reference, on test prompts, every finished cell. Ellipses hold the cell's mean with 95 % (joint bootstrap over prompts and seeds), the dashed steps are the Pareto set of the means."  # noqa: E501
+_CAPTION = "Ranking metric against distance to the reference, on test prompts, every finished cell. Ellipses hold the cell's mean with 95 % (joint bootstrap over prompts and seeds; about 90 % where two or three seeds lie far apart), the dashed steps are the Pareto set of the means."  # noqa: E501
 
 
 def _cells(f: Findings) -> tuple[list[Configuration], list[Cell], np.ndarray[Any, Any]]:
@@ -91,8 +90,10 @@ def _variants(f: Findings, shown: Sequence[Configuration], found: Tradeoff) -> T
         put(row, "to_control", front.to_control)
         for budget, value in front.at.items():
             key = f"at_{budget:g}"
-            put(row, key, f.bounded(_turned(f, value)) if value else None)
-            row[key] = row[key] if value else NOT_REACHED
+            # A frontier without a cell is the reference: its value is nobody's achievement.
+            told = value if front.picked else None
+            put(row, key, f.bounded(_turned(f, told)) if told else None)
+            row[key] = row[key] if told else NOT_REACHED
         if share:
             row["needed"] = _price(front.needed)
             put(row, "needed_nats", front.needed)
@@ -115,8 +116,8 @@ def _variants(f: Findings, shown: Sequence[Configuration], found: Tradeoff) -> T
         f"Hypervolume: mean advantage over the reference from zero to {found.budget:g} nats, on the scale of the square root of the "
         "distance. The cells of a frontier are picked on the selection prompts (each seed is read along the frontier that the other seeds "
         "picked) and read on the test prompts; between neighbouring cells on the straight line in nats, beyond the last as the last. Not "
-        "reached: no cell within a factor of two of the budget on its near or on its far side, or no cell as high as the target. "
-        "Intervals and differences are not adjusted for their number."
+        "reached: no cell within a factor of two of the budget on its near or on its far side, none above the reference, or none as "
+        "high as the target. Intervals and differences are not adjusted for their number."
     )
     return Table("tradeoff_variants", "Trade-off per variant", pd.DataFrame(rows, dtype=object), columns, note)
 
@@ -157,7 +158,9 @@ def _figure(f: Findings, shown: Sequence[Configuration], cells: Sequence[Cell], 
         first = next(j for j, other in enumerate(shown) if other.variant == c.variant) == i
         axis.plot(x[i], sign * y[i], ls="", ms=6, label=entry(f, c.variant) if first else "_nolegend_", **style)
         if c.variant in f.foremost:
-            _ellipse(axis, np.log(x[i]), y[i], np.log(np.maximum(found.distance[i], 1e-3)), found.value[i], sign, style)
+            # On the scale of the axis; no resample is nearer than what the axis can show.
+            around = ellipse(np.log(x[i]), y[i], np.log(np.maximum(found.distance[i], 1e-3)), found.value[i])
+            _ellipse(axis, around, sign, style)
     front = sorted(np.flatnonzero(pareto(x, y)), key=lambda i: x[i])
     axis.step(
         [*x[front], x.max()],
@@ -186,21 +189,7 @@ def _figure(f: Findings, shown: Sequence[Configuration], cells: Sequence[Cell], 
     return figure
 
 
-def _ellipse(
-    axis: Axes,
-    x: float,
-    y: float,
-    xs: np.ndarray[Any, Any],
-    ys: np.ndarray[Any, Any],
-    sign: float,
-    style: dict[str, Any],
-) -> None:
-    """Widths from percentiles and tilt from ranks: with few seeds the resamples have no variance to speak of."""
-    wide, high = ((np.quantile(v, 0.975) - np.quantile(v, 0.025)) / 3.92 for v in (xs, ys))
-    first, second = (np.argsort(np.argsort(v)).astype(np.float64) for v in (xs, ys))
-    tilt = float(np.corrcoef(first, second)[0, 1]) if wide > 0 and high > 0 else 0.0
-    turn = np.linspace(0, 2 * np.pi, 73)
-    across = x + ELLIPSE * wide * np.cos(turn)
-    up = y + ELLIPSE * high * (tilt * np.cos(turn) + np.sqrt(max(0.0, 1 - tilt**2)) * np.sin(turn))
+def _ellipse(axis: Axes, found: Ellipse, sign: float, style: dict[str, Any]) -> None:
+    across, up = found.edge()
     axis.fill(np.exp(across), sign * up, color=style["color"], alpha=0.13, lw=0, zorder=1)
     axis.plot(np.exp(across), sign * up, color=style["color"], alpha=0.55, lw=0.8, zorder=1)
