@@ -81,13 +81,10 @@ def merge(model: Any, adapter: Adapter) -> Any:
     Raises:
         UserError: `peft` is not installed, the adapter does not fit the base, or it is of a kind that cannot be merged.
     """
-    try:
-        from peft import PeftModel, set_peft_model_state_dict
-    except ImportError as error:
-        raise UserError(f"adapter {adapter.folder} needs the library peft; pip install 'dpobench[peft]'") from error
+    check(adapter)
+    from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    _refuse_unknown_options(adapter)
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -110,10 +107,18 @@ def merge(model: Any, adapter: Adapter) -> Any:
     return merged
 
 
-def _refuse_unknown_options(adapter: Adapter) -> None:
-    """The library leaves out what it does not know with no more than a warning; the adapter would then be another one."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+def check(adapter: Adapter) -> None:
+    """Refuse an adapter that the installed `peft` does not know, before anything is computed.
 
+    The library leaves out what it does not know with no more than a warning; the adapter would then be another one.
+
+    Raises:
+        UserError: `peft` is not installed, or knows no such kind or option.
+    """
+    try:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    except ImportError as error:
+        raise UserError(f"adapter {adapter.folder} needs the library peft; pip install 'dpobench[peft]'") from error
     told = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(adapter.kind)
     if known is None:

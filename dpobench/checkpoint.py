@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -72,7 +73,9 @@ def locate(name: str, revision: str | None = None) -> Path:
     Raises:
         UserError: there is no such folder, and the hub does not give it.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
+    if folder.is_file():
+        raise UserError(f"model {name!r} is a file; name the folder it lies in, {folder.parent}")
     return folder if folder.is_dir() else _from_hub(name, revision)
 
 

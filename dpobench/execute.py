@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dpobench import provenance, replies, store
+from dpobench import aims, provenance, replies, store
 from dpobench.checkpoint import Checkpoint
 from dpobench.errors import Diverged, DpobenchError
 from dpobench.evaluate import plan, score
@@ -90,14 +90,16 @@ def register(plugins: tuple[str, ...]) -> None:
 
 
 def check_judge(asked: Evaluation) -> None:
-    """Try the judge before anything is computed, where it can be tried.
+    """Try the judges, of the win-rate and of objectives, before anything is computed, where they can be tried.
 
     Raises:
-        UserError: it cannot be asked as it is set.
+        UserError: one cannot be asked as it is set.
     """
-    judge = judges.get(asked.judge) if asked.judge else None
-    if judge is not None and judge.declared["check"] is not None:
-        judge.declared["check"](**judge.arguments(asked.judge_settings))
+    named = judges.get(asked.judge) if asked.judge else None
+    found = [(named, named.arguments(asked.judge_settings))] if named is not None else []
+    for judge, arguments in [*found, *aims.judged(asked).values()]:
+        if judge.declared["check"] is not None:
+            judge.declared["check"](**arguments)
 
 
 def keep_replies(cache: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints trained elsewhere, scored like our own and put into the same report."""
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def entries(arguments: Sequence[str]) -> list[Entry]:
     found: list[Entry] = []
     for argument in arguments:
         method, equals, places = argument.partition("=")
-        if not equals or Path(argument).expanduser().is_dir():
+        if not equals or _expanded(argument).is_dir():
             found += [Entry(place) for place in _matching(argument)]
             continue
         if not _NAME.fullmatch(method) or method == _RESERVED:
@@ -82,14 +83,19 @@ def entries(arguments: Sequence[str]) -> list[Entry]:
     return found
 
 
+def _expanded(place: str) -> Path:
+    """With a home folder for its tilde; that of nobody stays as it is."""
+    return Path(os.path.expanduser(place))
+
+
 def _matching(place: str) -> list[str]:
     if not place:
         raise UserError(
             "a checkpoint without a folder; write FOLDER, or NAME=FOLDER,FOLDER for several seeds of one method"
         )
-    if not glob.has_magic(place) or Path(place).expanduser().exists():
+    if not glob.has_magic(place) or _expanded(place).exists():
         return [place]
-    matched = sorted(glob.glob(str(Path(place).expanduser())))
+    matched = sorted(glob.glob(str(_expanded(place))))
     if not matched:
         raise UserError(f"checkpoint {place!r}: nothing matches this pattern; name folders that exist")
     return matched
@@ -157,7 +163,7 @@ def _note(entry: Entry, experiment: Experiment, inputs: Inputs, where: Machine) 
     base = _base(folder, experiment, inputs) if adapters.is_adapter(folder) else None
     _check_vocabulary(folder, base or folder, inputs.model)
     # What a hub name leads to is called by its commit.
-    last = folder.name if Path(entry.place).expanduser().is_dir() else Path(entry.place).name
+    last = folder.name if _expanded(entry.place).is_dir() else Path(entry.place).name
     name = entry.method or (own or {}).get("variant") or re.sub(r"[^A-Za-z0-9._=+-]", "-", last).lstrip(".-")
     if not name or name == _RESERVED:
         raise UserError(f"checkpoint {entry.place!r}: {name!r} can name no row of a table; write NAME={entry.place}")
@@ -231,6 +237,7 @@ def _trained(own: dict[str, Any] | None) -> dict[str, Any]:
 def _base(folder: Path, experiment: Experiment, inputs: Inputs) -> Path:
     """The model that an adapter was trained on: the reference where it is that, else what its own name leads to."""
     adapter = adapters.read(folder)
+    adapters.check(adapter)
     if adapter.base == experiment.model and adapter.revision is None:
         return inputs.model
     try:
@@ -261,9 +268,10 @@ def _check_vocabulary(folder: Path, base: Path, reference: Path) -> None:
     place = folder if any(folder.glob("tokenizer*")) or base == folder else base
     own, wanted = (load_tokenizer(one).get_vocab() for one in (place, reference))
     if own != wanted:
+        word = min(word for word in {*own, *wanted} if own.get(word) != wanted.get(word))
         raise UserError(
-            f"{folder}: its tokenizer differs from the reference's ({len(own):,} and {len(wanted):,} words); only models of one "
-            "vocabulary can be compared"
+            f"{folder}: its tokenizer differs from the reference's ({len(own):,} and {len(wanted):,} words; {word!r} is number "
+            f"{own.get(word)} and {wanted.get(word)}); only models of one vocabulary can be compared"
         )
     sizes = [
         AutoConfig.from_pretrained(one, local_files_only=True).get_text_config().vocab_size for one in (base, reference)

@@ -123,6 +123,8 @@ def _check(experiment: Experiment, inputs: Inputs, losses: Mapping[str, Variant]
 def _conditions(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, say: Say) -> list[Shared]:
     """What each condition's runs share; the experiment proper comes first."""
     found = [_shared(experiment, inputs, out, where, say)]
+    if experiment.studies.reference_quality:
+        found = [replace(found[0], told={"measured": _measured(out)})]
     for condition in experiment.studies.conditions(len(inputs.train)):
         if QUALITY not in condition:
             found.append(replace(found[0], condition=condition))
@@ -145,6 +147,12 @@ def _shared(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, s
     names = {name for variant in experiment.variants for name in variants.get(variant).needs}
     needs = need_folders(inputs, training, names, experiment.recipe, where.device, say)
     return Shared({}, inputs, training, needs, heldout, planned(heldout.name), {})
+
+
+def _measured(out: Path) -> dict[str, Any]:
+    """What was measured of the embedded base model, whose training was whole."""
+    told = store.read_json(out / "world" / "world.json")
+    return {"steps": told["settings"]["steps"], **told["measured"]}
 
 
 def _undertrained(experiment: Experiment, quality: float, out: Path, cache: Path) -> tuple[Path, Mapping[str, Any]]:
@@ -235,6 +243,7 @@ def _write_plan(
         "model_hash": proper.inputs.model_hash,
         "reference": proper.heldout.name,
         "training": runs[0].reference if runs else "",
+        **proper.told,
     }
     store.write_json(out / "plan.json", content)
 

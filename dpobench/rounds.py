@@ -102,7 +102,7 @@ def write_round(target: Path, asked: Round, planned: Plan, say: Say = lambda lin
     """Write the training pairs of a run of a later round, with the log-probabilities of the policy that gave the answers.
 
     Raises:
-        DpobenchError: the judge did not rank the answers.
+        DpobenchError: the judge did not rank the answers, or ranked too few of them for a batch.
     """
     if store.sealed(target):
         store.verify(target)
@@ -116,6 +116,7 @@ def write_round(target: Path, asked: Round, planned: Plan, say: Say = lambda lin
     del policy
     say("ranking the answers")
     made, counts = on_policy(prompts, drawn, planned, asked.recipe.max_tokens)
+    _require(counts, asked)
     golds = store.read_json(asked.asked / GOLDS)
     pairs = [replace(pair, gold=_gold(golds, prompt)) for prompt, pair in made.items()]
     say("log-probabilities of the ranked answers")
@@ -124,6 +125,15 @@ def write_round(target: Path, asked: Round, planned: Plan, say: Say = lambda lin
         store.write_json(part / COUNTS, counts)
         store.write_json(part / "provenance.json", environment(asked.device, asked.recipe.precision))
         store.seal(part)
+
+
+def _require(counts: Mapping[str, int], asked: Round) -> None:
+    if counts["pairs"] < asked.recipe.batch:
+        raise DpobenchError(
+            f"round {asked.number}: the policy's answers to {counts['prompts']:,} training prompts gave {counts['pairs']:,} pairs, fewer "
+            f"than recipe.batch = {asked.recipe.batch}: {counts['equal']:,} prompts with equal answers only, {counts['ties']:,} ties, "
+            f"{counts['no_verdict']:,} without a verdict; raise studies.answers, choose a smaller batch, or another judge"
+        )
 
 
 def _gold(golds: Mapping[str, Any], prompt: str) -> Any:

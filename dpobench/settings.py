@@ -9,13 +9,19 @@ from dpobench import objectives
 from dpobench.arms import check_studies
 from dpobench.errors import UnknownName, UserError
 from dpobench.execute import register
-from dpobench.experiment import Experiment, check_experiment, merge, parse, read_toml, set_path
+from dpobench.experiment import Experiment, Recipe, check_experiment, merge, parse, read_toml, set_path
 from dpobench.grids import parse_grids
 from dpobench.registry import variants
 from dpobench.store import digest
 from dpobench.studies import NOISE, QUALITY, SIZE
 
 PRESETS = Path(__file__).resolve().parent / "synthetic" / "presets"
+# Settings that only a training reads, by section.
+_TRAINED = {
+    "": {"variants", "grid", "learning_rates", "seeds", "preset", "world", "studies", "baselines"},
+    "data": {"heldout", "heldout_share", "limit"},
+    "recipe": set(Recipe.model_fields) - {"max_tokens", "max_prompt_tokens"},
+}
 
 
 @dataclass(frozen=True)
@@ -147,11 +153,28 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def scoring(asked: Asked) -> Experiment:
-    """The settings of scoring alone: no variants, nothing to train."""
-    said: dict[str, Any] = {"variants": []}
+    """The settings of scoring alone: no variants, nothing to train.
+
+    Raises:
+        UserError: a setting is unknown, wrong, or without effect where nothing is trained.
+    """
+    if asked.bare_objectives:
+        raise UserError(
+            "a bare --objectives takes those of the embedded default, which is no part of this; write for example "
+            "--objectives helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
+        )
+    said: dict[str, Any] = {}
     for assignment in asked.assignments:
         set_path(said, assignment)
-    return parse(merge(said, asked.tree()))
+    found = parse(merge(said, asked.tree()))
+    for section, known in _TRAINED.items():
+        inside = said if section == "" else said.get(section, {})
+        if idle := sorted(set(inside) & known):
+            name = f"{section}.{idle[0]}" if section else idle[0]
+            raise UserError(
+                f"--set {name}: it has no effect where checkpoints are scored and nothing is trained; leave it out"
+            )
+    return found
 
 
 def default_folder(asked: Experiment) -> Path:

@@ -48,6 +48,8 @@ def local_modules(file: Path) -> list[Path]:
 def module_file(dotted: str) -> Path | None:
     """The file of a module by its dotted name, without importing it or its package; None where there is none."""
     top, *rest = dotted.split(".")
+    if top == "__main__":  # whatever was started: no module of anybody's
+        return None
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):

@@ -264,6 +264,16 @@ def test_one_model_under_two_names_is_refused(score, made, tmp_path):
     refused(score, "hold the same weights", f"a={made / 'ckpt' / 'seed0'},{twin}")
 
 
+def test_a_file_in_place_of_its_folder_is_told_which_folder(score, made):
+    file = made / "ckpt" / "seed0" / "model.safetensors"
+    refused(score, rf"is a file; name the folder it lies in, {file.parent}", f"a={file}")
+
+
+def test_the_home_of_nobody_is_no_folder(score):
+    refused(score, "no such folder", "~nobody-of-this-name/ckpt")
+    refused(score, "nothing matches this pattern", "a=~nobody-of-this-name/x*")
+
+
 def test_a_control_that_was_not_entered_is_refused(score, made):
     refused(score, "seed00.*[Dd]id you mean 'seed0'", str(made / "ckpt" / "seed0"), kind=UnknownName, control="seed00")
 
@@ -271,7 +281,7 @@ def test_a_control_that_was_not_entered_is_refused(score, made):
 def test_other_words_are_refused(score, made, tmp_path):
     other = shutil.copytree(made / "ckpt" / "seed0", tmp_path / "other")
     words(40).save_pretrained(other)
-    refused(score, r"tokenizer differs .*40 and 48 words", str(other))
+    refused(score, r"tokenizer differs .*40 and 48 words; 'w\d+' is number None and \d+\)", str(other))
 
 
 def test_another_number_of_embeddings_is_refused(score, made, tmp_path):

@@ -1,6 +1,7 @@
 """Adapters of the peft library, sharded weights, and weights that are not all there."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dpobench import adapters, checkpoint, foreign, scores, store
 from dpobench.errors import UserError
-from tests.test_foreign import asked, made, save, score  # noqa: F401 - fixtures
+from tests.test_foreign import asked, made, refused, save, score  # noqa: F401 - fixtures
 from tests.train.tiny import llama
 
 peft = pytest.importorskip("peft")
@@ -189,3 +190,13 @@ def test_weights_that_a_file_lacks_are_never_drawn_at_random(tmp_path):
     save_file(whole, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 weights are missing, model\.layers\.1\.mlp\.up_proj\.weight among them"):
         checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("told", [{"use_novel": True}, {"peft_type": "NOVEL"}])
+def test_what_the_library_does_not_know_is_refused_before_anything_is_scored(score, made, tmp_path, told):  # noqa: F811
+    refused(score, "NOVEL|use_novel", str(made / "ckpt" / "seed0"), str(lora(tmp_path / "lora", made / "base", **told)))
+
+
+def test_an_adapter_without_the_library_says_how_to_install_it(score, made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(score, r"pip install 'dpobench\[peft\]'", str(lora(tmp_path / "lora", made / "base")))

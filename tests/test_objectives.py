@@ -2,11 +2,12 @@
 
 import pytest
 
-from dpobench import aims, settings
+from dpobench import aims, execute, settings
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluate import plan
 from dpobench.experiment import Evaluation
 from dpobench.objectives import Spec, parse, read
+from dpobench.registry import Registry
 
 JUDGES = ("gold", "reward_model")
 
@@ -102,3 +103,23 @@ def test_objectives_that_were_not_asked_for_are_not_missed():
     assert "objectives" not in {entry["evaluator"] for entry in left}
     with pytest.raises(UserError, match="needs objectives; name two or more with --objectives"):
         plan(Evaluation(evaluators=("objectives",)), has_pairs=True, heldout="h")
+
+
+def test_the_judges_of_objectives_are_tried_before_anything_is_computed(tmp_path, monkeypatch):
+    file = tmp_path / "tried.py"
+    file.write_text(
+        '"""A judge that tells what it was tried with."""\n'
+        "from dpobench import UserError, judge\n"
+        "def check(*, model=''):\n"
+        "    raise UserError(f'nobody answers for {model}')\n"
+        "@judge(pointwise=False, check=check)\n"
+        "def tried(prompts, first, second, *, model: str = ''):\n"
+        '    """Never asked."""\n'
+    )
+    own = Registry("judge", "evals.judges")
+    own.add_file(file)
+    for module in (aims, execute):
+        monkeypatch.setattr(module, "judges", own)
+    with pytest.raises(UserError, match="nobody answers for me"):
+        execute.check_judge(Evaluation(objectives={"a": "tried:me", "b": "tried:you"}))
+    execute.check_judge(Evaluation(objectives={"a": "gold:x.py:f", "b": "gold:x.py:g"}, judge="gold"))

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dpobench.arms import baselines, check_studies, successor, with_baselines
-from dpobench.errors import UserError
-from dpobench.experiment import Experiment, Recipe, Run, parse, unfold
+from dpobench.errors import DpobenchError, UserError
+from dpobench.experiment import Evaluation, Experiment, Recipe, Run, parse, unfold
 from dpobench.heldout import Prompt
 from dpobench.pairs import Pairs, Side
 from dpobench.registry import Registry, variants
-from dpobench.rounds import check_rounds, on_policy
+from dpobench.rounds import Round, check_rounds, on_policy, write_asked, write_round
 from dpobench.studies import Studies, first, treated, turned, turned_columns, unsided
 from dpobench.tokens import TokenPair
 from tests.train import tiny
@@ -239,3 +239,22 @@ def test_a_loss_that_reads_what_a_ranking_does_not_give_is_refused_before_the_fi
     check_rounds(Studies(rounds=2), judge(score, pointwise=False), losses)
     with pytest.raises(UserError, match="compares two answers"):
         check_rounds(Studies(rounds=2, answers=3), judge(score, pointwise=False), [])
+
+
+def test_too_few_pairs_for_a_batch_are_counted_by_their_reasons(tmp_path):
+    start = tmp_path / "start"
+    tiny.llama().save_pretrained(start)
+    tiny.words().save_pretrained(start)
+    prompts, _ = asked({"a": [], "b": [], "c": []})
+    train = [replace(row, prompt=np.array([5, 6], np.int64)) for row in tiny.rows(4)]
+    inputs = SimpleNamespace(asked=prompts, train=train)
+    folder = write_asked(inputs, tmp_path / "training")
+    whole = Round(2, start, folder, 2, Evaluation(max_new_tokens=4), Recipe(batch=8), 0, "cpu")
+
+    def alike(prompts, texts, *, scale):
+        return pd.DataFrame({"score": [1.0] * len(texts)})
+
+    said = r"round 2: .* to 3 training prompts gave 0 pairs, fewer than recipe\.batch = 8: .* ties, 0 without a verdict; raise"
+    with pytest.raises(DpobenchError, match=said):
+        write_round(tmp_path / "made", whole, judge(alike, pointwise=True))
+    assert not (tmp_path / "made").exists()

@@ -14,7 +14,7 @@ from dpobench.report.findings import TEST, Configuration, Findings, put, read
 from dpobench.report.results import REFERENCE, conditions, load
 from dpobench.report.table import Column, Table, interval
 from dpobench.report.topic import Topic
-from dpobench.stats import Estimate, crossed_difference
+from dpobench.stats import Estimate, crossed_difference, share_difference
 from dpobench.stats.compare import holm
 
 OWN, FIXED, CHANGE, TO_CONTROL = "own", "fixed", "change", "to_control"
@@ -140,7 +140,7 @@ def section(f: Findings, name: str) -> Topic | None:
     frame = rows(study)
     figure = (path if name == "round" else curves)(study)
     figures = {} if figure is None else {f"study_{name}": (_caption(study), figure)}
-    said = [study.kind.said, *_sentences(study, frame)]
+    said = [study.kind.said, *_references(study), *_sentences(study, frame)]
     return Topic(f"study_{name}", study.kind.title, [_table(study, frame)], said, figures)
 
 
@@ -199,12 +199,26 @@ def _difference(
     common = [prompt for prompt in arms[0].columns if prompt in arms[1].columns]
     if len(common) < 2:
         return None
-    return crossed_difference([arms[0][common].to_numpy()], [arms[1][common].to_numpy()])
+    found = crossed_difference([arms[0][common].to_numpy()], [arms[1][common].to_numpy()])
+    return share_difference(found) if study.proper.results.metrics[study.metric[0]].unit == "share" else found
 
 
 def _rounded(found: Estimate | None) -> Estimate | None:
     """Two equal means differ by their last bit; and zero has no sign."""
     return None if found is None else replace(found, value=round(found.value, 12) + 0.0)
+
+
+def _references(study: Study) -> list[str]:
+    """How well each reference of a study writes, where it was measured."""
+    told = {value: f.results.plan.get("measured") for value, f in study.points.items() if study.kind.absolute}
+    known = {value: one for value, one in told.items() if one and one.get("held_out_loss") is not None}
+    if not known:
+        return []
+    each = [f"{one['held_out_loss']:.2f} nats after {one['steps']:,} steps ({value:g})" for value, one in known.items()]
+    floor = next(iter(known.values()))["floor"]
+    return [
+        f"The references' loss on held-out answers, per answer: {'; '.join(each)}; no model can have less than {floor:.2f}."
+    ]
 
 
 def _sentences(study: Study, frame: pd.DataFrame) -> list[str]:
@@ -233,7 +247,8 @@ def _claims(study: Study, tested: pd.DataFrame, name: str, whom: str, size: str)
     if sure.empty:
         widest = max((row[f"{name}_high"] - row[f"{name}_low"]) / 2 for row in tested.to_dict("records"))
         return (
-            f"No difference in {label} to {whom} is shown for any variant at any value, Holm over {len(tested)} differences ({size}); "
+            f"No difference in {label} to {whom} is shown for any variant at any value, Holm over {len(tested)} "
+            f"difference{'s' * (len(tested) != 1)} ({size}); "
             f"the widest interval is ± {widest:.3f}, so that smaller differences may be there."
         )
     told = [

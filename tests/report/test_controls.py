@@ -123,3 +123,10 @@ def test_the_figure_has_the_curve_and_every_variant(make):
     assert {"best of k", "dpo", "ipo", "cdpo", "k / (k + 1)", "reference"} == set(labels)
     curve = next(line for line in axis.lines if line.get_label() == "best of k")
     assert list(curve.get_xdata()) == pytest.approx([math.log(2) - 0.5, math.log(4) - 0.75])
+
+
+def test_no_interval_of_a_difference_leaves_what_is_possible(make):
+    _, rows = table_of(with_controls(make(betas=(0.1,), seeds=(0, 1), seed_sd=0.6)))
+    ends = [(float(row["difference_low"]), float(row["difference_high"])) for row in rows if row["difference_low"]]
+    assert min(low for low, _ in ends) == -1
+    assert max(high for _, high in ends) <= 1

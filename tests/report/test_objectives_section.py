@@ -185,3 +185,16 @@ def test_cells_and_aims_without_verdicts_are_named(make):
         found = objectives.topic(without_verdicts(folder, variant, 1.0))
     assert found.said == ["Left out, for it has no verdict on any cell: helpful, honest."]
     assert not found.tables
+
+
+def test_no_interval_of_a_difference_leaves_what_is_possible(make):
+    f = with_aims(make(betas=(0.1,), seeds=(0, 1)), CHANCES)
+    # One seed wins everything, the other nothing.
+    for c in f.configurations:
+        for run in c.runs:
+            frame, metrics = scores.read(run.folder, "objectives")
+            value = float((run.seed == 0) == (run.variant == "dpo"))
+            scores.write(run.folder, "objectives", frame.assign(value=value), metrics, {})
+    found = objectives.topic(read(load(f.results.folder)))
+    row = next(row for row in rows_of(found.tables[0]) if row["variant"] == "ipo")
+    assert (float(row["helpful_difference_low"]), float(row["helpful_difference_high"])) == (-1, 1)

@@ -155,3 +155,25 @@ def test_a_baseline_is_not_tested_in_a_study_either(noisy):
     frame = found.tables[0].frame
     assert frame[frame["variant"] == "ipo"][["p_change", "p_to_control"]].isna().all().all()
     assert frame[frame["variant"] == "ipo"]["change"].notna().any()
+
+
+def test_no_interval_of_a_difference_of_shares_leaves_what_is_possible(make):
+    # Two seeds that differ much: Student's interval would be wider than any two shares can be apart.
+    wild = TWO | {"seed_sd": 0.5}
+    folder = with_condition(make(**wild), make(**wild, advantage={"ipo": -0.4}), {"label_noise": 0.3})
+    found, _ = study_of(folder)
+    frame = found.tables[0].frame
+    for name in ("change", "to_control"):
+        assert frame[f"{name}_low"].dropna().min() >= -1
+        assert frame[f"{name}_high"].dropna().max() <= 1
+        assert (frame[f"{name}_high"].dropna() == 1).any() or (frame[f"{name}_low"].dropna() == -1).any()
+
+
+def test_what_was_measured_of_weaker_references_is_told_worst_first(make):
+    folder = with_condition(make(**TWO), make(**TWO), {"reference_quality": 0.1})
+    plan = read_json(folder / "plan.json")
+    plan["conditions"][0]["measured"] = {"steps": 12, "held_out_loss": 24.318, "floor": 17.04}
+    write_json(folder / "plan.json", plan | {"measured": {"steps": 120, "held_out_loss": 19.77, "floor": 17.04}})
+    found, _ = study_of(folder)
+    assert "24.32 nats after 12 steps (0.1); 19.77 nats after 120 steps (1)" in found.said[1]
+    assert "no model can have less than 17.04" in found.said[1]

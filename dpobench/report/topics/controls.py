@@ -13,7 +13,7 @@ from dpobench.report.findings import TEST, Findings, put
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table, interval
 from dpobench.report.topic import Topic
-from dpobench.stats import Estimate, crossed_mean
+from dpobench.stats import Estimate, crossed_mean, share_difference
 
 # Names that the evaluator of these controls gives.
 WIN, REWARD, SAME = "best_of_win_rate", "best_of_reward", "same_win_rate"
@@ -183,7 +183,8 @@ def _difference(f: Findings, runs: list[str], one: BestOf) -> Estimate | None:
     if len(shared) < 2:
         return None
     # The best of k has no seeds: nothing of it is trained.
-    return crossed_mean([own[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)])
+    less = own[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)
+    return share_difference(crossed_mean([less]))
 
 
 def _curve(f: Findings, best: list[BestOf]) -> Figure:

@@ -14,7 +14,7 @@ from dpobench.report.findings import TEST, Configuration, Findings, put
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table
 from dpobench.report.topic import Topic
-from dpobench.stats import Estimate, crossed_difference
+from dpobench.stats import Estimate, crossed_difference, share_difference
 from dpobench.stats.resample import draws
 
 Array = npt.NDArray[np.float64]
@@ -226,7 +226,8 @@ def _difference(f: Findings, point: Point, control: Point, aim: Aim) -> Estimate
     table = f.results.table(aim.metric, runs, aim.name, TEST)
     if table.shape[1] < 2:
         return None
-    return crossed_difference([table.loc[list(point.runs)].to_numpy()], [table.loc[list(control.runs)].to_numpy()])
+    own, other = (table.loc[list(one.runs)].to_numpy() for one in (point, control))
+    return share_difference(crossed_difference([own], [other]))
 
 
 def _grid(
