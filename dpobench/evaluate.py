@@ -25,6 +25,8 @@ from dpobench.tasks import tasks_key
 from dpobench.tokens import read_pairs
 
 PROMPTS, HELDOUT, SAMPLES, POOL = "prompts.jsonl", "heldout.parquet", "samples.parquet", "pool.parquet"
+# Answers of the models' own distributions, beside samples of another temperature; and what an evaluator of them declares to need.
+UNALTERED, OWN_DISTRIBUTION = "unaltered.parquet", "unaltered"
 # Opponents that a checkpoint is compared with while it is scored; round robin waits until all are there.
 OPPONENTS = ("reference", "chosen")
 
@@ -153,7 +155,7 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
         judge = (plugin, plugin.arguments(settings.judge_settings))
     objectives = aims.judged(settings)
     there = {"judge": judge is not None, "pairs": has_pairs, "tasks": bool(settings.tasks), "pool": settings.pool > 0}
-    there["objectives"] = bool(settings.objectives)
+    there |= {"objectives": bool(settings.objectives), OWN_DISTRIBUTION: True}
     remedies = {
         "judge": "name one with --judge",
         "pairs": "give held-out pairs",
@@ -227,7 +229,8 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
     """
     key = {"heldout": planned.heldout, "seed": seed}
     if _stamp(folder) != key:
-        (folder / SAMPLES).unlink(missing_ok=True)
+        for name in (SAMPLES, UNALTERED):
+            (folder / name).unlink(missing_ok=True)
         store.write_json(folder / "samples.json", key)
     prompts = read_prompts(heldout)
     if not (folder / SAMPLES).is_file():
@@ -235,6 +238,8 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         with _own_random_state(0):
             drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, settings.sampling, seed)
         store.write_bytes(folder / SAMPLES, drawn.to_parquet(index=False))
+    if any(OWN_DISTRIBUTION in plugin.declared["needs"] for plugin, _ in planned.chosen):
+        _draw_unaltered(checkpoint, folder, prompts, settings, key, progress)
     if folder == heldout:
         _draw_pool(checkpoint, folder, prompts, settings, key, progress)
     held_out = _held_out(folder, heldout, prompts, settings, planned, once_for(checkpoint, heldout, planned))
@@ -253,6 +258,24 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
 
 def _stamp(folder: Path, name: str = "samples.json") -> Any:
     return store.read_json(folder / name) if (folder / name).is_file() else None
+
+
+def _draw_unaltered(
+    checkpoint: Checkpoint,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    key: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Answers of the model's own distribution, where those to be compared are drawn from another."""
+    if settings.sampling.is_policy or (folder / UNALTERED).is_file():
+        return
+    progress("sampling at temperature 1")
+    how = replace(settings.sampling, temperature=1.0, top_p=1.0, top_k=0)
+    with _own_random_state(0):
+        drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, key["seed"])
+    store.write_bytes(folder / UNALTERED, drawn.to_parquet(index=False))
 
 
 def _draw_pool(
@@ -285,7 +308,7 @@ def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:
         heldout: folder of the held-out inputs; the content of its files counts, its place does not.
         planned: the judge.
     """
-    files = [file for name in (PROMPTS, HELDOUT, SAMPLES, POOL) if (file := heldout / name).is_file()]
+    files = [file for name in (PROMPTS, HELDOUT, SAMPLES, UNALTERED, POOL) if (file := heldout / name).is_file()]
     content = [(file.name, store.file_hash(file)) for file in files]
     reference = checkpoint.reference_hash or model_hash(checkpoint.reference_folder)
     how = (checkpoint.device, checkpoint.precision, torch.get_num_threads())
@@ -326,6 +349,9 @@ def _held_out(
         objectives=aims.held_out(heldout, planned.objectives, settings, _content, once),
         keep=partial(_keep, folder),
     )
+    if not settings.sampling.is_policy and (folder / UNALTERED).is_file():
+        own, reference = (pd.read_parquet(place / UNALTERED) for place in (folder, heldout))
+        held_out = replace(held_out, unaltered=(own, reference))
     if (heldout / POOL).is_file():
         held_out = replace(held_out, pool=once(POOL, lambda: pd.read_parquet(heldout / POOL)))
     if planned.judge is None:

@@ -126,6 +126,8 @@ class HeldOut:
         pool: further answers of the reference, columns as `samples`; no run is compared with them.
         objectives: several aims beside the judge's, by name.
         keep: `keep(name, frame)` writes a table beside the scores, for what is no score.
+        unaltered: the checkpoint's and the reference's answers drawn from the models' own distributions, where `samples` are not
+            and an evaluator needs "unaltered"; None elsewhere.
         sampling: how the samples were drawn.
         once: `once(name, compute)` is what `compute()` returns, computed once for all checkpoints that one process scores on
             these inputs. Only for what depends on the reference, the held-out inputs, the judge and what the name tells, and
@@ -144,5 +146,6 @@ class HeldOut:
     pool: "pd.DataFrame" = field(default_factory=_no_answers)
     objectives: Mapping[str, Aim] = field(default_factory=dict)
     keep: "Callable[[str, pd.DataFrame], None]" = keep_nothing
+    unaltered: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
     sampling: Sampling = field(default_factory=Sampling)
     once: Once = each_time

@@ -50,7 +50,8 @@ def rows(
     """
     frame = pd.DataFrame({"prompt": list(prompts), "draw": draws, "group": group, "metric": metric})
     frame["value"] = np.asarray(values, dtype=np.float64)
-    return frame[list(COLUMNS)]
+    # A table without rows has nothing to tell the types by.
+    return frame.astype({"prompt": "str", "draw": np.int64})[list(COLUMNS)]
 
 
 def check(frame: pd.DataFrame, declared: Mapping[str, Metric], evaluator: str) -> None:

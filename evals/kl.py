@@ -26,7 +26,8 @@ MOST_KEPT = 2**26
         "kl_position": Metric("nats per token", "none", label="KL by position"),
         "kl_noise_floor": Metric("nats per sequence", "none", label="KL of the reference to itself, batched otherwise"),
         "kl_truncated": Metric("share", "lower", label="answers cut before their end"),
-    }
+    },
+    needs=("unaltered",),
 )
 def kl(
     checkpoint: Checkpoint,
@@ -44,23 +45,24 @@ def kl(
 
     Args:
         checkpoint: policy and reference; for the reference itself every divergence is exactly zero.
-        held_out: samples of both, drawn from the models' own distributions.
+        held_out: samples of both; where those to be compared are drawn otherwise, at another temperature say, its `unaltered` ones.
         chunk: tokens whose logits are held at a time; memory is about five times `chunk` x vocabulary x 4 bytes.
         budget: most tokens of a padded batch; on a CPU never more than its caches serve well.
         bucket: positions a group of `kl_position` spans.
-        noise: sequences of the reference on which the noise floor is measured.
+        noise: sequences of the reference on which the noise floor is measured; 0 for none.
 
     Returns: one row per sample: `kl`, `kl_per_token` (of that sequence), `kl_k1` (summed log-ratio of the sampled tokens: the
         same expectation, a cross-check), `kl_position` (group "0-7" and so on: mean per token of that stretch),
         `kl_truncated`; `kl_forward` on the reference's samples; `kl_noise_floor` on a few: what rounding alone makes of zero.
 
     Raises:
-        UserError: the samples do not follow the models' own distributions, so that no estimate would mean anything.
+        UserError: no samples follow the models' own distributions, so that no estimate would mean anything; a chunk of nothing.
 
     References: Amini, Vieira, Cotterell 2025, arXiv:2504.10637.
     """
-    _require_own_distribution(held_out.sampling)
-    own, base = held_out.samples, held_out.reference_samples
+    if chunk < 1 or bucket < 1 or noise < 0:
+        raise UserError(f"kl: chunk = {chunk} and bucket = {bucket} must be 1 or more, noise = {noise} 0 or more")
+    own, base = _of_own_distribution(held_out)
     policy, reference = Head(checkpoint.policy), Head(checkpoint.reference)
     if checkpoint.is_reference:
         reference = policy
@@ -89,12 +91,17 @@ def kl(
     )
 
 
-def _require_own_distribution(settings: Any) -> None:
-    if not settings.is_policy:
+def _of_own_distribution(held_out: HeldOut) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Samples of the policy and of the reference."""
+    settings = held_out.sampling
+    if settings.is_policy:
+        return held_out.samples, held_out.reference_samples
+    if held_out.unaltered is None:
         raise UserError(
             f"KL needs samples of the model's own distribution; these were drawn with temperature={settings.temperature:g}, "
             f"top_p={settings.top_p:g}, top_k={settings.top_k}. Draw with temperature=1, top_p=1, top_k=0, or leave kl out"
         )
+    return held_out.unaltered
 
 
 def _sequences(samples: pd.DataFrame, held_out: HeldOut) -> list[tuple[Sequence[int], Sequence[int]]]:
@@ -159,6 +166,8 @@ def hidden_states(head: Head, sequences: Sequences, budget: int) -> list[Tensor]
 @torch.no_grad()
 def noise_floor(reference: Head, sequences: Sequences, chunk: int) -> list[float]:
     """KL in nats of the reference on each sequence, computed in a batch with the others, to itself on that sequence alone."""
+    if not sequences:
+        return []
     together, found = Batch(sequences, reference.model.device), []
     hidden = completion_hidden(reference.model, together)
     for at, sequence in enumerate(sequences):

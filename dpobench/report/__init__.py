@@ -39,6 +39,8 @@ def write_report(folder: Path) -> Path:
     notes = [*alarms, *words.notes(findings), *(note for section in sections for note in section.notes)]
     with building(folder / "report") as place:
         for table in made:
+            if not len(table.frame.columns):  # nothing was measured: an empty file would only puzzle its reader
+                continue
             write_bytes(place / "tables" / f"{table.name}.csv", table.csv().encode())
             write_bytes(place / "tables" / f"{table.name}.tex", table.latex().encode())
         inline = {}
@@ -48,7 +50,7 @@ def write_report(folder: Path) -> Path:
             write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
             inline[name] = (caption, figures.inline(markup, name))
         write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *notes, ""]).encode())
-        given = page.context(findings, tables, inline) | {"notes": notes, "alarms": alarms, "topics": sections}
+        given = page.context(findings, tables, inline, sections) | {"notes": notes, "alarms": alarms}
         write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
         write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
     return folder / "report" / "report.html"

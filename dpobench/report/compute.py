@@ -43,7 +43,13 @@ def compute(f: Findings) -> Table:
         Column("Forward passes a pair", "forwards", 2),
         Column("Backward passes a pair", "backwards", 2),
         Column("Peak memory, MB", "peak_megabytes", 0),
-        Column(f"{_label(f)} gained per {_hour(f)} of training", "gain_per_hour", 1, interval=True, signed=True),
+        Column(
+            f"{f.results.heading(f.ranking or '')} gained per {_hour(f)} of training",
+            "gain_per_hour",
+            1,
+            interval=True,
+            signed=True,
+        ),
     ]
     note = (
         "Sums over the finished runs of a variant. Passes per pair and step, policy and live reference together; log-probabilities of the "
@@ -89,8 +95,3 @@ def _gain_per_hour(f: Findings, variant: str) -> Estimate | None:
     if mean <= 0:
         return None
     return replace(gain, value=gain.value / mean, low=gain.low / mean, high=gain.high / mean, se=gain.se / mean)
-
-
-def _label(f: Findings) -> str:
-    name = f.results.label(f.ranking or "")
-    return name.capitalize() if name.islower() else name

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,17 @@ from scipy import special
 
 from dpobench.report.counts import data_counts
 from dpobench.report.findings import TEST, Configuration, Findings, put
-from dpobench.report.results import PREFERENCE, REFERENCE
+from dpobench.report.results import REFERENCE, Array
 from dpobench.report.table import Column, Table, is_missing
-from dpobench.stats import Calibration, calibration, crossed_mean, crossed_ratio, share_interval
+from dpobench.stats import (
+    Calibration,
+    Estimate,
+    calibration,
+    crossed_mean,
+    crossed_ratio,
+    share_difference,
+    share_interval,
+)
 from dpobench.stats.association import crossed_correlation
 from dpobench.stats.reliability import calibration_error
 
@@ -73,10 +82,10 @@ def over_optimisation(f: Findings) -> Table:
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
-        Column(f.results.label(f.distance or "distance"), "distance", 2, interval=True),
+        Column(f.results.heading(f.distance or "distance"), "distance", 2, interval=True),
         Column("Training margin, nats", "training_margin", 2),
         Column("Held-out margin, nats", "heldout_margin", 2, interval=True),
-        Column(f.results.label(f.ranking or ""), "ranking", 2, interval=True),
+        Column(f.results.heading(f.ranking or ""), "ranking", 2, interval=True),
         Column("Less the selected cell", "to_selected", 3, interval=True, signed=True),
         Column("Reading", "reading"),
         Column("Prompts", "n_prompts", 0),
@@ -102,18 +111,18 @@ def displacement(f: Findings) -> Table:
     """How the likelihood of both answers moved on held-out pairs, and in which quadrant each pair ended."""
     rows = []
     for c in f.configurations:
-        chosen, rejected = (f.results.table(name, c.ids, None, TEST) if c.done else pd.DataFrame() for name in SHIFTS)
-        shared = [prompt for prompt in chosen.columns if prompt in rejected.columns]
-        if len(shared) < 2:
+        places = quadrants(f, c)
+        if places is None:
             continue
-        up, down = chosen[shared].to_numpy(dtype=float), rejected[shared].to_numpy(dtype=float)
         row: dict[str, Any] = {"variant": c.variant, "beta": c.beta}
-        for name, values in zip(SHIFTS, (up, down), strict=True):
-            put(row, name, crossed_mean([values]))
-        places = ((up > 0) & (down <= 0), (up > 0) & (down > 0), (up <= 0) & (down <= 0), (up <= 0) & (down > 0))
-        for name, place in zip(QUADRANTS, places, strict=True):
-            put(row, name, share_interval(crossed_mean([place.astype(np.float64)])))
-        rows.append(row | {"pairs": len(shared), "seeds": len(c.done), "selected": f.chosen.get(c.variant) == c})
+        for name in SHIFTS:
+            put(row, name, f.estimate(c.ids, name))
+        for name, place in places.items():
+            put(row, name, share_interval(crossed_mean([place])))
+        rows.append(
+            row
+            | {"pairs": places[QUADRANTS[0]].shape[1], "seeds": len(c.done), "selected": f.chosen.get(c.variant) == c}
+        )
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
@@ -135,8 +144,19 @@ def displacement(f: Findings) -> Table:
     )
 
 
+def quadrants(f: Findings, c: Configuration) -> dict[str, Array] | None:
+    """Share of each test prompt's pairs that ended in each quadrant, shape [S, N] each; None with fewer than two prompts."""
+    chosen, rejected = (f.results.pairs(name, c.ids, TEST) if c.done else pd.DataFrame() for name in SHIFTS)
+    shared = chosen.columns.intersection(rejected.columns)
+    if not len(shared) or shared.get_level_values("prompt").nunique() < 2:
+        return None
+    up, down = chosen[shared] > 0, rejected[shared] <= 0
+    found = dict(zip(QUADRANTS, (up & down, up & ~down, ~up & down, ~up & ~down), strict=True))
+    return {name: each.T.groupby(level="prompt").mean().T.to_numpy(dtype=float) for name, each in found.items()}
+
+
 def lengths(f: Findings) -> Table:
-    """Whether a variant wins by length."""
+    """How long the answers are, and whether length and score go together."""
     rows = []
     shown: list[tuple[str, Any, list[str]]] = [(v, c.beta, c.ids) for v, c in f.chosen.items()]
     for variant, beta, runs in [*shown, (REFERENCE, None, [REFERENCE])]:
@@ -149,7 +169,7 @@ def lengths(f: Findings) -> Table:
         row |= {"n_prompts": measured.n_prompts, "seeds": measured.seeds if variant != REFERENCE else None}
         if variant != REFERENCE:
             put(row, "length_ratio", f.length_ratio(runs))
-            row |= _length_and_win(f, runs)
+            put(row, "correlation", _length_and_score(f, runs))
         rows.append(row)
     columns = [
         Column("Variant", "variant"),
@@ -158,18 +178,15 @@ def lengths(f: Findings) -> Table:
         Column("Ratio to reference", "length_ratio", 2, interval=True),
         Column("Ratio to the data's chosen", "chosen_ratio", 2, interval=True),
         Column("Length–score correlation", "correlation", 2, interval=True, signed=True),
-        Column("Score at equal length", "equal_length", 2, interval=True),
-        Column("of prompts", "equal_length_prompts", 0),
         Column("Prompts", "n_prompts", 0),
         Column("Seeds", "seeds", 0),
     ]
     columns, size = counted(rows, columns, {"n_prompts": "test prompts", "seeds": "seeds"})
     note = size + (
         "Correlation over test prompts between the difference in length to the reference's answer and the headline score, averaged over "
-        "seeds. "
-        "Equal length: answers within 10 % of the reference's, averaged over seeds; these prompts are picked by the answers themselves."
+        "seeds."
     )
-    return Table("lengths", "Length", pd.DataFrame(rows, dtype=object), columns, note)
+    return Table("lengths", "Length of the answers", pd.DataFrame(rows, dtype=object), columns, note)
 
 
 def _against_data(f: Findings, runs: list[str], row: dict[str, Any]) -> None:
@@ -179,54 +196,62 @@ def _against_data(f: Findings, runs: list[str], row: dict[str, Any]) -> None:
     shared = [prompt for prompt in own.columns if prompt in data.columns]
     if len(shared) > 1 and data[shared].to_numpy().mean() > 0:
         base = data.loc[REFERENCE, shared].to_numpy(dtype=float)
-        put(row, "chosen_ratio", crossed_ratio(own[shared].to_numpy(dtype=float), base))
+        found = crossed_ratio(own[shared].to_numpy(dtype=float), base)
+        put(row, "chosen_ratio", replace(found, low=max(found.low, 0.0)))
 
 
-def _length_and_win(f: Findings, runs: list[str]) -> dict[str, Any]:
+def _length_and_score(f: Findings, runs: list[str]) -> Estimate | None:
+    """Correlation of the difference in length to the reference's answer with the headline score."""
     if f.headline is None or f.length is None:
-        return {}
+        return None
     length = f.results.table(f.length, [*runs, REFERENCE], None, TEST)
-    win = f.results.table(f.headline, runs, None, TEST)
-    shared = [prompt for prompt in win.columns if prompt in length.columns]
+    score = f.results.table(f.headline, runs, None, TEST)
+    shared = [prompt for prompt in score.columns if prompt in length.columns]
     if len(shared) < 8:
-        return {}
+        return None
     base = length.loc[REFERENCE, shared].to_numpy(dtype=float)
-    own = length.loc[runs, shared].to_numpy(dtype=float)
-    score = win[shared].to_numpy(dtype=float)
-    near = np.abs(own.mean(0) - base) <= 0.1 * base
-    row: dict[str, Any] = {"equal_length_prompts": int(near.sum())}
-    if near.sum() > 1:
-        put(row, "equal_length", share_interval(crossed_mean([score[:, near]])))
-    put(row, "correlation", crossed_correlation(own - base, score))
-    return row
+    return crossed_correlation(
+        length.loc[runs, shared].to_numpy(dtype=float) - base, score[shared].to_numpy(dtype=float)
+    )
+
+
+def stated(f: Findings, c: Configuration) -> Array | None:
+    """Sigma(beta x margin) of held-out test pairs, shape [S, N]; only where the loss states that probability.
+
+    The mean margin of several pairs is the margin of none, and pairs of one prompt are no independent ones: the first of each counts.
+    """
+    states = c.variant in (f.results.plan.get("states_probability") or ())
+    margins = (
+        f.results.pairs(MARGIN, c.ids, TEST) if c.done and states and isinstance(c.beta, float) else pd.DataFrame()
+    )
+    first = ~margins.columns.get_level_values(0).duplicated()
+    return special.expit(c.beta * margins.loc[:, first].to_numpy(dtype=float)) if first.sum() > 1 else None
 
 
 def reliability(f: Findings, c: Configuration) -> Calibration | None:
-    """Calibration of sigma(beta x margin) on held-out test pairs, seeds pooled; only where the loss states that probability."""
-    stated = c.variant in (f.results.plan.get("states_probability") or ())
-    margins = f.results.table(MARGIN, c.ids, None, TEST) if c.done and stated and isinstance(c.beta, float) else None
-    if margins is None or margins.shape[1] < 2:
-        return None
-    return calibration(special.expit(c.beta * margins.to_numpy(dtype=float)).ravel())
+    """Calibration of the stated probabilities, seeds pooled."""
+    found = stated(f, c)
+    return None if found is None else calibration(found.ravel())
 
 
 def calibrations(f: Findings) -> Table:
     """Whether sigma(beta x margin) is a probability one may believe."""
     rows = []
     for c in f.configurations:
-        if reliability(f, c) is None:
+        p = stated(f, c)
+        if p is None:
             continue
         row: dict[str, Any] = {"variant": c.variant, "beta": c.beta}
-        stated = special.expit(c.beta * f.results.table(MARGIN, c.ids, None, TEST).to_numpy(dtype=float))
-        error = calibration_error(stated)
+        error = calibration_error(p)
         row |= {"ece": error.value, "ece_low": error.low, "ece_high": error.high}
         row |= {"ece_plain": error.plain, "ece_chance": error.chance}
-        put(row, "brier", crossed_mean([(1 - stated) ** 2]))
-        put(row, "accuracy", f.estimate(c.ids, f.results.first(PREFERENCE)))
-        surplus = np.maximum(stated, 1 - stated) - np.where(stated == 0.5, 0.5, stated > 0.5)
-        put(row, "overconfidence", crossed_mean([surplus]))
-        row |= {"confidence": float(np.maximum(stated, 1 - stated).mean()), "selected": f.chosen.get(c.variant) == c}
-        rows.append(row | {"pairs": stated.shape[1], "seeds": len(c.done)})
+        confidence, right = np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, p > 0.5)
+        brier = crossed_mean([(1 - p) ** 2])
+        put(row, "brier", replace(brier, low=max(brier.low, 0.0), high=min(brier.high, 1.0)))
+        put(row, "accuracy", share_interval(crossed_mean([right])))
+        put(row, "overconfidence", share_difference(crossed_mean([confidence - right])))
+        row |= {"confidence": float(confidence.mean()), "selected": f.chosen.get(c.variant) == c}
+        rows.append(row | {"pairs": p.shape[1], "seeds": len(c.done)})
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
@@ -242,9 +267,9 @@ def calibrations(f: Findings) -> Table:
     columns, size = counted(rows, columns, {"pairs": "held-out test prompts with pairs", "seeds": "seeds"})
     note = size + (
         "Stated probability σ(β × margin) that the chosen answer is the better one, for variants whose β is per nat of the summed "
-        "log-ratio. Chance in ten bins makes the usual ECE too large; here it is taken out, and the interval reaches 0 where the usual "
-        "one is no larger than calibrated probabilities would give ('by chance up to': 95 of 100 times). That interval is over prompts, "
-        "for these checkpoints. Brier 0.25 is a coin; confidence above accuracy is overconfidence."
+        "log-ratio; of several pairs of one prompt the first. Chance in ten bins makes the usual ECE too large; here it is taken out, and "
+        "the interval reaches 0 where the usual one is no larger than calibrated probabilities would give ('by chance up to': 95 of 100 "
+        "times). That interval is over prompts, for these checkpoints. Brier 0.25 is a coin; confidence above accuracy is overconfidence."
     )
     title, marked = "Calibration of the implicit preference", "selected" if rows else ""
     return Table("calibration", title, pd.DataFrame(rows, dtype=object), columns, note, marked=marked)

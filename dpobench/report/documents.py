@@ -123,7 +123,9 @@ def paired_delta(differences: Array, confidence: float = 0.95) -> Estimate:
     found = crossed_mean([np.hstack([differences, ends, -ends])], confidence)
     mean = float(differences.mean())
     size = differences.shape[1]
-    return replace(found, value=mean, low=min(mean, found.low), high=max(mean, found.high), n_prompts=size)
+    # No two scores in [0, 1] are farther apart than 1.
+    low, high = max(min(mean, found.low), -1.0), min(max(mean, found.high), 1.0)
+    return replace(found, value=mean, low=low, high=high, n_prompts=size)
 
 
 def _each(own: Array, base: Array) -> tuple[tuple[float, ...], str]:

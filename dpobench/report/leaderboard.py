@@ -45,13 +45,15 @@ def leaderboard(f: Findings) -> Table:
         Column("β", "beta"),
         Column("Other parameters", "params"),
         Column("Learning rate", "learning_rate") if len({c.learning_rate for c in f.configurations}) > 1 else None,
-        Column(_name(f, f.ranking), f.ranking, 2, interval=True) if f.ranking else None,
+        Column(f.results.heading(f.ranking), f.ranking, 2, interval=True) if f.ranking else None,
         Column(f"Difference to {f.results.control}", DIFFERENCE, 3, interval=True, signed=True, bold="significant"),
         Column("p (Holm)", "p_adjusted", 3, bold="significant"),
         Column("Verdict", "verdict", bold="significant"),
         Column("Letters", "letters") if len(signs) > 2 else None,
         Column("At equal length", "length_controlled", 2, interval=True),
-        Column(_name(f, f.distance), f.distance, 2, interval=True) if f.distance else None,
+        Column("Reward", "reward", 2, interval=True),
+        Column(f.results.heading(f.distance), f.distance, 2, interval=True) if f.distance else None,
+        Column("per token", f"{f.distance}_per_token", 3) if f.distance else None,
         Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
         Column("Length ratio", "length_ratio", 2, interval=True),
         Column("Seeds", "seeds", 0),
@@ -72,14 +74,6 @@ def leaderboard(f: Findings) -> Table:
         note.strip(),
         hidden=("significant", "is_reference", "is_baseline", "is_apart"),
         marked="is_apart",
-    )
-
-
-def _name(f: Findings, metric: str | None) -> str:
-    return (
-        f.results.label(metric).capitalize()
-        if metric and f.results.label(metric).islower()
-        else f.results.label(metric or "")
     )
 
 
@@ -226,10 +220,12 @@ def grid(f: Findings) -> Table:
         Column("Other parameters", "params"),
         Column("Learning rate", "learning_rate") if len({c.learning_rate for c in f.configurations}) > 1 else None,
         Column("Seeds", "seeds", 0),
-        Column(f"{_name(f, f.ranking)}, test", f.ranking, 2, interval=True) if f.ranking else None,
+        Column(f"{f.results.heading(f.ranking)}, test", f.ranking, 2, interval=True) if f.ranking else None,
         Column("on selection", f"{f.ranking}_{SELECTION}", 2, interval=True) if f.ranking else None,
-        Column(_name(f, f.distance), f.distance, 2, interval=True) if f.distance else None,
-        Column(_name(f, f.preference), f.preference, 2, interval=True) if f.preference and f.headline else None,
+        Column(f.results.heading(f.distance), f.distance, 2, interval=True) if f.distance else None,
+        Column(f.results.heading(f.preference), f.preference, 2, interval=True)
+        if f.preference and f.headline
+        else None,
         Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
         Column("Final loss", "final_loss", 3),
         Column("Pareto", "front"),
@@ -323,6 +319,8 @@ def trials(f: Findings) -> Table:
         row |= {status: sum(c.count(status) for c in own) for status in ("done", "diverged", "failed", "missing")}
         row["role"] = BASELINE if variant in f.baselines else ""
         row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in own if c.beta is not None))
+        row["params"] = "; ".join(dict.fromkeys(c.params for c in own if c.params))
+        row["rates"] = ", ".join(dict.fromkeys(f"{c.learning_rate:g}" for c in own if c.learning_rate is not None))
         row["unit"] = own[0].unit
         row["given"] = ", ".join(f.results.given(variant))
         rows.append(row)
@@ -337,10 +335,12 @@ def trials(f: Findings) -> Table:
         Column("Missing", "missing", 0),
         Column("β", "betas"),
         Column("Unit of β", "unit"),
+        Column("Other parameters", "params"),
+        Column("Learning rate", "rates"),
         Column("Role", "role"),
         Column("Also given", "given") if any(row["given"] for row in rows) else None,
     ]
     note = unequal if f.unequal_trials else "Every variant had the same number of trials."
     note += " Baselines are trained at their defaults; they are not counted." if f.baselines else ""
     shown = [column for column in columns if column]
-    return Table("trials", "Trials per variant", pd.DataFrame(rows, dtype=object), shown, note)
+    return Table("trials", "Hyper-parameters and trials per variant", pd.DataFrame(rows, dtype=object), shown, note)

@@ -1,7 +1,7 @@
 """The page: everything above laid out once, then written as HTML and as Markdown."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +9,34 @@ import jinja2
 from markupsafe import Markup
 
 from dpobench.heldout import split_of
+from dpobench.report import layout, text, words
 from dpobench.report import results as files
-from dpobench.report import text, words
 from dpobench.report.findings import TEST, Findings
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Table
+from dpobench.report.topic import Topic
 
 SHOWN_PROMPTS, SHOWN_CHARACTERS = 6, 1500
 
 
-def context(f: Findings, tables: Mapping[str, Table], figures: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def context(
+    f: Findings, tables: Mapping[str, Table], figures: Mapping[str, tuple[str, str]], topics: Sequence[Topic] = ()
+) -> dict[str, Any]:
     """What both templates are given.
 
     Args:
         f: the findings.
         tables: by name.
         figures: caption and SVG by name.
+        topics: those that have anything to say.
     """
     return {
         "name": str(f.results.experiment.get("name") or "comparison of preference losses"),
         "verdict": words.verdict(f),
         "tables": tables,
         "figures": figures,
+        "sections": layout.sections(tables, figures, topics),
+        "costs": [layout.Part("table", name) for name in ("compute", "trials") if len(tables[name].frame)],
         "answers": side_by_side(f),
         "glossary": words.glossary(f),
         "provenance": words.provenance(f),

@@ -84,6 +84,7 @@ class Results:
         reference: folder of the reference.
         folder: the experiment's own.
         strangers: run folders that the plan does not name; they are not reported.
+        not_finite: scores left out because they were no finite number, by metric.
     """
 
     experiment: Mapping[str, Any]
@@ -96,6 +97,7 @@ class Results:
     reference: Path
     folder: Path
     strangers: int = 0
+    not_finite: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def alpha(self) -> float:
@@ -126,6 +128,11 @@ class Results:
         known = self.metrics.get(metric)
         return (known.label if known else "") or metric.replace("_", " ")
 
+    def heading(self, metric: str) -> str:
+        """The label at the head of a column."""
+        label = self.label(metric)
+        return label[:1].upper() + label[1:]
+
     @cached_property
     def _tables(self) -> dict[tuple[str, str], pd.DataFrame]:
         """Per metric and group: one row per run, one column per prompt."""
@@ -150,6 +157,17 @@ class Results:
             return pd.DataFrame()
         columns = wide.columns if split is None else [prompt for prompt in wide.columns if self.splits[prompt] == split]
         return wide.loc[runs, columns].dropna(axis=1)
+
+    def pairs(self, metric: str, runs: Sequence[str], split: str) -> pd.DataFrame:
+        """Scores of held-out pairs one by one: a row per run in the order given, a column per (prompt, draw) that all of them have.
+
+        `table` averages the pairs of one prompt, which is right for means and wrong for whatever is read off a single pair.
+        """
+        known = self.scores
+        own = known[(known["metric"] == metric) & known["run"].isin(list(runs))]
+        own = own[own["prompt"].map(self.splits).eq(split)]
+        wide = own.pivot_table(index="run", columns=["prompt", "draw"], values="value", aggfunc="mean")
+        return wide.loc[list(runs)].dropna(axis=1) if set(runs) <= set(wide.index) else pd.DataFrame()
 
 
 def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
@@ -186,11 +204,13 @@ def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
             settings.setdefault(evaluator, score_files.settings(place, evaluator))
     empty = pd.DataFrame({name: [] for name in ("run", *score_files.COLUMNS)})
     table = pd.concat(frames, ignore_index=True) if frames else empty
-    table = table[np.isfinite(table["value"].astype(float))].reset_index(drop=True)
+    finite = np.isfinite(table["value"].astype(float))
+    lost = {str(name): int(count) for name, count in table.loc[~finite, "metric"].value_counts().sort_index().items()}
+    table = table[finite].reset_index(drop=True)
     sides: dict[str, str] = {str(prompt): split_of(str(prompt)) for prompt in table["prompt"].unique()}
     known = {entry["id"] for entry in plan["runs"]}
     there = [path for path in (folder / "runs").glob("*/run.json") if path.parent.name not in known]
-    return Results(experiment, plan, runs, table, sides, metrics, settings, reference, folder, len(there))
+    return Results(experiment, plan, runs, table, sides, metrics, settings, reference, folder, len(there), lost)
 
 
 def conditions(results: Results) -> list[dict[str, Any]]:
@@ -212,13 +232,17 @@ def _log(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        return pd.DataFrame(
+        found = pd.DataFrame(
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         )
     except json.JSONDecodeError as error:
         raise Damaged(
             f"{path} is damaged ({error}); remove {path.parent} and run again, only this run is made anew"
         ) from error
+    if {"accuracy", "ties"} <= set(found):
+        # As on held-out pairs a tie is half right: at its first step a policy is the reference, and right as often as a coin.
+        found["accuracy"] = found["accuracy"].astype(float) + 0.5 * found["ties"].astype(float)
+    return found
 
 
 def prompts(results: Results) -> dict[str, dict[str, Any]]:

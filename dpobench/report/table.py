@@ -10,6 +10,9 @@ import pandas as pd
 
 from dpobench.report import text
 
+# Characters that a row of the page holds.
+PAGE = 150
+
 
 @dataclass(frozen=True)
 class Column:
@@ -34,11 +37,24 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed cell."""
+    """One printed cell.
+
+    Args:
+        text: all of it.
+        bold: whether it is printed bold.
+        number: whether it is a number.
+        ends: of the text the interval.
+    """
 
     text: str
     bold: bool = False
     number: bool = False
+    ends: str = ""
+
+    @property
+    def value(self) -> str:
+        """What is printed without the interval."""
+        return self.text.removesuffix(self.ends).rstrip() if self.ends else self.text
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,17 @@ class Table:
     def cells(self) -> list[list[Cell]]:
         """Printed cells, row by row."""
         return [[_cell(column, row) for column in self.shown] for row in self._records]
+
+    @cached_property
+    def is_wide(self) -> bool:
+        """Whether its rows are too long for a page: there intervals stand below their numbers."""
+        widths = [
+            max(
+                [*(len(word) for word in column.header.split()), *(min(len(row[place].text), 30) for row in self.cells)]
+            )
+            for place, column in enumerate(self.shown)
+        ]
+        return sum(widths) + 2 * len(widths) > PAGE
 
     @property
     def _records(self) -> list[dict[str, Any]]:
@@ -158,7 +185,8 @@ def _cell(column: Column, row: Mapping[str, Any]) -> Cell:
         return Cell(probability(value), bold, True)
     if column.interval:
         ends = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
-        return Cell(interval(value, *ends, column.digits, column.signed), bold, True)
+        shown = interval(value, *ends, column.digits, column.signed)
+        return Cell(shown, bold, True, shown[shown.index("[") :] if "[" in shown else "")
     return Cell(number(value, column.digits, column.signed), bold, True)
 
 

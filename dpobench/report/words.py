@@ -1,5 +1,6 @@
 """The report's sentences: the verdict, the warnings, what the numbers mean."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from dpobench.report.findings import Findings
@@ -125,6 +126,12 @@ def notes(f: Findings) -> list[str]:
         )
     for entry in f.results.plan.get("left_out") or ():
         said.append(f"Left out: {entry.get('evaluator')} ({entry.get('why')}).")
+    if f.results.not_finite:
+        lost = ", ".join(f"{f.results.label(name)} ({count:,})" for name, count in f.results.not_finite.items())
+        said.append(
+            f"Scores that are no finite numbers were left out: {lost}. What is shown of these is of the other prompts only, and looks "
+            "better than it is."
+        )
     if f.results.strangers:
         said.append(f"{f.results.strangers} run folders belong to earlier plans and are not reported.")
     return said
@@ -220,13 +227,40 @@ def provenance(f: Findings) -> list[tuple[str, str]]:
     )
     rows.append(("versions", ", ".join(versions)))
     rows.append(("seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in f.results.runs}))))
-    for evaluator, settings in sorted(f.results.settings.items()):
-        rows.append(
-            (f"settings of {evaluator}", ", ".join(f"{key}={value}" for key, value in sorted(settings.items())))
-        )
+    rows += [("decoding", _decoding(f)), ("judge", _judge(f))]
+    rows += [(f"settings of {name}", _settings(told)) for name, told in sorted(f.results.settings.items())]
     recipes = {
         ", ".join(f"{k}={v}" for k, v in sorted((r.fields.get("recipe") or {}).items()) if k != "learning_rate")
         for r in f.results.runs
     }
     rows += [("recipe", text) for text in sorted(recipes)]
     return [(key, value) for key, value in rows if value]
+
+
+def _decoding(f: Findings) -> str:
+    """How answers were drawn, alike for every checkpoint."""
+    told = f.results.experiment.get("evaluation") or {}
+    if "max_new_tokens" not in told:
+        return ""
+    shown = f"temperature {told['temperature']:g}, the whole distribution (top_p 1, top_k 0), at most {told['max_new_tokens']} tokens"
+    shown += f", {told['draws']} to a prompt, {told['batch']} at a time"
+    return f"{shown}; {told['pool']} further ones of the reference" if told.get("pool") else shown
+
+
+def _judge(f: Findings) -> str:
+    """Which judge, with its plain settings."""
+    told = f.results.experiment.get("evaluation") or {}
+    plain = {k: v for k, v in (told.get("judge_settings") or {}).items() if isinstance(v, (str, int, float))}
+    return ", ".join([str(told["judge"]), *_pairs(plain)]) if told.get("judge") else ""
+
+
+def _settings(told: Mapping[str, Any]) -> str:
+    """Settings of an evaluator, its code and the content of what it needed."""
+    if "arguments" not in told:
+        return ", ".join(_pairs(told))
+    needs = [f"{name} {key}" for name, key in sorted((told.get("needs") or {}).items())]
+    return ", ".join([*_pairs(told["arguments"]), f"code {told.get('code')}", *needs])
+
+
+def _pairs(told: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in sorted(told.items())]

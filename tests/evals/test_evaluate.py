@@ -8,7 +8,7 @@ import pytest
 
 from dpobench import Prompt, UserError
 from dpobench.checkpoint import Checkpoint
-from dpobench.evaluate import POOL, SAMPLES, Plan, once_for, plan, read_prompts, score, write_prompts
+from dpobench.evaluate import POOL, SAMPLES, UNALTERED, Plan, once_for, plan, read_prompts, score, write_prompts
 from dpobench.experiment import Evaluation
 from dpobench.registry import evaluators, judges
 from dpobench.store import write_bytes
@@ -142,6 +142,29 @@ def test_the_pool_is_drawn_once_for_the_reference_from_a_stream_of_its_own(exper
     assert scored(root, "reference", settings()) == []
     assert scored(root, "reference", settings(pool=3)) == ["further answers", "about_the_inputs", "about_the_pool"]
     assert len(pd.read_parquet(root / "held" / POOL)) == 9
+
+
+def test_at_another_temperature_answers_of_the_models_own_distribution_are_drawn_beside(experiment):
+    root, _ = experiment
+    asked = settings(evaluators=("kl",), temperature=0.5, pool=0)
+    assert scored(root, "reference", asked) == ["sampling", "sampling at temperature 1", "kl"]
+    assert scored(root, "policy", asked) == ["sampling", "sampling at temperature 1", "kl"]
+    assert scored(root, "policy", asked) == []
+    compared, own = (pd.read_parquet(root / "run" / name) for name in (SAMPLES, UNALTERED))
+    assert compared["prompt"].tolist() == own["prompt"].tolist()
+    assert compared["text"].tolist() != own["text"].tolist()
+    plain = settings(evaluators=("kl",), pool=0)
+    (root / "held" / "samples.json").unlink()
+    (root / "run" / "samples.json").unlink()
+    assert scored(root, "reference", plain) == ["sampling"]
+    scored(root, "policy", plain)
+    assert pd.read_parquet(root / "run" / SAMPLES).equals(own), "the very answers that temperature 1 gives"
+    assert not (root / "run" / UNALTERED).exists()
+
+
+def test_where_no_distance_is_asked_for_nothing_is_drawn_twice(experiment):
+    root, _ = experiment
+    assert "sampling at temperature 1" not in scored(root, "reference", settings(temperature=0.5))
 
 
 def test_what_is_said_of_the_reference_alone_is_asked_of_it_alone(experiment):

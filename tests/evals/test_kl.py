@@ -166,6 +166,29 @@ def test_samples_of_another_distribution_are_refused(tiny, change):
         kl(tiny.checkpoint_of(tiny.llama()), held_out)
 
 
+def test_samples_of_another_temperature_leave_the_distance_to_those_of_the_models_own(tiny):
+    """The answers that a judge compares may be drawn as one likes: the distance is read from others."""
+    checkpoint = tiny.checkpoint_of(tiny.llama(seed=1), tiny.llama(seed=2))
+    own, cold = tiny.samples_of(ANSWERS), tiny.samples_of({"one": [[8, 0]], "two": [[9, 0]]})
+    base = tiny.samples_of({"one": [[5, 3, 0]], "two": [[7, 0]]})
+    plain = kl(checkpoint, tiny.held_out_of(own, base, prompts=PROMPTS))
+    apart = tiny.held_out_of(cold, cold, prompts=PROMPTS, sampling=Sampling(temperature=0.7), unaltered=(own, base))
+    assert kl(checkpoint, apart).equals(plain)
+
+
+def test_no_sequence_for_the_noise_floor_is_none_and_not_an_error(run, tiny):
+    found = run(noise=0)
+    assert tiny.values(found, "kl_noise_floor") == []
+    assert found.equals(run().query("metric != 'kl_noise_floor'").reset_index(drop=True))
+
+
+@pytest.mark.parametrize("change", [{"chunk": 0}, {"bucket": 0}, {"noise": -1}])
+def test_a_setting_that_means_nothing_is_named(run, change):
+    ((name, value),) = change.items()
+    with pytest.raises(UserError, match=f"kl: .*{name} = {value}"):
+        run(**change)
+
+
 def test_the_head_never_sees_more_tokens_than_a_chunk(tiny):
     policy, reference = tiny.llama(seed=1), tiny.llama(seed=2)
     widths = []

@@ -24,6 +24,7 @@ MEANING = {
     "kl_noise_floor": Metric("nats per sequence", "none"),
     "kl_position": Metric("nats per token", "none", label="KL by position"),
     "tied": Metric("share", "lower"),
+    "truncated": Metric("share", "lower"),
 }
 
 
@@ -196,3 +197,39 @@ def test_the_heat_map_prints_every_delta_and_is_as_far_on_both_sides(planted):
     assert f"−{-100 * worst.delta.value:.1f}" in printed
     colours = {text.get_text(): patch.get_facecolor() for text, patch in zip(axis.texts, axis.patches, strict=True)}
     assert len({colours["0.0"], colours[f"−{-100 * worst.delta.value:.1f}"]}) == 2
+
+
+def test_a_cell_that_was_not_selected_is_checked_too(make):
+    folder = make(betas=(0.1, 0.3), prompts=256, variants=("dpo",))
+    noise = np.random.default_rng(0).normal(0, 2, 256)
+    add(folder, "kl_more", lambda prompts, kl: {"kl_k1": (prompts, kl + noise)})
+    f = findings(folder)
+    (other,) = [c for c in f.configurations if c != f.chosen["dpo"]]
+    assert not [note for note in section(distance.topic, folder).notes if "disagree" in note]
+    for run in other.runs:
+        frame, meaning = scores.read(run.folder, "kl_more")
+        scores.write(run.folder, "kl_more", frame.assign(value=frame["value"] + 2.0), meaning, {})
+    (said,) = [note for note in section(distance.topic, folder).notes if "disagree" in note]
+    assert f"disagree for dpo at β {other.beta:g}: the samples are not" in said
+
+
+def test_a_task_without_accuracy_is_named_and_a_cut_context_too(make):
+    folder = make(betas=(0.1,))
+    documents = [f"words/{place}" for place in range(20)]
+    add(
+        folder,
+        "more",
+        lambda prompts, kl: {
+            ("tied", "words"): (documents, [0.0] * 20),
+            ("truncated", "facts"): ([f"facts-{place}" for place in range(120)], [1.0] * 30 + [0.0] * 90),
+        },
+    )
+    found = section(benchmarks.topic, folder)
+    assert "for want of an accuracy or exact match: words." in found.said[0]
+    assert [note for note in found.notes if "facts (25 % of the documents)" in note]
+    assert section(benchmarks.topic, make(betas=(0.1,))).said == []
+
+
+def test_a_delta_of_shares_stays_within_one():
+    found = paired_delta(np.array([[-1.0] * 20, [0.0] * 20]))
+    assert (found.low, found.value, found.high) == (-1.0, -0.5, 1.0)

@@ -290,3 +290,114 @@ def test_a_folder_from_before_these_quantities_has_its_report_without_them(plant
     assert list(pairs.figures) == ["quadrants"]
     assert [len(table.frame) for table in optimisation.topic(findings).tables] == [0, 4]
     assert len(trouble.numerical(findings).frame) == 9
+
+
+@pytest.fixture(scope="module")
+def twins(make):
+    """Two pairs to a prompt: the second one's answers moved the other way, so that their mean moved nowhere."""
+    made = make(variants=("dpo",), betas=(0.1,), seeds=(0, 1), prompts=200)
+    edit(made / "plan.json", lambda plan: plan.update(states_probability=["dpo"]))
+    for run in sorted((made / "runs").iterdir()):
+        frame, meaning = scores.read(run, "preference")
+        second = frame.assign(draw=1, value=lambda rows: -rows["value"] + (rows["metric"] == "accuracy"))
+        scores.write(run, "preference", pd.concat([frame, second], ignore_index=True), meaning, {})
+    write_report(made)
+    return made
+
+
+def test_a_quadrant_counts_pairs_and_not_the_mean_of_a_prompts_pairs(twins):
+    runs = sorted((twins / "runs").iterdir())
+    up, down = (np.stack([on_test(frame_of(run, "winrate", "win_rate")) * 0 for run in runs]) for _ in range(2))
+    for place, run in enumerate(runs):
+        frame, _ = scores.read(run, "preference")
+        first = frame[frame["draw"] == 0]
+        for target, name in ((up, "chosen_shift"), (down, "rejected_shift")):
+            target[place] = on_test(first[first["metric"] == name].set_index("prompt")["value"])
+    row = row_of(twins, "displacement", "dpo")
+    assert float(row["both down"]) == pytest.approx(
+        (((up < 0) & (down < 0)).mean() + ((up > 0) & (down > 0)).mean()) / 2
+    )
+    assert float(row["both down"]) == pytest.approx(float(row["both up"]))
+    assert float(row["chosen_shift"]) == pytest.approx(0, abs=1e-9)
+    svg = (twins / "report" / "figures" / "quadrants.svg").read_text()
+    assert f">{100 * float(row['both up']):.0f}<" in svg
+
+
+def test_a_stated_probability_is_that_of_one_pair(twins):
+    """The mean margin of the two is zero: read off the mean, every probability would be one half."""
+    row = row_of(twins, "calibration", "dpo")
+    margins = [
+        on_test(frame[(frame["metric"] == "margin") & (frame["draw"] == 0)].set_index("prompt")["value"])
+        for frame in (scores.read(run, "preference")[0] for run in sorted((twins / "runs").iterdir()))
+    ]
+    p = 1 / (1 + np.exp(-0.1 * np.stack(margins)))
+    assert float(row["confidence"]) == pytest.approx(np.maximum(p, 1 - p).mean())
+    assert float(row["brier"]) == pytest.approx(((1 - p) ** 2).mean())
+    assert float(row["accuracy"]) == pytest.approx((p > 0.5).mean())
+
+
+def test_no_interval_leaves_what_its_number_can_be(make):
+    """Two seeds that contradict each other: a t interval of two would reach beyond every bound."""
+    made = make(variants=("dpo",), betas=(0.1,), seeds=(0, 1), prompts=64)
+    edit(made / "plan.json", lambda plan: plan.update(states_probability=["dpo"]))
+    enrich(made / "reference" / "0123456789ab", reference=True)
+    for factor, run in zip((1.0, 40.0), sorted((made / "runs").iterdir()), strict=True):
+        for evaluator, metric in (("preference", "margin"), ("samples", "length")):
+            frame, meaning = scores.read(run, evaluator)
+            frame.loc[frame["metric"] == metric, "value"] *= factor
+            scores.write(run, evaluator, frame, meaning, {})
+        frame, meaning = scores.read(run, "benchmarks")
+        frame.loc[frame["group"] == "facts", "value"] = float(factor == 1.0)
+        scores.write(run, "benchmarks", frame, meaning, {})
+    write_report(made)
+    brier, length = row_of(made, "calibration", "dpo"), row_of(made, "lengths", "dpo")
+    assert 0 <= float(brier["brier_low"]) < float(brier["brier_high"]) <= 1
+    assert float(brier["overconfidence_high"]) <= 1
+    assert float(length["chosen_ratio_low"]) == 0
+    delta = row_of(made, "benchmarks", "dpo", task="facts")
+    assert -1 <= float(delta["delta_low"]) < float(delta["delta_high"]) <= 1
+
+
+def test_a_flag_says_of_how_many_runs_it_is_true(make):
+    made = make(variants=("dpo",), betas=(0.1,), seeds=(0, 1, 2), prompts=64)
+    for place, run in enumerate(sorted((made / "runs").iterdir())):
+        flags = ["cut"] if place == 0 else []
+        edit(run / "run.json", lambda note, flags=flags: note.update(flags=[*flags, "fell"]))
+    assert trouble.numerical(read(load(made))).frame["trouble"].tolist() == ["cut (1 of 3 runs); fell"]
+
+
+def test_a_columns_head_keeps_the_capitals_of_its_metric(folder):
+    heads = [column.header for column in trouble.spread(read(load(folder))).columns]
+    assert "KL to the reference, nats per sequence" in heads
+    assert "Win-rate" in heads
+
+
+def test_scores_that_are_no_numbers_are_told_at_the_head(make):
+    made = make(variants=("dpo", "ipo"), betas=(0.1,), seeds=(0, 1), prompts=64)
+    run = sorted((made / "runs").iterdir())[0]
+    frame, meaning = scores.read(run, "kl")
+    frame.loc[[3, 5], "value"] = np.inf
+    scores.write(run, "kl", frame, meaning, {})
+    write_report(made)
+    text = (made / "report" / "report.md").read_text()
+    assert "Scores that are no finite numbers were left out: KL to the reference (2)." in text
+
+
+def test_a_tie_in_training_is_half_right_as_on_held_out_pairs(make):
+    made = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64)
+    (run,) = (made / "runs").iterdir()
+    lines = [{"step": 0, "accuracy": 0.0, "ties": 1.0}, {"step": 1, "accuracy": 0.75, "ties": 0.0}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load(made).runs[0].log["accuracy"].tolist() == [0.5, 0.75]
+
+
+def test_answers_drawn_for_the_distance_alone_are_not_set_against_the_judges_reward(make):
+    made = make(variants=("dpo",), betas=(0.1,), prompts=64)
+    enrich(made / "reference" / "0123456789ab", reference=True)
+    for run in sorted((made / "runs").iterdir()):
+        enrich(run)
+    assert optimisation.own_reward(read(load(made))).frame["correlation"].notna().all()
+    edit(made / "experiment.json", lambda told: told.update(evaluation={"temperature": 0.7}))
+    found = optimisation.own_reward(read(load(made)))
+    assert found.frame["correlation"].isna().all()
+    assert "temperature 1" in found.note

@@ -1,5 +1,6 @@
 import csv
 import html.parser
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dpobench import scores
 from dpobench.errors import UserError
 from dpobench.heldout import split_of
 from dpobench.report import write_report
@@ -227,6 +229,32 @@ def test_hostile_text_breaks_no_markdown_table_and_no_code_block(hostile):
     header = next(line for line in text.splitlines() if line.startswith("| Variant"))
     leader = next(line for line in text.splitlines() if line.startswith("| =cmd"))
     assert leader.replace("\\|", "").count("|") == header.count("|")
+
+
+def test_where_the_numbers_come_from_includes_decoding_judge_and_settings(make):
+    folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64)
+    told = json.loads((folder / "experiment.json").read_text())
+    told["evaluation"] = {
+        "draws": 2,
+        "max_new_tokens": 64,
+        "temperature": 1.0,
+        "batch": 128,
+        "pool": 4,
+        "judge": "gold",
+    }
+    told["evaluation"]["judge_settings"] = {"function": "world:score", "budget": {"max_requests": 5}}
+    (folder / "experiment.json").write_text(json.dumps(told))
+    for place in [*(folder / "runs").iterdir(), *(folder / "reference").iterdir()]:
+        frame, meaning = scores.read(place, "kl")
+        scores.write(place, "kl", frame, meaning, {"arguments": {"chunk": 64}, "code": "abc", "needs": {"judge": "j0"}})
+    write_report(folder)
+    page = (folder / "report" / "report.html").read_text()
+    origin = "".join(Page(page[page.index('id="origin"') :]).text)
+    assert "temperature 1, the whole distribution (top_p 1, top_k 0), at most 64 tokens, 2 to a prompt" in origin
+    assert "4 further ones of the reference" in origin
+    assert "gold, function=world:score" in origin
+    assert "max_requests" not in origin
+    assert "chunk=64, code abc, judge j0" in origin
 
 
 def test_planned_runs_that_are_not_there_are_said_to_be_missing(make):

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from dpobench.report.documents import Change, changes
 from dpobench.report.figures import canvas, plain
 from dpobench.report.findings import Findings
+from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table, number
 from dpobench.report.topic import Topic
 
@@ -20,17 +21,53 @@ _MOST = 12
 
 def topic(f: Findings) -> Topic | None:
     """The section; None where no task was scored."""
-    found = changes(f)
+    found, silent = changes(f), unshown(f)
     if not found:
-        return None
+        return Topic("documents", "Benchmarks, document by document", said=[silent]) if silent else None
     caption = (
         "Paired delta to the reference in points of each task's metric, selected cells; bold where the adjusted p-value is below "
         f"{f.results.alpha:g} with two seeds or more. The colours reach equally far on both sides of zero."
     )
     drawn = {"benchmark_deltas": (caption, heat_map(f, found))}
     return Topic(
-        "documents", "Benchmarks, document by document", [checkpoints(f, found)], figures=drawn, notes=warnings(found)
+        "documents",
+        "Benchmarks, document by document",
+        [checkpoints(f, found)],
+        [silent] if silent else [],
+        drawn,
+        [*warnings(found), *truncations(f)],
     )
+
+
+def unshown(f: Findings) -> str:
+    """Tasks that were scored, but have neither accuracy nor exact match: their numbers are in the scores of each run alone."""
+    scores = f.results.scores
+    own = scores[(scores["run"] == REFERENCE) & (scores["group"] != "")].drop_duplicates("group")
+    # Only a benchmark names its documents by the task.
+    tasks = [
+        task for task, document in zip(own["group"], own["prompt"], strict=True) if document.startswith(f"{task}/")
+    ]
+    lost = sorted(set(map(str, tasks)) - {task for _, task in f.tasks})
+    if not lost:
+        return ""
+    return (
+        f"Scored, but shown in no table, for want of an accuracy or exact match: {', '.join(lost)}. Their perplexities and other metrics "
+        "lie in scores/benchmarks.parquet of each run."
+    )
+
+
+def truncations(f: Findings) -> list[str]:
+    """Tasks whose documents did not fit the context whole."""
+    cut = {
+        task: float(f.results.table("truncated", [REFERENCE], task).to_numpy().mean())
+        for task in f.results.groups("truncated")
+    }
+    if not cut:
+        return []
+    named = ", ".join(f"{task} ({100 * share:.0f} % of the documents)" for task, share in sorted(cut.items()))
+    return [
+        f"Contexts lost their start, because they are longer than the model's: {named}. lm-eval cuts them in the same way."
+    ]
 
 
 def checkpoints(f: Findings, found: list[Change]) -> Table:

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpobench.report.diagnostics import QUADRANTS, SHIFTS, counted
+from dpobench.report.diagnostics import QUADRANTS, counted
+from dpobench.report.diagnostics import quadrants as shares_of
 from dpobench.report.figures import BACK, PALETTE, canvas, plain
 from dpobench.report.findings import TEST, Findings, put
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table
 from dpobench.report.topic import Topic
-from dpobench.stats import crossed_mean, share_interval
+from dpobench.stats import crossed_mean, share_difference, share_interval
 
 LENGTH, BY_MARGIN, BY_MEAN, BY_LOSS = "length_difference", "accuracy", "mean_accuracy", "own_accuracy"
 STRATA = {"longer": 1.0, "equal": 0.0, "shorter": -1.0}
@@ -62,7 +63,7 @@ def accuracies(f: Findings) -> Table:
             continue
         baseline, ranked = alone[shared].to_numpy(dtype=float), table[shared].to_numpy(dtype=float)
         put(row, "by_length", share_interval(crossed_mean([baseline[None]])))
-        put(row, "over_length", crossed_mean([ranked - baseline]))
+        put(row, "over_length", share_difference(crossed_mean([ranked - baseline])))
         rows.append(row | {"pairs": len(shared), "seeds": len(c.ids)})
     columns = [
         Column("Variant", "variant"),
@@ -128,11 +129,9 @@ def quadrants(f: Findings) -> Figure | None:
     for variant, c in f.chosen.items():
         if variant not in f.foremost:
             continue
-        chosen, rejected = (f.results.table(name, c.ids, None, TEST) for name in SHIFTS)
-        shared = [prompt for prompt in chosen.columns if prompt in rejected.columns]
-        if shared:
-            up, down = chosen[shared].to_numpy(dtype=float) > 0, rejected[shared].to_numpy(dtype=float) <= 0
-            shares = [float(place.mean()) for place in (up & down, up & ~down, ~up & down, ~up & ~down)]
+        places = shares_of(f, c)
+        if places is not None:
+            shares = [float(places[name].mean()) for name in QUADRANTS]
             shown.append((f"{plain(variant)}, β {plain(f.label(c))}", shares))
     if not shown:
         return None

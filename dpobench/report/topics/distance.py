@@ -1,5 +1,6 @@
 """How far each selected cell went from the reference, by several estimates that must agree, and where in the answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,8 +60,15 @@ def topic(f: Findings) -> Topic | None:
         "Distance to the reference",
         [table(f, found, floor)],
         figures=figures,
-        notes=warnings(f, found, floor),
+        notes=warnings(f, found, floor, _astray(f, beside)),
     )
+
+
+def _astray(f: Findings, beside: str) -> list[str]:
+    """Cells that no variant was selected at, and whose two estimates disagree: the frontier shows their distance as well."""
+    others = [c for c in f.configurations if c.done and f.chosen.get(c.variant) != c]
+    rows = [(c, _row(f, c, beside)) for c in others]
+    return [f"{c.variant} at β {f.label(c)}" for c, row in rows if row is not None and row.disagrees]
 
 
 def _row(f: Findings, cell: Configuration, beside: str) -> _Row | None:
@@ -127,7 +135,7 @@ def _is_noise(one: _Row, floor: float | None) -> bool:
     return floor is not None and one.whole.value <= _CLEAR * floor
 
 
-def warnings(f: Findings, found: list[_Row], floor: float | None) -> list[str]:
+def warnings(f: Findings, found: list[_Row], floor: float | None, others: Sequence[str] = ()) -> list[str]:
     """What forbids taking the distances as they stand."""
     said = []
     apart = [
@@ -136,10 +144,10 @@ def warnings(f: Findings, found: list[_Row], floor: float | None) -> list[str]:
         for one in found
         if one.gap is not None and one.disagrees
     ]
-    if apart:
+    if apart or others:
         said.append(
-            f"Two estimates of one distance disagree for {', '.join(apart)}: the samples are not the policy's own, or the two models were "
-            "not computed alike. Do not use these distances."
+            f"Two estimates of one distance disagree for {', '.join([*apart, *others])}: the samples are not the policy's own, or the two "
+            "models were not computed alike. Do not use these distances."
         )
     cut = [f"{one.cell.variant} ({100 * one.cut.value:.0f} %)" for one in found if one.cut and one.cut.value > MANY_CUT]
     if cut:

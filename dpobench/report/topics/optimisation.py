@@ -42,7 +42,8 @@ def _listed(found: list[str], most: int = 8) -> str:
 
 def own_reward(f: Findings) -> Table:
     """Implicit reward of the policy's own answers beside the judge's, every cell."""
-    rows = []
+    # At another temperature than 1 the log-ratios are of answers that no judge has seen.
+    alike, rows = (f.results.experiment.get("evaluation") or {}).get("temperature", 1.0) == 1.0, []
     for c in f.configurations:
         ratio, gold = _pair(f, c, LOG_RATIO), _pair(f, c, GOLD)
         shared = [prompt for prompt in gold.columns if prompt in ratio.columns]
@@ -55,7 +56,7 @@ def own_reward(f: Findings) -> Table:
         stated = c.unit == "nat" and isinstance(c.beta, float)
         put(row, "implicit", crossed_mean([c.beta * x]) if stated else None)
         put(row, "gold_gain", _gain(f, c, shared))
-        put(row, "correlation", crossed_correlation(x, y))
+        put(row, "correlation", crossed_correlation(x, y) if alike else None)
         row["selected"] = f.chosen.get(c.variant) == c
         row["reading"] = "selected" if row["selected"] else _gap(f, c)
         rows.append(row)
@@ -77,6 +78,8 @@ def own_reward(f: Findings) -> Table:
         "loss raised is not what the judge pays for. A gap: farther than the selected cell, and worse for the judge, both intervals of the "
         "difference clear of zero (not adjusted for the number of cells). Checkpoints within a training are not scored, so the axis is β."
     )
+    if not alike:
+        note += " The log-ratios are of further answers, drawn at temperature 1, and not of those judged: so there is no correlation."
     title, marked = "Implicit reward against the judge's, on own answers", "selected" if rows else ""
     return Table("own_reward", title, pd.DataFrame(rows, dtype=object), columns, note, marked=marked)
 

@@ -1,5 +1,6 @@
 """Numerical trouble inside training, and how far seeds lie apart."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,7 @@ def numerical(f: Findings) -> Table:
         row["start_gap"] = max((abs(x["start_loss"] - x["start_declared"]) for x in checks if _known(x)), default=None)
         row["reload_difference"] = max((x["reload_max_difference"] for x in checks if x.get("reload_max_difference") is not None), default=None)  # fmt: skip  # noqa: E501
         row["not_finite"] = c.count("diverged")
-        flags = sorted({str(flag) for run in c.runs for flag in run.fields.get("flags") or ()})
-        row["trouble"] = "; ".join(text for text in (*flags, c.reasons) if text)
+        row["trouble"] = "; ".join(text for text in (*_flags(c), c.reasons) if text)
         rows.append(row | {"selected": f.chosen.get(c.variant) == c})
     columns = [
         Column("Variant", "variant"),
@@ -69,6 +69,15 @@ def numerical(f: Findings) -> Table:
     )
     title, marked = "Numerical trouble", "selected" if rows else ""
     return Table("numerical", title, pd.DataFrame(rows, dtype=object), columns, note, marked=marked)
+
+
+def _flags(c: Configuration) -> list[str]:
+    """What the trainings of a cell say of themselves, and of how many of them where not of all."""
+    told = Counter(str(flag) for run in c.runs for flag in run.fields.get("flags") or ())
+    return [
+        flag if count == len(c.runs) else f"{flag} ({count} of {len(c.runs)} runs)"
+        for flag, count in sorted(told.items())
+    ]
 
 
 def _gradients(c: Configuration) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def spread(f: Findings) -> Table:
     for metric in metrics:
         known = f.results.metrics.get(metric)
         unit = f", {known.unit}" if known and known.unit != "share" else ""
-        columns.append(Column(f"{f.results.label(metric).capitalize()}{unit}", metric, 3, interval=True))
+        columns.append(Column(f"{f.results.heading(metric)}{unit}", metric, 3, interval=True))
     columns, size = counted(rows, [*columns, Column("Seeds", "seeds", 0)], {"seeds": "seeds"})
     note = size + (
         "Standard deviation between the seeds' means over test prompts; answers are drawn anew for each seed, and their chance is in it. "
