@@ -99,6 +99,7 @@ _RUN_OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--tasks", metavar="NAMES", help="lm-eval tasks."),
     click.option("--objectives", multiple=True, is_flag=False, flag_value="auto", metavar="[NAME=VALUE,...]",
                  help="Several aims: a=JUDGE:SETTING,b=PAIRS.jsonl; bare: those of the embedded default."),
+    click.option("--checkpoints", type=click.IntRange(0, 50), help="Checkpoints scored within each training, beside its end."),
     click.option("--label-noise", metavar="SHARES", help="Study: shares of the training labels turned round, e.g. 0,0.1,0.3."),
     click.option("--train-size", metavar="NUMBERS", help="Study: numbers of training pairs, e.g. 1000,5000."),
     click.option("--reference-quality", is_flag=False, flag_value="auto", metavar="[SHARES]",
@@ -147,7 +148,7 @@ def run(
             baselines=False if asked["no_baselines"] else None,
             **{
                 name: asked[name]
-                for name in ("control", "preset", "model", "data_source", "heldout", "judge", "rounds")
+                for name in ("control", "preset", "model", "data_source", "heldout", "judge", "rounds", "checkpoints")
             },
             **{name: asked[name] for name in ("plugins", "config", "assignments")},
         )

@@ -59,6 +59,12 @@ class Plan:
         everywhere = [(plugin, arguments) for plugin, arguments in self.chosen if not _reference_only(plugin)]
         return store.digest([[plugin.name, self.told(plugin, arguments)] for plugin, arguments in everywhere])
 
+    @property
+    def within(self) -> "Plan":
+        """The same for checkpoints within a training: what is declared for them, against the reference alone."""
+        chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.declared.get("within")]
+        return replace(self, chosen=chosen, opponents=OPPONENTS[:1], objectives={})
+
     def told(self, plugin: Plugin, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides one evaluator's scores beside the checkpoint; written beside them."""
         read = {*plugin.declared["needs"], *(("pool", "pairs") if _reference_only(plugin) else ())}

@@ -5,13 +5,14 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dpobench import aims, provenance, replies, store
+from dpobench import aims, provenance, replies, scores, store
 from dpobench.checkpoint import Checkpoint
 from dpobench.errors import Diverged, DpobenchError
 from dpobench.evaluate import plan, score
@@ -20,9 +21,10 @@ from dpobench.prepare import Inputs, need_folders
 from dpobench.reference import PAIRS, completed
 from dpobench.registry import evaluators, judges, variants
 from dpobench.rounds import COUNTS, Round, write_round
+from dpobench.states import Saving
 from dpobench.studies import ROUND, treated
 from dpobench.tokens import TokenPair, read_pairs
-from dpobench.train import Saving, Trained, accelerator_for, train
+from dpobench.train import Trained, accelerator_for, train
 
 _TRAINED = ("done", "unscored")
 Report = Callable[[dict[str, Any]], None]
@@ -145,7 +147,7 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
     if agreed(accelerator, is_done(job)):
         return str(store.read_json(job.folder / "run.json")["status"])
     try:
-        if not agreed(accelerator, status_of(job.folder) in (*_TRAINED, "diverged")):
+        if not agreed(accelerator, _is_trained(job)):
             if job.predecessor:
                 job = _next_round(job, accelerator, report)
             _train(job, accelerator, report)
@@ -188,6 +190,15 @@ def _next_round(job: Job, accelerator: Any, report: Report) -> Job:
         needs()
     accelerator.wait_for_everyone()
     return job.model_copy(update={"needs": needs()})
+
+
+def _is_trained(job: Job) -> bool:
+    """Whether the training is whole, with every checkpoint within it that is asked for now."""
+    status = status_of(job.folder)
+    if status not in _TRAINED:
+        return status == "diverged"
+    asked = scores.spread(job.evaluation.checkpoints, store.read_json(job.folder / "run.json")["steps"])
+    return all((scores.within(job.folder, step) / "checkpoint").is_dir() for step in asked)
 
 
 def agreed(accelerator: Any, value: Any) -> Any:
@@ -250,9 +261,9 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
     if accelerator.is_main_process and job.folder.exists():
         shutil.rmtree(job.folder)
     bound = variants.get(job.run.variant).bind(**job.run.params)
-    saving = Saving(job.out / "states" / job.run.id, job.save_every)
     pairs, told = training_pairs(job)
     steps = job.run.recipe.steps(len(pairs))
+    saving = Saving(job.out / "states" / job.run.id, job.save_every, scores.spread(job.evaluation.checkpoints, steps))
     part = job.folder.with_name(f".{job.run.id}.{os.environ.get('MASTER_PORT', os.getpid())}.part")
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)
@@ -282,8 +293,13 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         store.write_json(part / "run.json", _note(job, status, reason, trained) | told)
         if status == "diverged":
             store.seal(part)
+        else:
+            for step in saving.within:
+                scores.within(part, step).parent.mkdir(exist_ok=True)
+                (saving.kept / str(step)).rename(scores.within(part, step))
         store.publish(part, job.folder)
         shutil.rmtree(saving.folder, ignore_errors=True)
+        shutil.rmtree(saving.kept, ignore_errors=True)
     # Scoring loads policy and reference; the trained copy and its optimizer must not lie beside them.
     accelerator.free_memory()
     accelerator.wait_for_everyone()
@@ -305,8 +321,13 @@ def _score(job: Job, device: str, report: Report) -> None:
         report({"event": "score", "run": job.run.id, "part": name})
 
     score(checkpoint, job.folder, job.heldout, job.evaluation, planned, seed=job.run.seed, progress=progress)
-    _lap(seconds, clock, "")
     note = store.read_json(job.folder / "run.json")
+    for step in scores.spread(job.evaluation.checkpoints, note["steps"]):
+        place = scores.within(job.folder, step)
+        earlier = replace(checkpoint, folder=place / "checkpoint", run={**checkpoint.run, "id": f"{job.run.id}@{step}"})
+        score(earlier, place, job.heldout, job.evaluation, planned.within, seed=job.run.seed,
+              progress=lambda name: progress(f"{name}, checkpoints within"))  # fmt: skip
+    _lap(seconds, clock, "")
     note["seconds"] |= {name: round(value, 3) for name, value in seconds.items()}
     note["seconds"]["evaluate"] = round(time.monotonic() - began - seconds.get("sampling", 0.0), 3)
     note |= {"status": "done", "reason": None}

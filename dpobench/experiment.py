@@ -86,8 +86,9 @@ class Evaluation(_Settings):
         draws: answers per prompt.
         pool: further answers of the reference per prompt: for the judge's A/A control and for the best of several.
         max_new_tokens: where an answer is cut.
-        temperature: of sampling; KL estimates are refused for anything but 1.
+        temperature: of sampling; KL is estimated on further answers where it is not 1.
         batch: answers drawn, and sequences scored, at a time.
+        checkpoints: kept and scored within each training of the experiment proper, evenly spaced, beside its end.
         objectives: several aims by name, each "JUDGE:SETTING" or a file of held-out pairs; see `dpobench.objectives`.
         alpha: level of the tests after correction.
         margin: differences of the ranking metric within it count as none, where equivalence is tested.
@@ -107,6 +108,7 @@ class Evaluation(_Settings):
     max_new_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, gt=0)
     batch: int = Field(128, ge=1)
+    checkpoints: int = Field(0, ge=0, le=50)
     objectives: dict[str, str] = Field(default_factory=dict)
     alpha: float = Field(0.05, gt=0, lt=1)
     margin: float = Field(0.02, gt=0)

@@ -15,7 +15,7 @@ from dpobench.checkpoint import model_hash
 from dpobench.errors import UserError
 from dpobench.evaluate import Plan, plan
 from dpobench.execute import Job, keep_replies
-from dpobench.experiment import Experiment, Run, unfold
+from dpobench.experiment import Evaluation, Experiment, Run, unfold
 from dpobench.prepare import Inputs, Say, gather, heldout_folder, need_folders, training_folder
 from dpobench.reference import beyond_pairs, check_pairs
 from dpobench.registry import Variant, variants
@@ -168,6 +168,9 @@ def _undertrained(experiment: Experiment, quality: float, out: Path, cache: Path
 
 
 def _job(run: Run, shared: Shared, experiment: Experiment, out: Path, where: Machine) -> Job:
+    evaluation = shared.inputs.evaluation
+    # Within their trainings only runs of the experiment proper are looked at: a study compares ends.
+    evaluation = _without_checkpoints(evaluation) if run.condition else evaluation
     return Job(
         run=run,
         out=out,
@@ -175,15 +178,23 @@ def _job(run: Run, shared: Shared, experiment: Experiment, out: Path, where: Mac
         shared=shared.training,
         needs={name: folder for name, folder in shared.needs.items() if name in variants.get(run.variant).needs},
         heldout=shared.heldout,
-        evaluation=shared.inputs.evaluation,
+        evaluation=evaluation,
         plugins=experiment.plugins,
         device=where.device,
         data_hash=shared.training.name,
         model_hash=shared.inputs.model_hash,
-        scored_as=shared.scoring.key,
+        scored_as=_scored_as(shared.scoring.key, evaluation),
         save_every=where.save_every,
         cache=where.cache,
     )
+
+
+def _without_checkpoints(evaluation: Evaluation) -> Evaluation:
+    return evaluation.model_copy(update={"checkpoints": 0})
+
+
+def _scored_as(key: str, evaluation: Evaluation) -> str:
+    return f"{key}+{evaluation.checkpoints}" if evaluation.checkpoints else key
 
 
 def _later_rounds(experiment: Experiment, proper: Shared, jobs: Sequence[Job]) -> list[Job]:
@@ -203,6 +214,7 @@ def _later_rounds(experiment: Experiment, proper: Shared, jobs: Sequence[Job]) -
 def _after(job: Job, number: int, key: str, asked: Path, answers: int) -> Job:
     run = successor(job.run, number, key)
     made = {"shared": job.shared.with_name(run.reference), "needs": {}, "data_hash": run.reference}
+    made |= {"evaluation": _without_checkpoints(job.evaluation), "scored_as": job.scored_as.partition("+")[0]}
     return job.model_copy(update={"run": run, "predecessor": job.run.id, "asked": asked, "answers": answers, **made})
 
 

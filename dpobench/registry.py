@@ -108,17 +108,23 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
 
 
 def evaluator(
-    *, metrics: Mapping[str, Any], needs: Sequence[str] = (), reference_only: bool = False
+    *,
+    metrics: Mapping[str, Any],
+    needs: Sequence[str] = (),
+    reference_only: bool = False,
+    within: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Register an evaluator: `(checkpoint, held_out, **settings)` to a table of scores, one row per prompt and draw.
 
     Args:
         metrics: name of each metric to its `Metric` (unit, direction, role); "*" stands for names known only at run time.
-        needs: what must be there: "judge", "pairs", "pool", "tasks". An evaluator whose needs are not met is left out, and
-            the report says so.
+        needs: what must be there: "judge", "pairs", "pool", "tasks", "objectives"; "unaltered" for answers that follow the policy's
+            own distribution, drawn where those to be compared do not. An evaluator whose needs are not met is left out, and the
+            report says so.
         reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.
+        within: whether it scores checkpoints within a training, too; of these there are many.
     """
-    declared = {"metrics": dict(metrics), "needs": tuple(needs), "reference_only": reference_only}
+    declared = {"metrics": dict(metrics), "needs": tuple(needs), "reference_only": reference_only, "within": within}
     return _declare("evaluator", declared)
 
 

@@ -146,7 +146,8 @@ def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
     weights = sum(file.stat().st_size for file in missing[0].model.glob("*.safetensors"))
     # A resumable state holds weights and two moments, and a reference that moves.
     state = 4 if missing[0].run.recipe.reference_every else 3
-    needed = int(1.1 * weights * (len(missing) + state * workers))
+    kept = sum(1 + job.evaluation.checkpoints for job in missing)
+    needed = int(1.1 * weights * (kept + state * workers))
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(

@@ -101,3 +101,19 @@ def present(folder: Path) -> list[str]:
 def settings(folder: Path, evaluator: str) -> dict[str, Any]:
     """Settings under which an evaluator ran."""
     return dict(json.loads((folder / "scores" / f"{evaluator}.json").read_text())["settings"])
+
+
+def within(folder: Path, step: int) -> Path:
+    """Where a checkpoint within a training lies, with its samples and scores, in the folder of the run."""
+    return folder / "within" / str(step)
+
+
+def spread(count: int, steps: int) -> tuple[int, ...]:
+    """Numbers of steps at which so many checkpoints cut a training into equal parts; its end is none of them.
+
+    Example:
+        >>> spread(3, 64)
+        (16, 32, 48)
+    """
+    found = {round(steps * place / (count + 1)) for place in range(1, count + 1)}
+    return tuple(sorted(found - {0, steps}))

@@ -20,6 +20,7 @@ PRESETS = Path(__file__).resolve().parent / "synthetic" / "presets"
 _TRAINED = {
     "": {"variants", "grid", "learning_rates", "seeds", "preset", "world", "studies", "baselines"},
     "data": {"heldout", "heldout_share", "limit"},
+    "evaluation": {"checkpoints"},
     "recipe": set(Recipe.model_fields) - {"max_tokens", "max_prompt_tokens"},
 }
 
@@ -34,6 +35,7 @@ class Asked:
     learning_rates: Sequence[float] = ()
     seeds: Sequence[int] = ()
     tasks: Sequence[str] = ()
+    checkpoints: int | None = None
     control: str | None = None
     preset: str | None = None
     model: str | None = None
@@ -65,7 +67,8 @@ class Asked:
                 name: value
                 for name, value in (("judge", self.judge), ("tasks", list(self.tasks)), ("objectives", self._aims()))
                 if value
-            },
+            }
+            | ({} if self.checkpoints is None else {"checkpoints": self.checkpoints}),
         }
         studies = {name: list(getattr(self, name)) for name in (NOISE, SIZE, QUALITY)} | {"rounds": self.rounds}
         plain["studies"] = {name: value for name, value in studies.items() if value}

@@ -15,22 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-from dpobench import checkpoint, cost, store
+from dpobench import checkpoint, cost, states, store
 from dpobench.activations import recompute
-from dpobench.errors import Damaged, Diverged, DpobenchError, UserError
+from dpobench.errors import Diverged, DpobenchError, UserError
 from dpobench.experiment import Recipe, Run
 from dpobench.needs import NEEDS
 from dpobench.packing import adopt
 from dpobench.pairs import Pairs
 from dpobench.reference import move, scored, with_noise
 from dpobench.registry import Bound
+from dpobench.states import Saving
 from dpobench.step import Beside, Step, block_of, gradient, pairs_of, started, values_of
 from dpobench.tokens import TokenPair
 
 Progress = Callable[[dict[str, Any]], None]
-_STATE = ("exp_avg", "exp_avg_sq")
 
 
 @lru_cache(maxsize=8)
@@ -66,14 +65,6 @@ class Trained:
     flags: list[str] = field(default_factory=list)
     layout: str = ""
     cost: dict[str, int | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Where a long run keeps its resumable state, and every how many seconds."""
-
-    folder: Path
-    every: float = 600.0
 
 
 def accelerator_for(device: str, precision: str) -> Any:
@@ -125,7 +116,7 @@ def train(
         start: folder of the start policy.
         target: folder to fill with `checkpoint/` and `log.jsonl`.
         accelerator: from `accelerator_for`.
-        saving: where a long run keeps a state to go on from after a kill; None keeps none.
+        saving: what a long run keeps on its way, a state to go on from after a kill and checkpoints; None keeps nothing.
         progress: called with every row of the log.
 
     Raises:
@@ -139,7 +130,8 @@ def train(
     policy = checkpoint.load_model(start, device=str(accelerator.device))
     beside = _beside(start, bound, run, policy, pairs)
     model, optimizer = prepared(policy, accelerator, recipe)
-    first, result, log, beside = _resume(saving, model, optimizer, accelerator, beside)
+    first, told, log, beside = states.resumed(saving, model, optimizer, accelerator, beside)
+    result = Trained(**told)
     cost.begin(accelerator.device)
     saved = time.monotonic()
     for step in range(first, steps):
@@ -158,11 +150,10 @@ def train(
         if beside.moves and (step + 1) % recipe.reference_every == 0:
             move(beside.reference, accelerator.unwrap_model(model), recipe.reference_mix)
         _spend(result, log[-1], began, seen, accelerator.device, again=beside.moves and step >= recipe.reference_every)
+        states.keep(saving, step + 1, model, start, accelerator)
         progress(log[-1])
-        if saving and time.monotonic() - saved > saving.every:
-            note = {"step": step + 1, "log": log, "result": asdict(result)}
-            _save_state(saving.folder, model, optimizer, beside, note, accelerator)
-            saved = time.monotonic()
+        note = {"step": step + 1, "log": log, "result": asdict(result)}
+        saved = states.save(saving, saved, model, optimizer, beside, note, accelerator)
     result.layout, result.flags = beside.layout, flags(log, recipe.clip)
     return _finish(model, start, target, log, accelerator, result)
 
@@ -353,47 +344,3 @@ def _finish(
 def _write_log(target: Path, log: list[dict[str, Any]], accelerator: Any) -> None:
     if accelerator.is_main_process:
         store.write_bytes(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log).encode())
-
-
-def _save_state(
-    folder: Path, model: Any, optimizer: Any, beside: Beside, note: dict[str, Any], accelerator: Any
-) -> None:
-    """Keep weights, moments, a moved reference, statistics, step and log: a killed run goes on to the same numbers, bit for bit.
-
-    Each process decides by its own clock, so there is no barrier here: the first one writes, the others wait in the next step.
-    """
-    if accelerator.is_main_process:
-        inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
-        tensors = {f"weight.{name}": value.detach().contiguous() for name, value in inner.named_parameters()}
-        for name, weight in inner.named_parameters():
-            tensors |= {f"{kind}.{name}": base.state[weight][kind] for kind in _STATE}
-        if beside.moves:
-            tensors |= {f"reference.{name}": value.contiguous() for name, value in beside.reference.named_parameters()}
-        with store.building(folder) as part:
-            save_file(tensors, part / "state.safetensors")
-            store.write_json(part / "state.json", note | {"statistics": dict(beside.statistics)})
-            store.seal(part)
-
-
-def _resume(
-    saving: Saving | None, model: Any, optimizer: Any, accelerator: Any, beside: Beside
-) -> tuple[int, Trained, list[dict[str, Any]], Beside]:
-    """Load a state that was kept whole; start over where there is none."""
-    if saving is None or not store.sealed(saving.folder):
-        return 0, Trained(), [], beside
-    try:
-        store.verify(saving.folder)
-    except Damaged:
-        # A state saves time, nothing else: from the start the run ends with the same numbers.
-        return 0, Trained(), [], beside
-    note = store.read_json(saving.folder / "state.json")
-    tensors = load_file(saving.folder / "state.safetensors", device=str(accelerator.device))
-    inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
-    with torch.no_grad():
-        for name, weight in inner.named_parameters():
-            weight.copy_(tensors[f"weight.{name}"])
-            step = torch.tensor(float(note["step"]), device=accelerator.device)
-            base.state[weight] = {"step": step, **{kind: tensors[f"{kind}.{name}"] for kind in _STATE}}
-        for name in [name.removeprefix("reference.") for name in tensors if name.startswith("reference.")]:
-            beside.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
-    return note["step"], Trained(**note["result"]), note["log"], replace(beside, statistics=note["statistics"])

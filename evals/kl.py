@@ -28,6 +28,7 @@ MOST_KEPT = 2**26
         "kl_truncated": Metric("share", "lower", label="answers cut before their end"),
     },
     needs=("unaltered",),
+    within=True,
 )
 def kl(
     checkpoint: Checkpoint,

@@ -23,7 +23,8 @@ from dpobench.scores import rows
         "distinct_2": Metric("share", "none", label="distinct 2-grams"),
         "entropy": Metric("nats per token", "none", label="entropy of the next token"),
         "chosen_length": Metric("tokens", "none", label="length of the data's chosen answer"),
-    }
+    },
+    within=True,
 )
 def samples(checkpoint: Checkpoint, held_out: HeldOut, *, entropies: int = 256, budget: int = 8192) -> pd.DataFrame:
     """Length, end, repetition, diversity and entropy of every answer.

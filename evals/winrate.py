@@ -24,6 +24,7 @@ from dpobench.verdicts import KEPT, compare, require, summary
         "*": Metric("reward", "none", label="part of the reward"),
     },
     needs=("judge",),
+    within=True,
 )
 def winrate(checkpoint: Checkpoint, held_out: HeldOut, *, most_missing: float = 0.05) -> pd.DataFrame:
     """Verdicts on the checkpoint's samples, one per sample and opponent.

@@ -38,7 +38,7 @@ LAYERS = (
         "foreign",
         "tournament",
     },
-    {"train", "step", "evaluate", "report", "plots", "prepare", "rounds", "kept"},
+    {"train", "states", "step", "evaluate", "report", "plots", "prepare", "rounds", "kept"},
     {
         "activations",
         "checkpoint",

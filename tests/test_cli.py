@@ -35,8 +35,9 @@ def test_options_of_run_are_pinned():
     names = {option for parameter in cli.run.params for option in parameter.opts}
     assert names == {
         "--variants", "--beta-grid", "--grid", "--lr-grid", "--seeds", "--control", "--preset", "--model", "--data", "--heldout",
-        "--judge", "--tasks", "--objectives", "--label-noise", "--train-size", "--reference-quality", "--rounds", "--no-baselines", "--out",
-        "--plugin", "-c", "--config", "--set", "--device", "--workers", "--threads", "--dry-run",
+        "--judge", "--tasks", "--objectives", "--checkpoints", "--label-noise", "--train-size", "--reference-quality", "--rounds",
+        "--no-baselines",
+        "--out", "--plugin", "-c", "--config", "--set", "--device", "--workers", "--threads", "--dry-run",
     }  # fmt: skip
 
 

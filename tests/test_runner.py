@@ -193,6 +193,36 @@ def test_a_round_whose_predecessor_diverged_says_so_and_costs_nothing_else(dpobe
     assert "is diverged: there is no policy to go on from" in states[-1][2]
 
 
+@pytest.mark.slow
+def test_checkpoints_within_a_training_may_be_asked_for_later_and_move_no_number(dpobench, tmp_path):
+    out = tmp_path / "out"
+    command = ("run", "--preset", "tiny", "--variants", "dpo", "--no-baselines", "--threads", "1", "--out", out)
+    command += ("--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0")
+    assert dpobench(*command).returncode == 0
+    (run,) = (out / "runs").iterdir()
+    before, board = hashes(run / "checkpoint"), leaderboard(out)
+    done = dpobench(*command, "--checkpoints", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 runs planned, 0 done already" in done.stdout
+    assert hashes(run / "checkpoint") == before
+    assert leaderboard(out) == board
+    # Eight steps, cut into four equal parts.
+    assert sorted(place.name for place in (run / "within").iterdir()) == ["2", "4", "6"]
+    kept = {step: hashes(run / "within" / step / "checkpoint", "*.safetensors") for step in ("2", "4", "6")}
+    assert len({str(weights) for weights in kept.values()}) == 3
+    for step in kept:
+        assert {file.stem for file in (run / "within" / step / "scores").glob("*.parquet")} == {
+            "kl",
+            "samples",
+            "winrate",
+        }
+    assert "### Along the training" in (out / "report" / "report.md").read_text()
+    assert not (out / "states").exists() or not list((out / "states").iterdir())
+    times = {f: f.stat().st_mtime_ns for f in (out / "runs").rglob("*") if f.is_file()}
+    assert "1 runs planned, 1 done already" in dpobench(*command, "--checkpoints", "3").stdout
+    assert {f: f.stat().st_mtime_ns for f in (out / "runs").rglob("*") if f.is_file()} == times
+
+
 def test_a_run_that_fails_costs_itself_alone(dpobench, finished, tmp_path):
     plugin = tmp_path / "faulty.py"
     plugin.write_text(

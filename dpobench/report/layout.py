@@ -70,7 +70,7 @@ _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "own",
         "Over-optimisation, and the form of own answers",
         "Over-optimisation",
-        ("table:over_optimisation", "topic:own-answers"),
+        ("table:over_optimisation", "topic:within", "topic:own-answers"),
     ),
     (
         "training",
@@ -84,6 +84,7 @@ _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 _FOLDED = {
     "figure:tradeoff": "Figure: the same cells with joint 95 % ellipses",
     "table:tradeoff_cells": "",
+    "table:within_cells": "",
     "table:best_of_trials": "",
     "table:designs": "",
     "table:benchmark_documents": "",

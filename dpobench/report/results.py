@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -85,6 +85,7 @@ class Results:
         folder: the experiment's own.
         strangers: run folders that the plan does not name; they are not reported.
         not_finite: scores left out because they were no finite number, by metric.
+        within: the same for checkpoints within trainings, whose names `step_of` gives; None where none were scored.
     """
 
     experiment: Mapping[str, Any]
@@ -98,6 +99,7 @@ class Results:
     folder: Path
     strangers: int = 0
     not_finite: Mapping[str, int] = field(default_factory=dict)
+    within: "Results | None" = None
 
     @property
     def alpha(self) -> float:
@@ -170,6 +172,11 @@ class Results:
         return wide.loc[list(runs)].dropna(axis=1) if set(runs) <= set(wide.index) else pd.DataFrame()
 
 
+def step_of(run: str, step: int) -> str:
+    """Name of a run's checkpoint within its training among the scores of `Results.within`."""
+    return f"{run}@{step}"
+
+
 def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
     """Read an experiment's folder.
 
@@ -192,10 +199,22 @@ def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
     beside = {json.dumps(told["condition"], sort_keys=True): told for told in plan.get("conditions") or ()}
     plan |= beside.get(json.dumps(wanted, sort_keys=True), {})
     reference = folder / "reference" / str(plan.get("reference", ""))
+    scored = [(REFERENCE, reference), *((r.id, r.folder) for r in runs if r.folder and r.status == "done")]
+    table, lost, metrics, settings = _scores(scored)
+    sides: dict[str, str] = {str(prompt): split_of(str(prompt)) for prompt in table["prompt"].unique()}
+    known = {entry["id"] for entry in plan["runs"]}
+    there = [path for path in (folder / "runs").glob("*/run.json") if path.parent.name not in known]
+    found = Results(experiment, plan, runs, table, sides, metrics, settings, reference, folder, len(there), lost)
+    return found if wanted else replace(found, within=_within(found))
+
+
+def _scores(
+    scored: Sequence[tuple[str, Path]],
+) -> tuple[pd.DataFrame, dict[str, int], dict[str, Metric], dict[str, dict[str, Any]]]:
+    """All scores of some folders in one table; how many were no finite numbers; what metrics mean and how they were measured."""
     frames: list[pd.DataFrame] = []
     metrics: dict[str, Metric] = {}
     settings: dict[str, dict[str, Any]] = {}
-    scored = [(REFERENCE, reference), *((r.id, r.folder) for r in runs if r.folder and r.status == "done")]
     for name, place in scored:
         for evaluator in score_files.present(place):
             frame, meaning = score_files.read(place, evaluator)
@@ -206,11 +225,20 @@ def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
     table = pd.concat(frames, ignore_index=True) if frames else empty
     finite = np.isfinite(table["value"].astype(float))
     lost = {str(name): int(count) for name, count in table.loc[~finite, "metric"].value_counts().sort_index().items()}
-    table = table[finite].reset_index(drop=True)
-    sides: dict[str, str] = {str(prompt): split_of(str(prompt)) for prompt in table["prompt"].unique()}
-    known = {entry["id"] for entry in plan["runs"]}
-    there = [path for path in (folder / "runs").glob("*/run.json") if path.parent.name not in known]
-    return Results(experiment, plan, runs, table, sides, metrics, settings, reference, folder, len(there), lost)
+    return table[finite].reset_index(drop=True), lost, metrics, settings
+
+
+def _within(results: Results) -> Results | None:
+    """What was measured of the checkpoints within trainings, as many of them as the experiment asks for now."""
+    count = int((results.experiment.get("evaluation") or {}).get("checkpoints") or 0)
+    scored = [
+        (step_of(run.id, step), score_files.within(run.folder, step))
+        for run in results.runs
+        if run.folder and run.status == "done"
+        for step in score_files.spread(count, int(run.fields["steps"]))
+    ]
+    table, *_ = _scores([(REFERENCE, results.reference), *scored])
+    return replace(results, scores=table) if set(table["run"]) - {REFERENCE} else None
 
 
 def conditions(results: Results) -> list[dict[str, Any]]:

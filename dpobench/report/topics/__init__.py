@@ -20,6 +20,7 @@ NAMES: tuple[str, ...] = (
     "controls",
     "displacement",
     "optimisation",
+    "within",
     "trouble",
     "label_noise",
     "train_size",

@@ -76,7 +76,7 @@ def own_reward(f: Findings) -> Table:
         "The log-ratio of an answer the policy drew is its implicit reward over β; on average it is the distance to the reference. "
         "Correlation over prompts of one answer's log-ratio with the judge's reward, averaged over seeds: near zero or below, what the "
         "loss raised is not what the judge pays for. A gap: farther than the selected cell, and worse for the judge, both intervals of the "
-        "difference clear of zero (not adjusted for the number of cells). Checkpoints within a training are not scored, so the axis is β."
+        "difference clear of zero (not adjusted for the number of cells). The axis is β; for the steps, score checkpoints (--checkpoints)."
     )
     if not alike:
         note += " The log-ratios are of further answers, drawn at temperature 1, and not of those judged: so there is no correlation."

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
-from dpobench.report.findings import SELECTION, TEST, Configuration, Findings, put
+from dpobench.report.findings import SELECTION, TEST, Findings, put
+from dpobench.report.points import Point, points
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table, number
 from dpobench.report.topic import Topic
@@ -36,36 +37,37 @@ def topic(f: Findings) -> Topic | None:
     )
 
 
-_CAPTION = "Ranking metric against distance to the reference, on test prompts, every finished cell. Ellipses hold the cell's mean with 95 % (joint bootstrap over prompts and seeds; about 90 % where two or three seeds lie far apart), the dashed steps are the Pareto set of the means."  # noqa: E501
+_CAPTION = "Ranking metric against distance to the reference, on test prompts, every finished cell; small marks are checkpoints within its trainings, where they were scored. Ellipses hold the cell's mean with 95 % (joint bootstrap over prompts and seeds; about 90 % where two or three seeds lie far apart), the dashed steps are the Pareto set of the means."  # noqa: E501
 
 
-def _cells(f: Findings) -> tuple[list[Configuration], list[Cell], np.ndarray[Any, Any]]:
+def _cells(f: Findings) -> tuple[list[Point], list[Cell], np.ndarray[Any, Any]]:
     """Cells with value and distance on both splits, on the test prompts that all of them share, and the reference's values."""
-    nothing: tuple[list[Configuration], list[Cell], np.ndarray[Any, Any]] = ([], [], np.zeros(0))
+    nothing: tuple[list[Point], list[Cell], np.ndarray[Any, Any]] = ([], [], np.zeros(0))
     if f.ranking is None or f.distance is None or f.direction == "none":
         return nothing
     sign = -1.0 if f.direction == "lower" else 1.0
     reference = f.results.table(f.ranking, [REFERENCE], None, TEST)
     parts = []
-    for c in f.configurations:
-        tables = [f.results.table(m, c.ids, None, s) for s in (TEST, SELECTION) for m in (f.ranking, f.distance)]
-        if c.done and all(table.shape[1] >= FEWEST for table in tables):
-            parts.append((c, *tables))
+    for p in points(f):
+        known = p.findings.results
+        tables = [known.table(m, list(p.ids), None, s) for s in (TEST, SELECTION) for m in (f.ranking, f.distance)]
+        if all(table.shape[1] >= FEWEST for table in tables):
+            parts.append((p, *tables))
     shared = set(reference.columns).intersection(*({*v.columns} & {*d.columns} for _, v, d, _, _ in parts))
     if not parts or len(shared) < FEWEST:
         return nothing
     on = sorted(shared)
     cells = [
         Cell(
-            c.variant,
+            p.cell.variant,
             sign * value[on].to_numpy(dtype=float),
             far[on].to_numpy(dtype=float),
             sign * seen.to_numpy(dtype=float).mean(1),
             away.to_numpy(dtype=float).mean(1),
         )
-        for c, value, far, seen, away in parts
+        for p, value, far, seen, away in parts
     ]
-    return [c for c, *_ in parts], cells, sign * reference[on].to_numpy(dtype=float)[0]
+    return [p for p, *_ in parts], cells, sign * reference[on].to_numpy(dtype=float)[0]
 
 
 def _turned(f: Findings, found: Estimate) -> Estimate:
@@ -80,12 +82,12 @@ def _price(found: Estimate) -> str:
     return NOT_REACHED if ends[1] == NOT_REACHED else f"{ends[0]} [{ends[1]}, {ends[2]}]"
 
 
-def _variants(f: Findings, shown: Sequence[Configuration], found: Tradeoff) -> Table:
+def _variants(f: Findings, shown: Sequence[Point], found: Tradeoff) -> Table:
     share = f.ranking is not None and f.results.metrics[f.ranking].unit == "share" and f.direction == "higher"
     rows = []
     for variant, front in found.frontiers.items():
         row: dict[str, Any] = {"variant": variant}
-        row["frontier"] = "; ".join(f.label(shown[i]) for i in front.picked) or "none above the reference"
+        row["frontier"] = "; ".join(shown[i].label for i in front.picked) or "none above the reference"
         put(row, "hypervolume", front.hypervolume)
         put(row, "to_control", front.to_control)
         for budget, value in front.at.items():
@@ -98,7 +100,7 @@ def _variants(f: Findings, shown: Sequence[Configuration], found: Tradeoff) -> T
             row["needed"] = _price(front.needed)
             put(row, "needed_nats", front.needed)
         rows.append(row | {"n_prompts": front.hypervolume.n_prompts, "seeds": front.hypervolume.seeds})
-    label = f.results.label(f.ranking or "")
+    label = f.results.heading(f.ranking or "")
     columns = [
         Column("Variant", "variant"),
         Column("β on its frontier", "frontier"),
@@ -122,42 +124,43 @@ def _variants(f: Findings, shown: Sequence[Configuration], found: Tradeoff) -> T
     return Table("tradeoff_variants", "Trade-off per variant", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _by_cell(f: Findings, shown: Sequence[Configuration], cells: Sequence[Cell], found: Tradeoff) -> Table:
+def _by_cell(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: Tradeoff) -> Table:
     rows = []
-    for c, cell, member in zip(shown, cells, found.membership, strict=True):
-        row: dict[str, Any] = {"variant": c.variant, "beta": f.label(c)}
-        put(row, "distance", f.estimate(c.ids, f.distance))
-        put(row, "ranking", f.estimate(c.ids, f.ranking))
+    for p, cell, member in zip(shown, cells, found.membership, strict=True):
+        row: dict[str, Any] = {"variant": p.cell.variant, "beta": p.label}
+        put(row, "distance", p.findings.estimate(p.ids, f.distance))
+        put(row, "ranking", p.findings.estimate(p.ids, f.ranking))
         row |= {"pareto_probability": float(member), "n_prompts": cell.value.shape[1], "seeds": len(cell.value)}
         rows.append(row)
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
-        Column(f.results.label(f.distance or ""), "distance", 2, interval=True),
-        Column(f.results.label(f.ranking or ""), "ranking", 2, interval=True),
+        Column(f.results.heading(f.distance or ""), "distance", 2, interval=True),
+        Column(f.results.heading(f.ranking or ""), "ranking", 2, interval=True),
         Column("Pareto probability", "pareto_probability", 2),
         Column("Prompts", "n_prompts", 0),
         Column("Seeds", "seeds", 0),
     ]
     note = (
-        "Pareto probability: share of 2,000 joint resamples of prompts and seeds in which no other cell of any variant is both as near and "
-        "as good. It is no p-value: of equal cells, each is in the set in a part of the resamples."
+        "Pareto probability: share of 2,000 joint resamples of prompts and seeds in which no other row is both as near and as good. It "
+        "is no p-value: of equal rows, each is in the set in a part of the resamples."
     )
     return Table("tradeoff_cells", "Pareto set", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _figure(f: Findings, shown: Sequence[Configuration], cells: Sequence[Cell], found: Tradeoff) -> Figure:
+def _figure(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: Tradeoff) -> Figure:
     sign = -1.0 if f.direction == "lower" else 1.0
     figure, (axis, *_) = canvas(1, 1, 8.2, 4.4)
     x, y = (
         np.array([part.mean() for part in parts]) for parts in ([c.distance for c in cells], [c.value for c in cells])
     )
     x = np.maximum(x, 1e-3)
-    for i, c in enumerate(shown):
-        style = look(f, c.variant)
-        first = next(j for j, other in enumerate(shown) if other.variant == c.variant) == i
-        axis.plot(x[i], sign * y[i], ls="", ms=6, label=entry(f, c.variant) if first else "_nolegend_", **style)
-        if c.variant in f.foremost:
+    for i, p in enumerate(shown):
+        variant, style = p.cell.variant, look(f, p.cell.variant)
+        first = next(j for j, other in enumerate(shown) if other.cell.variant == variant) == i
+        size = 6 if p.step is None else 3
+        axis.plot(x[i], sign * y[i], ls="", ms=size, label=entry(f, variant) if first else "_nolegend_", **style)
+        if variant in f.foremost and p.step is None:
             # On the scale of the axis; no resample is nearer than what the axis can show.
             around = ellipse(np.log(x[i]), y[i], np.log(np.maximum(found.distance[i], 1e-3)), found.value[i])
             _ellipse(axis, around, sign, style)

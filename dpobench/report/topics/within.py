@@ -1,0 +1,181 @@
+"""What the training's end has over its checkpoints: over-optimisation along the steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpobench.report.diagnostics import counted
+from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.findings import SELECTION, TEST, Configuration, Findings, put
+from dpobench.report.points import Point, earlier, end
+from dpobench.report.results import REFERENCE
+from dpobench.report.table import Column, Table, interval
+from dpobench.report.topic import Topic
+from dpobench.report.topics.optimisation import GOLD, LOG_RATIO
+from dpobench.stats import Estimate, crossed_mean, share_difference
+
+_CAPTION = "Left: the way of every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
+
+
+def topic(f: Findings) -> Topic | None:
+    """The section, where checkpoints within trainings were scored."""
+    cells = [c for c in f.configurations if c.done and earlier(f, c)]
+    if not cells or f.ranking is None:
+        return None
+    selected = [c for c in cells if f.chosen.get(c.variant) == c]
+    tables = [
+        _table(f, selected, "within", "Along the training: selected cells"),
+        _table(f, cells, "within_cells", "Along the training: every cell"),
+    ]
+    return Topic("within", "Along the training", tables, _said(f, cells), {"within": (_CAPTION, _figure(f, cells))})
+
+
+def best_earlier(f: Findings, cell: Configuration) -> Point | None:
+    """The checkpoint before the end with the best ranking metric on the selection prompts."""
+    sign = -1.0 if f.direction == "lower" else 1.0
+    seen = [(p, p.findings.estimate(p.ids, f.ranking, SELECTION)) for p in earlier(f, cell)]
+    known = [(sign * found.value, place) for place, (_, found) in enumerate(seen) if found is not None]
+    return seen[max(known)[1]][0] if known else None
+
+
+def gained(f: Findings, point: Point, metric: str | None) -> Estimate | None:
+    """The end of the trainings less a checkpoint within them, on the test prompts both have, seed by seed."""
+    if metric is None:
+        return None
+    now = f.results.table(metric, point.cell.ids, None, TEST)
+    then = point.findings.results.table(metric, list(point.ids), None, TEST)
+    shared = [prompt for prompt in now.columns if prompt in then.columns]
+    if len(shared) < 2:
+        return None
+    # A seed's end and its checkpoint are one training: their difference has one spread between seeds.
+    found = crossed_mean([now[shared].to_numpy(dtype=float) - then[shared].to_numpy(dtype=float)])
+    return share_difference(found) if f.results.metrics[metric].unit == "share" else found
+
+
+def _said(f: Findings, cells: Sequence[Configuration]) -> list[str]:
+    sign, better, gaps = -1.0 if f.direction == "lower" else 1.0, [], []
+    for cell in cells:
+        point = best_earlier(f, cell)
+        lost = gained(f, point, f.ranking) if point else None
+        if point is None or lost is None:
+            continue
+        name = f"{cell.variant} at β {point.label}"
+        if sign * lost.value < 0 and lost.low * lost.high > 0:
+            better.append(f"{name} ({interval(lost.value, lost.low, lost.high, 3, signed=True)} by the end)")
+        farther, paid = gained(f, point, LOG_RATIO), gained(f, point, GOLD)
+        if farther is not None and paid is not None and farther.low > 0 and paid.high < 0:
+            gaps.append(name)
+    metric = f.results.label(f.ranking or "")
+    said = [f"No cell is shown to have a better {metric} before its end than at it."]
+    if better:
+        said = [
+            f"Of {len(cells)} cells, {len(better)} had a better {metric} before the end than at it: {_listed(better)}. The checkpoint is "
+            "picked on the selection prompts, the difference read on the test prompts; intervals are not adjusted for the number of cells."
+        ]
+    if gaps:
+        said.append(
+            f"The policy's own reward rose on while the judge's fell, from that checkpoint to the end: {_listed(gaps)}. This is "
+            "over-optimisation within a training: there, fewer steps are better."
+        )
+    return said
+
+
+def _listed(found: Sequence[str], most: int = 6) -> str:
+    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def _table(f: Findings, cells: Sequence[Configuration], name: str, title: str) -> Table:
+    rows = [_row(f, point) for cell in cells for point in [*earlier(f, cell), end(f, cell)]]
+    columns = [
+        Column("Variant", "variant"),
+        Column("β", "beta"),
+        Column("Steps", "taken", 0),
+        Column(f.results.heading(f.ranking or ""), "ranking", 2, interval=True),
+        Column("End less this", "gained", 3, interval=True, signed=True),
+        Column(f.results.heading(f.distance or ""), "distance", 2, interval=True),
+        Column("Log-ratio of own answers, nats", "log_ratio", 2, interval=True),
+        Column("Judge's reward", "reward", 3, interval=True),
+        Column(f.results.heading(f.length or ""), "length", 1, interval=True),
+        Column("Prompts", "n_prompts", 0),
+        Column("Seeds", "seeds", 0),
+    ]
+    shown, size = counted(rows, columns, {"n_prompts": "test prompts", "seeds": "seeds"})
+    note = size + (
+        "Checkpoints are kept as the training passes them, under the learning rate it had there: one that ended there would have let it "
+        "run down first. The log-ratio of an answer that the policy drew is its implicit reward over β."
+    )
+    return Table(name, title, pd.DataFrame(rows, dtype=object), shown, note, marked="at_end" if rows else "",
+                 hidden=("at_end",))  # fmt: skip
+
+
+def _row(f: Findings, point: Point) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": point.cell.variant, "beta": f.label(point.cell)}
+    row |= {"taken": point.steps if point.step is None else point.step, "at_end": point.step is None}
+    found = point.findings.estimate(point.ids, f.ranking)
+    put(row, "ranking", found)
+    put(row, "gained", gained(f, point, f.ranking) if point.step is not None else None)
+    for name, metric in (("distance", f.distance), ("log_ratio", LOG_RATIO), ("reward", GOLD), ("length", f.length)):
+        put(row, name, point.findings.estimate(point.ids, metric))
+    return row | {"n_prompts": found.n_prompts if found else 0, "seeds": len(point.ids)}
+
+
+def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
+    figure, (path, along) = canvas(2, 1, 8.2, 3.6)
+    shown: list[float] = []
+    for cell in cells:
+        ways = [*earlier(f, cell), end(f, cell)]
+        style, selected = look(f, cell.variant), f.chosen.get(cell.variant) == cell
+        strength = {"lw": 1.6, "alpha": 0.95} if selected else {"lw": 0.7, "alpha": 0.35}
+        label = entry(f, cell.variant) if selected else "_nolegend_"
+        shown += _path(f, path, ways, style | strength | {"label": label}, selected)
+        _along(f, along, ways, style | strength, selected)
+    base = f.estimate([REFERENCE], f.ranking)
+    if base is not None:
+        path.axhline(base.value, color=GREY, lw=1.2, label=REFERENCE, zorder=1)
+    if shown:
+        path.set_xscale("log")
+        log_axis(path.xaxis, shown)
+    path.set_xlabel(plain(f.results.label(f.distance or "")))
+    path.set_ylabel(plain(f.results.label(f.ranking or "")))
+    along.axhline(0, color=GREY, lw=1.2, zorder=1)
+    along.set_xlabel("share of the training")
+    along.set_ylabel(f"{plain(f.results.label(_paid(f)))} less the reference's")
+    legend(figure, path)
+    return figure
+
+
+def _path(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> list[float]:
+    """Draw value against distance; returns the distances."""
+    found = [[p.findings.estimate(p.ids, metric) for metric in (f.distance, f.ranking)] for p in ways]
+    at = [(x.value, y.value) for x, y in found if x is not None and y is not None and x.value > 0]
+    if at:
+        axis.plot(*zip(*at, strict=True), **(style | {"marker": ""}))
+        sizes = {"ms": 6.5 if selected else 3, "ls": "", "label": "_nolegend_"}
+        axis.plot(*at[-1], **(style | sizes))
+    return [x for x, _ in at]
+
+
+def _paid(f: Findings) -> str:
+    return GOLD if f.results.groups(GOLD) else f.ranking or ""
+
+
+def _along(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> None:
+    metric = _paid(f)
+    base = f.results.table(metric, [REFERENCE], None, TEST)
+    shares, found = [0.0], [(0.0, 0.0, 0.0)]
+    for point in ways:
+        own = point.findings.results.table(metric, list(point.ids), None, TEST)
+        shared = [prompt for prompt in own.columns if prompt in base.columns]
+        if len(shared) > 1:
+            less = own[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)
+            one = crossed_mean([less])
+            shares.append(1.0 if point.step is None else point.step / point.steps)
+            found.append((one.value, one.low, one.high))
+    value, low, high = np.array(found).T
+    axis.plot(shares, value, **(style | {"ms": 4 if selected else 0}))
+    if selected:
+        axis.fill_between(shares, low, high, color=style["color"], alpha=0.13, lw=0)
