@@ -223,18 +223,25 @@ def dry_run(experiment: Experiment, console: Console) -> None:
         console.print(f"{count} runs: {name}", highlight=False, markup=False)
     named = f"; baselines: {', '.join(beside)}" if beside else ""
     console.print(f"{len(runs)} runs; configurations per variant: {told}{named}", highlight=False)
-    if line := _judge_estimate(experiment, len(runs)):
+    if line := _judge_estimate(experiment, len(runs), len(proper)):
         console.print(line, highlight=False, markup=False)
 
 
-def _judge_estimate(experiment: Experiment, runs: int) -> str:
-    """What the win-rates by a judge that is paid for would cost; nothing for others."""
+def _judge_estimate(experiment: Experiment, runs: int, proper: int) -> str:
+    """What the win-rates by a judge that is paid for would cost; nothing for others.
+
+    Args:
+        experiment: judge, prompts and draws.
+        runs: all of them.
+        proper: those of the experiment proper, which are scored within their trainings, too.
+    """
     asked = experiment.evaluation
     judge = judges.get(asked.judge) if asked.judge else None
     if judge is None or judge.declared["estimate"] is None:
         return ""
     opponents = plan(asked, has_pairs=True, heldout="").opponents
-    comparisons = 2 * asked.prompts * asked.draws * len(opponents) * runs
+    answered = len(opponents) * runs + asked.checkpoints * proper
+    comparisons = 2 * asked.prompts * asked.draws * answered
     lengths = experiment.recipe.max_prompt_tokens, asked.max_new_tokens
     told = judge.declared["estimate"](comparisons, *lengths, **judge.arguments(asked.judge_settings))
     return f"{told} (win-rates alone: the judge card, the tournament, objectives and second questions come on top)"

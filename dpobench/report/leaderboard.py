@@ -42,8 +42,7 @@ def leaderboard(f: Findings) -> Table:
     frame = frame.reindex(columns=list(dict.fromkeys([*IDENTITY, *frame.columns, *VERDICT])))
     columns = [
         Column("Variant", "variant", bold="significant"),
-        Column("β", "beta"),
-        Column("Other parameters", "params"),
+        Column("β", "cell"),
         Column("Learning rate", "learning_rate") if len({c.learning_rate for c in f.configurations}) > 1 else None,
         Column(f.results.heading(f.ranking), f.ranking, 2, interval=True) if f.ranking else None,
         Column(f"Difference to {f.results.control}", DIFFERENCE, 3, interval=True, signed=True, bold="significant"),
@@ -72,7 +71,7 @@ def leaderboard(f: Findings) -> Table:
         frame,
         shown,
         note.strip(),
-        hidden=("significant", "is_reference", "is_baseline", "is_apart"),
+        hidden=("cell", "significant", "is_reference", "is_baseline", "is_apart"),
         marked="is_apart",
     )
 
@@ -97,9 +96,11 @@ def _measure(f: Findings, runs: list[str], split: str = "test") -> dict[str, Any
 
 
 def _identity(f: Findings, c: Configuration) -> dict[str, Any]:
+    beta = f"{c.beta:g}" if isinstance(c.beta, float) else "" if c.beta is None else str(c.beta)
     return {
         "variant": c.variant,
         "beta": c.beta,
+        "cell": ", ".join(part for part in (beta, c.params) if part),
         "unit": c.unit,
         "params": c.params,
         "learning_rate": c.learning_rate,
@@ -216,8 +217,7 @@ def grid(f: Findings) -> Table:
     frame["front"] = ["yes" if p else "" for p in frame["pareto"]]
     columns = [
         Column("Variant", "variant"),
-        Column("β", "beta"),
-        Column("Other parameters", "params"),
+        Column("β", "cell"),
         Column("Learning rate", "learning_rate") if len({c.learning_rate for c in f.configurations}) > 1 else None,
         Column("Seeds", "seeds", 0),
         Column(f"{f.results.heading(f.ranking)}, test", f.ranking, 2, interval=True) if f.ranking else None,
@@ -239,7 +239,7 @@ def grid(f: Findings) -> Table:
         [column for column in columns if column],
         _grid_note(f),
         marked="selected",
-        hidden=("choice", "front"),
+        hidden=("cell", "choice", "front"),
     )
 
 

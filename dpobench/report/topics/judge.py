@@ -29,7 +29,8 @@ _WIDE = (
 _NOTE = (
     "Intervals are 95 %, clustered by prompt. Agreement is exact, a tie against a decided label does not agree; κ is Cohen's, agreement "
     "beyond what the two rates of verdicts give by chance. Length alone always takes the longer answer. An agreement with labels is "
-    "no better than the labels. Answers that say nothing or instruct the judge are tried against the chosen answer; so is the rejected "
+    "no better than the labels. The line A/A is of some prompts; where the controls have it, theirs is of all. "
+    "Answers that say nothing or instruct the judge are tried against the chosen answer; so is the rejected "
     "answer, with an instruction behind it and without."
 )
 
