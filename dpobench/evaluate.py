@@ -61,9 +61,9 @@ class Plan:
 
     @property
     def within(self) -> "Plan":
-        """The same for checkpoints within a training: what is declared for them, against the reference alone."""
+        """The same for checkpoints within a training: what is declared for them, against the opponent that tables show."""
         chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.declared.get("within")]
-        return replace(self, chosen=chosen, opponents=OPPONENTS[:1], objectives={})
+        return replace(self, chosen=chosen, opponents=self.opponents[:1], objectives={})
 
     def told(self, plugin: Plugin, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides one evaluator's scores beside the checkpoint; written beside them."""

@@ -5,7 +5,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dpobench import aims, provenance, replies, scores, store
-from dpobench.checkpoint import Checkpoint
+from dpobench.checkpoint import Checkpoint, model_hash
 from dpobench.errors import Diverged, DpobenchError
-from dpobench.evaluate import plan, score
+from dpobench.evaluate import Plan, plan, score
 from dpobench.experiment import Evaluation, Run
 from dpobench.prepare import Inputs, need_folders
 from dpobench.reference import PAIRS, completed
@@ -27,6 +26,8 @@ from dpobench.tokens import TokenPair, read_pairs
 from dpobench.train import Trained, accelerator_for, train
 
 _TRAINED = ("done", "unscored")
+# Behind the name of a part of scoring that was done for checkpoints within the training.
+WITHIN = ", checkpoints within"
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -147,7 +148,7 @@ def execute(job: Job, report: Report = lambda event: None) -> str:
     if agreed(accelerator, is_done(job)):
         return str(store.read_json(job.folder / "run.json")["status"])
     try:
-        if not agreed(accelerator, _is_trained(job)):
+        if not agreed(accelerator, is_trained(job)):
             if job.predecessor:
                 job = _next_round(job, accelerator, report)
             _train(job, accelerator, report)
@@ -192,7 +193,7 @@ def _next_round(job: Job, accelerator: Any, report: Report) -> Job:
     return job.model_copy(update={"needs": needs()})
 
 
-def _is_trained(job: Job) -> bool:
+def is_trained(job: Job) -> bool:
     """Whether the training is whole, with every checkpoint within it that is asked for now."""
     status = status_of(job.folder)
     if status not in _TRAINED:
@@ -258,7 +259,8 @@ def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[s
 
 def _train(job: Job, accelerator: Any, report: Report) -> None:
     """Train into a folder that appears whole, or not at all."""
-    if accelerator.is_main_process and job.folder.exists():
+    # What is trained and scored stays until the new folder takes its place.
+    if accelerator.is_main_process and job.folder.exists() and status_of(job.folder) not in _TRAINED:
         shutil.rmtree(job.folder)
     bound = variants.get(job.run.variant).bind(**job.run.params)
     pairs, told = training_pairs(job)
@@ -297,20 +299,37 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
             for step in saving.within:
                 scores.within(part, step).parent.mkdir(exist_ok=True)
                 (saving.kept / str(step)).rename(scores.within(part, step))
+            _carry(job.folder, part)
         store.publish(part, job.folder)
-        shutil.rmtree(saving.folder, ignore_errors=True)
-        shutil.rmtree(saving.kept, ignore_errors=True)
+        _forget_state(job)
     # Scoring loads policy and reference; the trained copy and its optimizer must not lie beside them.
     accelerator.free_memory()
     accelerator.wait_for_everyone()
 
 
+def _carry(old: Path, new: Path) -> None:
+    """Take over the samples and scores of a training that ended with the same weights."""
+    there = old / "checkpoint"
+    if not there.is_dir() or model_hash(there) != model_hash(new / "checkpoint"):
+        return
+    for file in [*old.glob("*.parquet"), old / "samples.json"]:
+        if file.is_file():
+            shutil.copy2(file, new / file.name)
+    if (old / "scores").is_dir():
+        shutil.copytree(old / "scores", new / "scores")
+
+
+def _forget_state(job: Job) -> None:
+    """Remove what a training kept on its way: it is whole now."""
+    saving = Saving(job.out / "states" / job.run.id)
+    shutil.rmtree(saving.folder, ignore_errors=True)
+    shutil.rmtree(saving.kept, ignore_errors=True)
+
+
 def _score(job: Job, device: str, report: Report) -> None:
-    """Score the checkpoint and seal the folder."""
+    """Score the checkpoint, and those within its training, and seal the folder."""
     began = time.monotonic()
-    checkpoint = Checkpoint(
-        job.folder / "checkpoint", job.model, device, run=job.run.describe(), reference_hash=job.model_hash
-    )
+    _forget_state(job)
     planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
     (job.folder / store.MANIFEST).unlink(missing_ok=True)
     seconds: dict[str, float] = {}
@@ -320,16 +339,21 @@ def _score(job: Job, device: str, report: Report) -> None:
         _lap(seconds, clock, name)
         report({"event": "score", "run": job.run.id, "part": name})
 
-    score(checkpoint, job.folder, job.heldout, job.evaluation, planned, seed=job.run.seed, progress=progress)
+    def scored(place: Path, name: str, asked: Plan, what: str = "") -> None:
+        # Made anew each time: a checkpoint holds its models for as long as it is held.
+        told = {**job.run.describe(), "id": name}
+        policy = Checkpoint(place / "checkpoint", job.model, device, run=told, reference_hash=job.model_hash)
+        score(policy, place, job.heldout, job.evaluation, asked, seed=job.run.seed,
+              progress=lambda part: progress(part + what))  # fmt: skip
+
+    scored(job.folder, job.run.id, planned)
     note = store.read_json(job.folder / "run.json")
     for step in scores.spread(job.evaluation.checkpoints, note["steps"]):
-        place = scores.within(job.folder, step)
-        earlier = replace(checkpoint, folder=place / "checkpoint", run={**checkpoint.run, "id": f"{job.run.id}@{step}"})
-        score(earlier, place, job.heldout, job.evaluation, planned.within, seed=job.run.seed,
-              progress=lambda name: progress(f"{name}, checkpoints within"))  # fmt: skip
+        scored(scores.within(job.folder, step), scores.step_of(job.run.id, step), planned.within, WITHIN)
     _lap(seconds, clock, "")
     note["seconds"] |= {name: round(value, 3) for name, value in seconds.items()}
-    note["seconds"]["evaluate"] = round(time.monotonic() - began - seconds.get("sampling", 0.0), 3)
+    drawing = sum(value for name, value in seconds.items() if name.startswith("sampling"))
+    note["seconds"]["evaluate"] = round(time.monotonic() - began - drawing, 3)
     note |= {"status": "done", "reason": None}
     note.pop("traceback", None)
     note["scored_as"] = job.scored_as

@@ -28,6 +28,7 @@ from dpobench.experiment import Experiment
 from dpobench.prepare import Inputs, gather_heldout, heldout_folder
 from dpobench.registry import variants
 from dpobench.runner import Machine, finish
+from dpobench.scores import WITHIN
 from dpobench.tasks import check_tasks
 from dpobench.workers import quiet
 
@@ -204,13 +205,17 @@ def _place(name: str) -> tuple[Path, dict[str, Any] | None]:
     if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
         folder = _checkpoint_of(folder)
     folder = folder.resolve() if adapters.is_adapter(folder) else resolve(str(folder))
-    file = folder.parent / "run.json"
+    # A checkpoint within a training of ours lies two folders further down, and is named after its step.
+    step = folder.parent.name if folder.parent.parent.name == WITHIN else ""
+    run = folder.parents[2 if step else 0]
+    file = run / "run.json"
     own = store.read_json(file) if folder.name == "checkpoint" and file.is_file() else {}
     if not {"variant", "seed", "provenance", *IDENTITY} <= set(own):
         return folder, None
-    file, variant = folder.parents[2] / "plan.json", own["variant"]
+    file, variant = run.parents[1] / "plan.json", own["variant"]
     plan_of = store.read_json(file) if file.is_file() else {}
     told = {name: variant in (plan_of.get(name) or ()) for name in ("states_probability", "baselines")}
+    own |= {"steps": int(step), "condition": {**(own.get("condition") or {}), "step": int(step)}} if step else {}
     return folder, own | told | {"given": (plan_of.get("given") or {}).get(variant) or []}
 
 

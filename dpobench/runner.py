@@ -15,7 +15,7 @@ from dpobench.arms import baselines, check_studies, successor, with_baselines
 from dpobench.checkpoint import resolve
 from dpobench.errors import UserError
 from dpobench.evaluate import plan
-from dpobench.execute import Job, check_judge, execute, is_done, register, status_of
+from dpobench.execute import Job, check_judge, execute, is_done, is_trained, register, status_of
 from dpobench.experiment import Experiment, Run, check_experiment, unequal_trials, unfold
 from dpobench.kept import cache_folder
 from dpobench.mixture import Mixture
@@ -102,7 +102,12 @@ def check(experiment: Experiment) -> None:
         experiment.evaluation.task_folders,
         () if experiment.model else tuple(DESCRIPTIONS),
     )
-    plan(experiment.evaluation, has_pairs=True, heldout="")
+    planned = plan(experiment.evaluation, has_pairs=True, heldout="")
+    if experiment.evaluation.checkpoints and not planned.within.chosen:
+        raise UserError(
+            f"evaluation.checkpoints = {experiment.evaluation.checkpoints} has no effect: none of the evaluators that are asked for "
+            "scores checkpoints within a training; add winrate, or leave it out"
+        )
 
 
 def _check_twins(names: Sequence[str]) -> None:
@@ -146,13 +151,13 @@ def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
     weights = sum(file.stat().st_size for file in missing[0].model.glob("*.safetensors"))
     # A resumable state holds weights and two moments, and a reference that moves.
     state = 4 if missing[0].run.recipe.reference_every else 3
-    kept = sum(1 + job.evaluation.checkpoints for job in missing)
+    kept = sum(1 + job.evaluation.checkpoints for job in missing if not is_trained(job))
     needed = int(1.1 * weights * (kept + state * workers))
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(
             f"{len(missing)} runs need about {needed / 1e9:.1f} GB in {out}, {free / 1e9:.1f} GB are free; "
-            "free some, choose another --out, or fewer grid points"
+            "free some, choose another --out, or fewer grid points or --checkpoints"
         )
 
 
@@ -240,7 +245,7 @@ def _judge_estimate(experiment: Experiment, runs: int, proper: int) -> str:
     if judge is None or judge.declared["estimate"] is None:
         return ""
     opponents = plan(asked, has_pairs=True, heldout="").opponents
-    answered = len(opponents) * runs + asked.checkpoints * proper
+    answered = len(opponents) * runs + len(opponents[:1]) * asked.checkpoints * proper
     comparisons = 2 * asked.prompts * asked.draws * answered
     lengths = experiment.recipe.max_prompt_tokens, asked.max_new_tokens
     told = judge.declared["estimate"](comparisons, *lengths, **judge.arguments(asked.judge_settings))

@@ -14,6 +14,8 @@ from dpobench.store import write_bytes
 
 Role = Literal["headline", "distance", "benchmark", "preference", "length", "diagnostic"]
 COLUMNS = ("prompt", "draw", "group", "metric", "value")
+# Folder of a run that holds the checkpoints within its training.
+WITHIN = "within"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,12 @@ def settings(folder: Path, evaluator: str) -> dict[str, Any]:
 
 def within(folder: Path, step: int) -> Path:
     """Where a checkpoint within a training lies, with its samples and scores, in the folder of the run."""
-    return folder / "within" / str(step)
+    return folder / WITHIN / str(step)
+
+
+def step_of(run: str, step: int) -> str:
+    """Name of a run's checkpoint within its training."""
+    return f"{run}@{step}"
 
 
 def spread(count: int, steps: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from dpobench.stance import stance
         "length_difference": Metric("tokens", "none", label="chosen minus rejected length"),
     },
     needs=("pairs",),
+    within=True,
 )
 def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192) -> pd.DataFrame:
     """Implicit-reward accuracy, margins and displacement on held-out pairs.

@@ -228,6 +228,15 @@ def test_a_run_of_ours_brings_its_variant_strength_and_seed(score, made, tmp_pat
     assert (score.out / "runs" / plan["runs"][1]["id"] / "log.jsonl").read_text() == (own / "log.jsonl").read_text()
 
 
+def test_a_checkpoint_within_a_training_of_ours_is_called_by_its_step(score, made, tmp_path):
+    folder = run_of_ours(made, tmp_path / "exp" / "runs" / "dpo-1", "seed0")
+    place = folder / "within" / "16" / "checkpoint"
+    shutil.copytree(folder / "checkpoint", place)
+    _, plan = score(str(place))
+    (entry,) = plan["runs"]
+    assert (entry["variant"], entry["params"]) == ("dpo", {"beta": 0.3, "step": 16})
+
+
 def test_the_draws_of_a_checkpoint_are_those_of_its_seed(score, made, tmp_path):
     _, plan = score(f"a={run_of_ours(made, tmp_path / 'runs' / 'x', 'seed0')}")
     stamp = store.read_json(score.out / "runs" / plan["runs"][0]["id"] / "samples.json")

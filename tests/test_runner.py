@@ -147,7 +147,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_numbers(ca
 
 ROUNDS = (
     "run", "--preset", "tiny", "--variants", "dpo", "--rounds", "2", "--no-baselines", "--label-noise", "0.3", "--workers", "1",
-    "--threads", "1", "--set", "evaluation.evaluators=['winrate','kl']", "--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0",
+    "--checkpoints", "1", "--threads", "1",
+    "--set", "evaluation.evaluators=['winrate','kl']", "--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0",
 )  # fmt: skip
 
 
@@ -181,6 +182,8 @@ def test_killed_in_the_second_round_it_ends_with_the_same_numbers(cache, dpobenc
     assert second["predecessor"] == first["id"]
     assert second["checks"]["start_margin"] < 2e-5
     assert (noisy["pairs"], noisy["flipped"]) == (256, 77)
+    # Looked at on their way are the runs of the experiment proper alone.
+    assert [place.parent.name for place in out.glob("runs/*/within")] == [first["id"]]
 
 
 @pytest.mark.slow
@@ -191,6 +194,13 @@ def test_a_round_whose_predecessor_diverged_says_so_and_costs_nothing_else(dpobe
     states = [line.split("  ") for line in dpobench("status", out).stdout.splitlines()[:-1]]
     assert [state[1] for state in states] == ["done", "diverged", "done", "diverged", "done", "failed"]
     assert "is diverged: there is no policy to go on from" in states[-1][2]
+
+
+def test_checkpoints_that_nothing_scores_are_refused(dpobench, tmp_path):
+    asked = ("run", "--preset", "tiny", "--variants", "dpo", "--checkpoints", "3", "--out", tmp_path / "out")
+    done = dpobench(*asked, "--set", "evaluation.evaluators=['benchmarks']", "--dry-run")
+    assert done.returncode == 2
+    assert "evaluation.checkpoints = 3 has no effect" in done.stderr
 
 
 @pytest.mark.slow
@@ -211,11 +221,8 @@ def test_checkpoints_within_a_training_may_be_asked_for_later_and_move_no_number
     kept = {step: hashes(run / "within" / step / "checkpoint", "*.safetensors") for step in ("2", "4", "6")}
     assert len({str(weights) for weights in kept.values()}) == 3
     for step in kept:
-        assert {file.stem for file in (run / "within" / step / "scores").glob("*.parquet")} == {
-            "kl",
-            "samples",
-            "winrate",
-        }
+        there = {file.stem for file in (run / "within" / step / "scores").glob("*.parquet")}
+        assert there == {"kl", "preference", "samples", "winrate"}
     assert "### Along the training" in (out / "report" / "report.md").read_text()
     assert not (out / "states").exists() or not list((out / "states").iterdir())
     times = {f: f.stat().st_mtime_ns for f in (out / "runs").rglob("*") if f.is_file()}

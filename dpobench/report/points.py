@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dpobench.report.findings import Configuration, Findings
-from dpobench.report.results import step_of
-from dpobench.scores import spread
+from dpobench.scores import spread, step_of
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,15 @@ def end(f: Findings, cell: Configuration) -> Point:
 
 
 def earlier(f: Findings, cell: Configuration) -> list[Point]:
-    """A cell at the checkpoints within its trainings; empty where none were scored."""
+    """A cell at the checkpoints within its trainings that were scored for all of its seeds."""
     scored = f.results.within
-    if scored is None:
+    if scored is None or not cell.done:
         return []
     within = f.once("within", lambda: replace(f, results=scored, _known={}))
+    there = f.once("scored within", lambda: set(scored.scores["run"]))
     count, steps = int(f.results.experiment["evaluation"]["checkpoints"]), _steps(cell)
-    return [Point(cell, step, steps, [step_of(run, step) for run in cell.ids], within) for step in spread(count, steps)]
+    names = {step: [step_of(run, step) for run in cell.ids] for step in spread(count, steps)}
+    return [Point(cell, step, steps, ids, within) for step, ids in names.items() if there.issuperset(ids)]
 
 
 def _steps(cell: Configuration) -> int:

@@ -1,6 +1,7 @@
 """Everything an experiment's folder says, read once: plan, runs and one long table of scores."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,7 +86,7 @@ class Results:
         folder: the experiment's own.
         strangers: run folders that the plan does not name; they are not reported.
         not_finite: scores left out because they were no finite number, by metric.
-        within: the same for checkpoints within trainings, whose names `step_of` gives; None where none were scored.
+        within: the same for checkpoints within trainings, whose names `scores.step_of` gives; None where none were scored.
     """
 
     experiment: Mapping[str, Any]
@@ -172,11 +173,6 @@ class Results:
         return wide.loc[list(runs)].dropna(axis=1) if set(runs) <= set(wide.index) else pd.DataFrame()
 
 
-def step_of(run: str, step: int) -> str:
-    """Name of a run's checkpoint within its training among the scores of `Results.within`."""
-    return f"{run}@{step}"
-
-
 def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
     """Read an experiment's folder.
 
@@ -205,7 +201,9 @@ def load(folder: Path, condition: Mapping[str, Any] | None = None) -> Results:
     known = {entry["id"] for entry in plan["runs"]}
     there = [path for path in (folder / "runs").glob("*/run.json") if path.parent.name not in known]
     found = Results(experiment, plan, runs, table, sides, metrics, settings, reference, folder, len(there), lost)
-    return found if wanted else replace(found, within=_within(found))
+    within = None if wanted else _within(found)
+    lost = dict(Counter(lost) + Counter(within.not_finite if within else {}))
+    return replace(found, within=within, not_finite=lost)
 
 
 def _scores(
@@ -232,13 +230,16 @@ def _within(results: Results) -> Results | None:
     """What was measured of the checkpoints within trainings, as many of them as the experiment asks for now."""
     count = int((results.experiment.get("evaluation") or {}).get("checkpoints") or 0)
     scored = [
-        (step_of(run.id, step), score_files.within(run.folder, step))
+        (score_files.step_of(run.id, step), score_files.within(run.folder, step))
         for run in results.runs
         if run.folder and run.status == "done"
         for step in score_files.spread(count, int(run.fields["steps"]))
     ]
-    table, *_ = _scores([(REFERENCE, results.reference), *scored])
-    return replace(results, scores=table) if set(table["run"]) - {REFERENCE} else None
+    table, lost, *_ = _scores(scored)
+    if not len(table):
+        return None
+    reference = results.scores[results.scores["run"] == REFERENCE]
+    return replace(results, scores=pd.concat([reference, table], ignore_index=True), not_finite=lost)
 
 
 def conditions(results: Results) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ class Cell:
         distance: shape [S, N], nats, on the same prompts.
         seen: shape [S], each seed's mean value on the selection prompts.
         far: shape [S], its mean distance on them, nats.
+        training: cells of one name are points of the same trainings, seed by seed; empty for trainings of its own.
     """
 
     variant: str
@@ -59,6 +60,7 @@ class Cell:
     distance: Array
     seen: Array
     far: Array
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ def tradeoff(
     base = np.asarray(base, dtype=np.float64)
     farthest = max(float(cell.far.mean()) for cell in cells)
     budget = next((b for b in budgets if b >= farthest), budgets[-1])
-    drawn = draws([*(np.stack([c.value, c.distance]) for c in cells), base[None, None]], resamples, seed)
+    whose = [(cell.training or place) for place, cell in enumerate(cells)]
+    tables = [np.stack([cell.value, cell.distance]) for cell in cells]
+    drawn = draws([*tables, base[None, None]], resamples, seed, [*whose, len(cells)])
     pooled = _Means(
         np.stack([np.r_[cell.value.mean(), d[0]] for cell, d in zip(cells, drawn, strict=False)]),
         np.stack([np.r_[cell.distance.mean(), np.maximum(d[1], 0.0)] for cell, d in zip(cells, drawn, strict=False)]),

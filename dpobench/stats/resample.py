@@ -7,7 +7,7 @@ Student's t times the seeds' own deviations, shrunk by what the residual explain
 varies this is Student's interval, where they do not it is the bootstrap over prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,19 +28,26 @@ def prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
     return counts / prompts
 
 
-def seed_shifts(table: Array, resamples: int, rng: np.random.Generator) -> Array:
+def seed_choice(seeds: int, resamples: int, rng: np.random.Generator) -> Array:
+    """The luck of the seeds in every resample, shape [S, resamples]: normal weights, scaled together to Student's t."""
+    if seeds < 2:
+        return np.zeros((seeds, resamples))
+    student = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, resamples))
+    return np.asarray(rng.normal(size=(seeds, resamples)) * student)
+
+
+def seed_shifts(table: Array, choice: Array) -> Array:
     """What the choice of seeds does to the means of one cell, over the noise of the prompts.
 
     Args:
         table: shape [K, S, N]: K measures of S seeds on the same prompts.
-        resamples: number of draws.
-        rng: where chance comes from.
+        choice: shape [S, resamples], from `seed_choice`.
 
     Returns: shape [K, resamples], with the measures' covariance over seeds; zero where there is one seed.
     """
-    measures, seeds, prompts = table.shape
+    seeds, prompts = table.shape[1:]
     if seeds < 2:
-        return np.zeros((measures, resamples))
+        return np.zeros((len(table), choice.shape[1]))
     means = table.mean(2)
     deviations = means - means.mean(1, keepdims=True)
     rest = table - table.mean(1, keepdims=True) - deviations[:, :, None]
@@ -48,11 +55,12 @@ def seed_shifts(table: Array, resamples: int, rng: np.random.Generator) -> Array
     between = (deviations**2).sum(1) / (seeds - 1)
     kept = np.sqrt(np.clip(1 - residual / np.where(between > 0, between, 1), 0, 1))
     directions = deviations * kept[:, None] / np.sqrt(seeds * (seeds - 1))
-    student = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, resamples))
-    return np.asarray(directions @ rng.normal(size=(seeds, resamples)) * student)
+    return np.asarray(directions @ choice)
 
 
-def draws(cells: Sequence[Array], resamples: int = 2000, seed: int = 0) -> list[Array]:
+def draws(
+    cells: Sequence[Array], resamples: int = 2000, seed: int = 0, trainings: Sequence[Hashable] | None = None
+) -> list[Array]:
     """Means of cells over resamples of prompts, the same prompts for all of them, and seeds.
 
     Args:
@@ -60,12 +68,19 @@ def draws(cells: Sequence[Array], resamples: int = 2000, seed: int = 0) -> list[
             seeds has S = 1.
         resamples: number of draws.
         seed: of the resampling.
+        trainings: whose seeds those of each cell are; equal ones are drawn together. Without it all are different trainings.
 
     Returns: for each cell its means [K, resamples].
     """
     weights = prompt_weights(cells[0].shape[2], resamples, seed).T
     rng = np.random.default_rng([seed, 1])
-    return [cell.mean(1) @ weights + seed_shifts(cell, resamples, rng) for cell in cells]
+    known: dict[Hashable, Array] = {}
+    found = []
+    for cell, whose in zip(cells, range(len(cells)) if trainings is None else trainings, strict=True):
+        if whose not in known:
+            known[whose] = seed_choice(cell.shape[1], resamples, rng)
+        found.append(cell.mean(1) @ weights + seed_shifts(cell, known[whose]))
+    return found
 
 
 def percentiles(value: float, drawn: Array, prompts: int, seeds: int) -> Estimate:

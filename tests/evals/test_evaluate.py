@@ -201,6 +201,10 @@ def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(ex
     assert set(verdicts.loc[verdicts["raw"].notna(), "verdict"]) == {"a", "b"}
     assert plan(asked, has_pairs=False, heldout="h").opponents == ("reference",)
     assert plan(settings(judge="coin"), has_pairs=False, heldout="h").opponents == ("reference", "chosen")
+    # Within trainings the one that tables show, and never another.
+    assert plan(settings(judge="coin"), has_pairs=False, heldout="h").within.opponents == ("reference",)
+    against = plan(settings(judge="coin", opponents=("chosen",)), has_pairs=False, heldout="h")
+    assert against.within.opponents == ("chosen",)
 
 
 def test_a_judges_model_counts_by_its_content(experiment, tmp_path):

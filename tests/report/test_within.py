@@ -88,18 +88,18 @@ def test_only_the_variant_that_was_better_on_its_way_is_said_to_have_been(findin
     assert "Of 2 cells, 1 had a better win-rate before the end" in better
     assert "ipo at β 0.1 after 21 of 64 steps" in better
     assert "dpo" not in better
-    assert "own reward rose on while the judge's fell" in gap
-    assert "ipo" in gap
+    assert "own reward rose while the judge's fell: ipo at β 0.1 after 21 of 64 steps" in gap
     assert "dpo" not in gap
 
 
 def test_the_end_is_compared_with_the_checkpoint_training_by_training(findings):
     """A spread between seeds that end and checkpoint share is no error of their difference."""
     cell = findings.chosen["ipo"]
-    point = within.best_earlier(findings, cell)
-    assert point is not None
-    assert point.step == 21
-    found, own = within.gained(findings, point, "win_rate"), findings.estimate(cell.ids, "win_rate")
+    best = within.best_earlier(findings, cell)
+    assert best is not None
+    point = best.point
+    assert [p.step for p in (point, *best.of)] == [21] * 4
+    found, own = within.gained(findings, cell, best.of, "win_rate"), findings.estimate(cell.ids, "win_rate")
     now = findings.results.table("win_rate", cell.ids, None, "test")
     then = point.findings.results.table("win_rate", list(point.ids), None, "test")
     assert found.value == pytest.approx(float(now.to_numpy().mean() - then[now.columns].to_numpy().mean()))
@@ -113,9 +113,49 @@ def test_the_end_is_compared_with_the_checkpoint_training_by_training(findings):
         then["metric"] == "win_rate"
     )
     whole = read(replace(findings.results, scores=moved, within=replace(point.findings.results, scores=then)))
-    again = within.gained(whole, within.best_earlier(whole, whole.chosen["ipo"]), "win_rate")
+    same = whole.chosen["ipo"]
+    again = within.gained(whole, same, within.best_earlier(whole, same).of, "win_rate")
     assert again.se == pytest.approx(found.se)
     assert whole.estimate(cell.ids, "win_rate").se > 2 * own.se
+
+
+def test_a_training_is_read_at_the_checkpoint_that_the_others_pick(findings):
+    """One lucky training would otherwise pick itself."""
+    cell = findings.chosen["ipo"]
+    scores_ = findings.results.within.scores.copy()
+    wins = scores_["metric"] == "win_rate"
+    # Half-way all are at 0.6, and later at 0.7; but the first training is at 1 half-way, which decides the sum.
+    for place, run in enumerate(cell.ids):
+        for step, value in zip(AT, (1.0 if place == 0 else 0.6, 0.7), strict=True):
+            scores_.loc[wins & scores_["run"].eq(scores.step_of(run, step)), "value"] = value
+    moved = read(replace(findings.results, within=replace(findings.results.within, scores=scores_)))
+    best = within.best_earlier(moved, moved.chosen["ipo"])
+    assert best.point.step == 21
+    assert [p.step for p in best.of] == [43, 21, 21]
+
+
+def test_checkpoints_scored_for_some_seeds_only_are_no_points(findings):
+    known = findings.results.within.scores
+    lacking = scores.step_of(findings.chosen["ipo"].ids[0], 43)
+    part = replace(findings.results, within=replace(findings.results.within, scores=known[known["run"] != lacking]))
+    steps = [p.step for p in points(read(part)) if p.cell.variant == "ipo"]
+    assert steps == [21, None]
+
+
+def test_checkpoints_without_the_ranking_metric_say_nothing(findings):
+    known = findings.results.within.scores
+    without = replace(findings.results.within, scores=known[known["metric"] != "win_rate"])
+    assert section(read(replace(findings.results, within=without))).said == []
+
+
+def test_scores_of_checkpoints_that_are_no_numbers_are_counted(make):
+    folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64)
+    told = json.loads((folder / "experiment.json").read_text()) | {"evaluation": {"checkpoints": 1}}
+    write_json(folder / "experiment.json", told)
+    (run,) = (folder / "runs").iterdir()
+    frame = scores.rows(prompt_ids(World(prompts=64)), "kl", [float("nan")] * 3 + [1.0] * 61)
+    scores.write(scores.within(run, 32), "kl", frame, METRICS["kl"], {"seed": 0})
+    assert load(folder).not_finite == {"kl": 3}
 
 
 def test_checkpoints_are_points_of_the_trade_off(findings):

@@ -17,11 +17,17 @@ from dpobench.stats import best_of, frontier, length, paired, resample, tourname
 Found = Iterator[tuple[str, float, float, float]]  # measure, low, high, truth
 
 
-def frontier_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
-    """Two variants of four cells; the two best are nearly equal, so that picking among them flatters whoever does it carelessly."""
+def frontier_worlds(
+    rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float, together: bool = False
+) -> Found:
+    """Two variants of four cells; the two best are nearly equal, so that picking among them flatters whoever does it carelessly.
+
+    Together: the cells of a variant are checkpoints of the same trainings, with one luck for all of them.
+    """
     far, gain, count = np.array([0.5, 1.5, 5, 15] * 2), np.array([0.04, 0.09, 0.14, 0.13] * 2), 8
     log_sd, base = 5 * seed_sd, np.full(prompts, 0.5)
-    luck = np.random.default_rng(0).normal(size=(count, 2000)) * (seed_sd > 0)
+    drawn = np.random.default_rng(0).normal(size=(count, 2000)) * (seed_sd > 0)
+    luck = np.repeat(drawn[::4], 4, axis=0) if together else drawn
     # A single training lies off its configuration; what is estimated is the mean over trainings.
     true_far = far[:, None] * np.exp(log_sd * luck - log_sd**2 / 2)
     true_value = np.repeat(0.5 + gain[:, None], true_far.shape[1], axis=1)
@@ -29,14 +35,16 @@ def frontier_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prom
     for repetition in range(repetitions):
         shared, cells = rng.normal(0, 0.15, 2 * prompts), []
         for i in range(count):
-            chance = 0.5 + gain[i] + shared + rng.normal(0, 0.05, 2 * prompts) + rng.normal(0, seed_sd, (seeds, 1))
+            taste = rng.normal(0, 0.05, 2 * prompts)
+            if not together or i % 4 == 0:
+                better, farther = rng.normal(size=(2, seeds, 1))
+            chance = 0.5 + gain[i] + shared + taste + seed_sd * better
             value = (rng.random((seeds, 2 * prompts)) < np.clip(chance, 0, 1)).astype(float)
-            moved = far[i] * np.exp(rng.normal(0, log_sd, (seeds, 1)) - log_sd**2 / 2)
+            moved = far[i] * np.exp(log_sd * farther - log_sd**2 / 2)
             nats = moved * rng.gamma(2, 0.5, 2 * prompts) * rng.gamma(4, 0.25, (seeds, 2 * prompts))
             variant, test, seen = "ab"[i // 4], slice(prompts, None), slice(prompts)
-            cells.append(
-                frontier.Cell(variant, value[:, test], nats[:, test], value[:, seen].mean(1), nats[:, seen].mean(1))
-            )
+            sides = value[:, test], nats[:, test], value[:, seen].mean(1), nats[:, seen].mean(1)
+            cells.append(frontier.Cell(variant, *sides, variant if together else ""))
         found = frontier.tradeoff(cells, base, "a", resamples=300, seed=repetition)
 
         def true(variant: str, read: Callable[[frontier._Path], np.ndarray], cells=cells) -> float:
@@ -221,6 +229,7 @@ def main(repetitions: int) -> None:
             (frontier_worlds, cell)
             for cell in ((1, 300, 0.0), (3, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03), (3, 300, 0.05), (2, 300, 0.03))
         ),
+        *((frontier_worlds, cell) for cell in ((3, 300, 0.02, True), (5, 300, 0.03, True), (3, 300, 0.05, True))),
         *(
             (ellipse_worlds, cell)
             for cell in ((1, 300, 0.0), (3, 300, 0.02), (5, 300, 0.03), (3, 300, 0.05), (2, 300, 0.03))

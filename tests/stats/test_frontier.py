@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dpobench.stats.frontier import Cell, frontier_of, pareto, tradeoff
-from dpobench.stats.resample import draws, ellipse, percentiles, seed_shifts
+from dpobench.stats.resample import draws, ellipse, percentiles, seed_choice, seed_shifts
 from tests.stats.coverage_tradeoffs import ellipse_worlds, frontier_worlds, shares
 
 
@@ -113,17 +113,34 @@ def test_the_joint_bootstrap_draws_the_same_prompts_for_all_cells():
 def test_seeds_move_the_mean_by_students_t_and_not_by_the_plain_bootstraps_too_small_spread():
     means = np.array([0.1, 0.5, 0.3])
     table = np.repeat(means[None, :, None], 20, axis=2)
-    moved = seed_shifts(table, 200_000, np.random.default_rng(0))[0]
+    moved = seed_shifts(table, seed_choice(3, 200_000, np.random.default_rng(0)))[0]
     # Student's 97.5 % point at two degrees of freedom, times the standard error of three seeds.
     expected = 4.302653 * means.std(ddof=1) / np.sqrt(3)
     assert np.quantile(moved, 0.975) == pytest.approx(expected, rel=0.03)
-    assert not seed_shifts(table[:, :1], 5, np.random.default_rng(0)).any()
+    assert not seed_shifts(table[:, :1], seed_choice(1, 5, np.random.default_rng(0))).any()
 
 
 def test_seeds_that_differ_no_more_than_their_answers_do_move_nothing():
     prompts = np.random.default_rng(0).normal(size=(1, 2, 500))
     prompts[0, 1] = prompts[0, 0][::-1]  # equal means, unequal answers
-    assert not seed_shifts(prompts, 10, np.random.default_rng(0)).any()
+    assert not seed_shifts(prompts, seed_choice(2, 10, np.random.default_rng(0))).any()
+
+
+def test_points_of_one_training_move_together():
+    """A checkpoint that every training passes nearer and better than its end leaves the end no place in the set, whoever is lucky."""
+    rng = np.random.default_rng(5)
+    luck = np.array([-0.06, 0.01, 0.05])[:, None]
+    early = 0.62 + luck + rng.normal(0, 0.01, (3, 200))
+    late, near, far = early - 0.02, 2 + 0 * early, 3 + 0 * early
+
+    def member(training):
+        points = [(late, far), (early, near)]
+        cells = [Cell("a", value, away, value.mean(1), away.mean(1), training) for value, away in points]
+        return tradeoff(cells, np.full(200, 0.5)).membership
+
+    assert member("one").tolist() == [0.0, 1.0]
+    # Of two trainings the farther one may be the better one.
+    assert member("")[0] > 0.1
 
 
 def test_an_interval_may_end_at_infinity():

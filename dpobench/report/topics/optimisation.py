@@ -1,5 +1,6 @@
 """Over-optimisation on own samples, and what the samples look like."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,15 +30,16 @@ def topic(f: Findings) -> Topic | None:
     said = []
     if gaps:
         said.append(
-            f"The policy's own reward rises while the judge's falls, compared with the selected cell: {_listed(gaps)}. This is what "
+            f"The policy's own reward rises while the judge's falls, compared with the selected cell: {listed(gaps)}. This is what "
             "over-optimisation looks like from inside: what the loss measures improves, what it was meant for does not."
         )
     return Topic("own-answers", "Own answers: implicit reward and form", tables, said)
 
 
-def _listed(found: list[str], most: int = 8) -> str:
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
+def listed(found: Sequence[str], most: int = 8) -> str:
+    """So many of a list, and how many more there are."""
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
 
 
 def own_reward(f: Findings) -> Table:

@@ -64,6 +64,7 @@ def _cells(f: Findings) -> tuple[list[Point], list[Cell], np.ndarray[Any, Any]]:
             far[on].to_numpy(dtype=float),
             sign * seen.to_numpy(dtype=float).mean(1),
             away.to_numpy(dtype=float).mean(1),
+            p.cell.key,
         )
         for p, value, far, seen, away in parts
     ]

@@ -1,6 +1,7 @@
 """What the training's end has over its checkpoints: over-optimisation along the steps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from dpobench.report.points import Point, earlier, end
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table, interval
 from dpobench.report.topic import Topic
-from dpobench.report.topics.optimisation import GOLD, LOG_RATIO
+from dpobench.report.topics.optimisation import GOLD, LOG_RATIO, listed
 from dpobench.stats import Estimate, crossed_mean, share_difference
 
 _CAPTION = "Left: the way of every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
@@ -34,58 +35,97 @@ def topic(f: Findings) -> Topic | None:
     return Topic("within", "Along the training", tables, _said(f, cells), {"within": (_CAPTION, _figure(f, cells))})
 
 
-def best_earlier(f: Findings, cell: Configuration) -> Point | None:
-    """The checkpoint before the end with the best ranking metric on the selection prompts."""
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint within the trainings of a cell.
+
+    Args:
+        point: the one that all trainings together pick, by the ranking metric on the selection prompts.
+        of: for each training, by seed, the one that the others pick; its own where there is one training.
+    """
+
+    point: Point
+    of: Sequence[Point]
+
+
+def best_earlier(f: Findings, cell: Configuration) -> Best | None:
+    """Pick a checkpoint of a cell; None where none was scored.
+
+    One that a training picks by its own luck flatters it, on whatever prompts it is then read: so each is read at the choice of the
+    others.
+    """
     sign = -1.0 if f.direction == "lower" else 1.0
-    seen = [(p, p.findings.estimate(p.ids, f.ranking, SELECTION)) for p in earlier(f, cell)]
-    known = [(sign * found.value, place) for place, (_, found) in enumerate(seen) if found is not None]
-    return seen[max(known)[1]][0] if known else None
+    ways = earlier(f, cell)
+    tables = [p.findings.results.table(f.ranking or "", list(p.ids), None, SELECTION) for p in ways]
+    known = [
+        (p, sign * table.to_numpy(dtype=float).mean(1)) for p, table in zip(ways, tables, strict=True) if table.size
+    ]
+    if not known:
+        return None
+    seen = np.stack([means for _, means in known])
+    others = seen if seen.shape[1] == 1 else seen.sum(1, keepdims=True) - seen
+    return Best(known[int(seen.sum(1).argmax())][0], [known[place][0] for place in others.argmax(0)])
 
 
-def gained(f: Findings, point: Point, metric: str | None) -> Estimate | None:
-    """The end of the trainings less a checkpoint within them, on the test prompts both have, seed by seed."""
+def gained(f: Findings, cell: Configuration, then: Sequence[Point], metric: str | None) -> Estimate | None:
+    """The end of a cell's trainings less a checkpoint within each, on the test prompts all have.
+
+    Args:
+        f: the findings.
+        cell: whose trainings.
+        then: for each of them, by seed, where it is compared with its end.
+        metric: of the difference.
+    """
     if metric is None:
         return None
-    now = f.results.table(metric, point.cell.ids, None, TEST)
-    then = point.findings.results.table(metric, list(point.ids), None, TEST)
-    shared = [prompt for prompt in now.columns if prompt in then.columns]
+    now = f.results.table(metric, cell.ids, None, TEST)
+    was = [p.findings.results.table(metric, [p.ids[place]], None, TEST) for place, p in enumerate(then)]
+    shared = [prompt for prompt in now.columns if all(prompt in table.columns for table in was)]
     if len(shared) < 2:
         return None
     # A seed's end and its checkpoint are one training: their difference has one spread between seeds.
-    found = crossed_mean([now[shared].to_numpy(dtype=float) - then[shared].to_numpy(dtype=float)])
+    base = np.concatenate([table[shared].to_numpy(dtype=float) for table in was])
+    found = crossed_mean([now[shared].to_numpy(dtype=float) - base])
     return share_difference(found) if f.results.metrics[metric].unit == "share" else found
 
 
 def _said(f: Findings, cells: Sequence[Configuration]) -> list[str]:
-    sign, better, gaps = -1.0 if f.direction == "lower" else 1.0, [], []
+    sign, count, better, gaps = -1.0 if f.direction == "lower" else 1.0, 0, [], []
     for cell in cells:
-        point = best_earlier(f, cell)
-        lost = gained(f, point, f.ranking) if point else None
-        if point is None or lost is None:
+        best = best_earlier(f, cell)
+        lost = gained(f, cell, best.of, f.ranking) if best else None
+        if best is None or lost is None:
             continue
-        name = f"{cell.variant} at β {point.label}"
+        count, name = count + 1, f"{cell.variant} at β {best.point.label}"
         if sign * lost.value < 0 and lost.low * lost.high > 0:
             better.append(f"{name} ({interval(lost.value, lost.low, lost.high, 3, signed=True)} by the end)")
-        farther, paid = gained(f, point, LOG_RATIO), gained(f, point, GOLD)
+        farther, paid = gained(f, cell, best.of, LOG_RATIO), gained(f, cell, best.of, GOLD)
         if farther is not None and paid is not None and farther.low > 0 and paid.high < 0:
             gaps.append(name)
+    return [*_better(f, count, better), *_gaps(gaps)] if count else []
+
+
+def _better(f: Findings, count: int, better: Sequence[str]) -> list[str]:
     metric = f.results.label(f.ranking or "")
-    said = [f"No cell is shown to have a better {metric} before its end than at it."]
-    if better:
-        said = [
-            f"Of {len(cells)} cells, {len(better)} had a better {metric} before the end than at it: {_listed(better)}. The checkpoint is "
-            "picked on the selection prompts, the difference read on the test prompts; intervals are not adjusted for the number of cells."
-        ]
-    if gaps:
-        said.append(
-            f"The policy's own reward rose on while the judge's fell, from that checkpoint to the end: {_listed(gaps)}. This is "
-            "over-optimisation within a training: there, fewer steps are better."
-        )
-    return said
+    alone = all(len(c.done) == 1 for c in f.configurations if c.done)
+    whose = "With one seed this is said of these trainings, not of the methods. " if alone else ""
+    if not better:
+        return [f"No cell of {count} is shown to have had a better {metric} before its end than at it. {whose}".strip()]
+    return [
+        f"Of {count} cells, {len(better)} had a better {metric} before the end than at it: {listed(better, 6)}. Checkpoints are picked on "
+        "the selection prompts, for each training by the others, and read on the test prompts; intervals are not adjusted for the "
+        f"number of cells. {whose}".strip()
+    ]
 
 
-def _listed(found: Sequence[str], most: int = 6) -> str:
-    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+def _gaps(gaps: Sequence[str]) -> list[str]:
+    if not gaps:
+        return []
+    return [
+        f"From the checkpoint named to the end, the policy's own reward rose while the judge's fell: {listed(gaps, 6)}. That is "
+        "over-optimisation within a training, both intervals clear of zero and not adjusted. Whether a shorter training would do better "
+        "was not tried."
+    ]
 
 
 def _table(f: Findings, cells: Sequence[Configuration], name: str, title: str) -> Table:
@@ -117,7 +157,8 @@ def _row(f: Findings, point: Point) -> dict[str, Any]:
     row |= {"taken": point.steps if point.step is None else point.step, "at_end": point.step is None}
     found = point.findings.estimate(point.ids, f.ranking)
     put(row, "ranking", found)
-    put(row, "gained", gained(f, point, f.ranking) if point.step is not None else None)
+    before = [point] * len(point.ids)
+    put(row, "gained", gained(f, point.cell, before, f.ranking) if point.step is not None else None)
     for name, metric in (("distance", f.distance), ("log_ratio", LOG_RATIO), ("reward", GOLD), ("length", f.length)):
         put(row, name, point.findings.estimate(point.ids, metric))
     return row | {"n_prompts": found.n_prompts if found else 0, "seeds": len(point.ids)}
