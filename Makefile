@@ -21,7 +21,7 @@ demo: $(STAMP) ## run the main job on the embedded default and write a report
 	$(BIN)/dpobench run --variants dpo,ipo,cdpo --beta-grid --preset small --out $(DEMO) $(ARGS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .

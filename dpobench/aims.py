@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpobench import objectives, sources, store, verdicts
-from dpobench.data import Preference, overlaps, read, tokenise
+from dpobench.data import Preference, overlaps, tokenise
 from dpobench.data.overlap import question
 from dpobench.errors import UserError
 from dpobench.experiment import Evaluation, Experiment
@@ -78,16 +78,7 @@ def gather(
 
 
 def _rows(experiment: Experiment, source: str, tokenizer: Any) -> Sequence[Preference]:
-    data = experiment.data
-    report = read(
-        source,
-        split=data.split,
-        layout=data.format,
-        columns=data.columns,
-        on_bad_row=data.on_bad_row,
-        control=tokenizer.all_special_tokens,
-    )
-    return report.require_usable().kept
+    return experiment.data.read(source, tokenizer.all_special_tokens).require_usable().kept
 
 
 def key(pairs: Mapping[str, Sequence[TokenPair]]) -> list[Any]:

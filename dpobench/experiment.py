@@ -5,7 +5,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,9 @@ from dpobench.heldout import Sampling
 from dpobench.registry import Registry, Variant
 from dpobench.store import digest
 from dpobench.studies import Condition, Studies
+
+if TYPE_CHECKING:
+    from dpobench.data import DataReport
 
 
 class _Settings(BaseModel):
@@ -147,6 +150,24 @@ class Data(_Settings):
     on_bad_row: Literal["error", "drop"] = "error"
     most_lost: float = Field(0.1, ge=0, le=1)
     limit: int | None = Field(None, ge=1)
+
+    def read(self, source: str, control: Sequence[str]) -> "DataReport":
+        """Read preference pairs as these settings say.
+
+        Args:
+            source: file, folder or hub name.
+            control: control tokens of the model, which no text of the data may be taken for.
+        """
+        from dpobench.data import read
+
+        return read(
+            source,
+            split=self.split,
+            layout=self.format,
+            columns=self.columns,
+            on_bad_row=self.on_bad_row,
+            control=control,
+        )
 
 
 class Experiment(_Settings):

@@ -17,7 +17,6 @@ from dpobench.data import (
     load,
     overlaps,
     prompt_id,
-    read,
     tokenise,
     tokenise_prompt,
 )
@@ -203,14 +202,7 @@ def _check_context(model: Path, experiment: Experiment) -> None:
 
 
 def _read(source: str, data: Data, tokenizer: Any, say: Say) -> DataReport:
-    report = read(
-        source,
-        split=data.split,
-        layout=data.format,
-        columns=data.columns,
-        on_bad_row=data.on_bad_row,
-        control=tokenizer.all_special_tokens,
-    )
+    report = data.read(source, tokenizer.all_special_tokens)
     for line in report.lines():
         say(line)
     return report.require_usable()
