@@ -187,7 +187,9 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     opponents = _opponents(settings, judge)
     if judge is not None:
         told = [opponents] if opponents != OPPONENTS else []
-        needs["judge"] = store.digest(aims.judge_key(judge, _content), *told)
+        # Who ranks answers; and, for scores, whose answers are compared with.
+        needs["ranking"] = aims.judge_key(judge, _content)
+        needs["judge"] = store.digest(needs["ranking"], *told)
     needs["objectives"] = aims.needs(objectives, settings, _content)
     return Plan(chosen, left_out, judge, heldout, needs, opponents, objectives)
 

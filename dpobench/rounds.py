@@ -74,7 +74,7 @@ def write_asked(inputs: Inputs, shared: Path) -> Path:
 def key(asked: Path, studies: Studies, evaluation: Evaluation, planned: Plan) -> str:
     """Content key of all that decides the pairs of later rounds beside the policy that answers."""
     sampling = dict(evaluation.sampling.__dict__)
-    return store.digest(asked.name, sampling, STREAM, studies.answers, planned.needs.get("judge"))
+    return store.digest(asked.name, sampling, STREAM, studies.answers, planned.needs.get("ranking"))
 
 
 def check_rounds(studies: Studies, planned: Plan, losses: Iterable[Variant]) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dpobench import Prompt, UserError
+from dpobench import Prompt, UserError, rounds
 from dpobench.checkpoint import Checkpoint
 from dpobench.evaluate import POOL, SAMPLES, UNALTERED, Plan, once_for, plan, read_prompts, score, write_prompts
 from dpobench.experiment import Evaluation
 from dpobench.registry import evaluators, judges
 from dpobench.store import write_bytes
+from dpobench.studies import Studies
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_without_a_pool_what_needs_it_is_left_out_or_refused(experiment):
         plan(settings(pool=0), has_pairs=False, heldout="h")
 
 
-def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(experiment):
+def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(experiment, tmp_path):
     root, _ = experiment
     asked = settings(evaluators=("winrate",), judge="place")
     scored(root, "reference", asked)
@@ -205,6 +206,11 @@ def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(ex
     assert plan(settings(judge="coin"), has_pairs=False, heldout="h").within.opponents == ("reference",)
     against = plan(settings(judge="coin", opponents=("chosen",)), has_pairs=False, heldout="h")
     assert against.within.opponents == ("chosen",)
+    # Whose answers are compared with decides scores, and not how a policy's own answers are ranked for a later round.
+    usual = plan(settings(judge="coin"), has_pairs=False, heldout="h")
+    assert against.needs["judge"] != usual.needs["judge"]
+    keys = [rounds.key(tmp_path, Studies(), settings(judge="coin"), one) for one in (usual, against)]
+    assert keys[0] == keys[1]
 
 
 def test_a_judges_model_counts_by_its_content(experiment, tmp_path):
