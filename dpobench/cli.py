@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,17 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(options), function)
 
 
+def _check_names(asked: Mapping[str, Any]) -> None:
+    """Refuse a mistyped loss or judge before anything heavy is imported; files of the user's may bring names of their own."""
+    from dpobench.registry import judges, variants
+
+    if asked["plugins"] or asked["config"]:
+        return
+    for registry, names in ((variants, _list(asked["variant_names"])), (judges, _list(asked["judge"]))):
+        for name in names:
+            registry.require(name)
+
+
 @commands.command()
 @_with(_RUN_OPTIONS)
 @_with(_MACHINE_OPTIONS)
@@ -130,6 +141,7 @@ def run(
     dry_run: bool, device: str | None, workers: int | None, threads: int | None, out: Path | None, **asked: Any
 ) -> int:
     """Train every variant over its grid, score the checkpoints, write the report. Again: only what is missing."""
+    _check_names(asked)
     from dpobench import runner, settings
 
     console = _console()

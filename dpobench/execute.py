@@ -92,8 +92,12 @@ def register(plugins: tuple[str, ...]) -> None:
                 registry.add_file(Path(file))
 
 
-def check_judge(asked: Evaluation) -> None:
+def check_judge(asked: Evaluation, *, free: bool = False) -> None:
     """Try the judges, of the win-rate and of objectives, before anything is computed, where they can be tried.
+
+    Args:
+        asked: the judges and their settings.
+        free: only those that no call is paid for.
 
     Raises:
         UserError: one cannot be asked as it is set.
@@ -101,7 +105,7 @@ def check_judge(asked: Evaluation) -> None:
     named = judges.get(asked.judge) if asked.judge else None
     found = [(named, named.arguments(asked.judge_settings))] if named is not None else []
     for judge, arguments in [*found, *aims.judged(asked).values()]:
-        if judge.declared["check"] is not None:
+        if judge.declared["check"] is not None and not (free and judge.declared["estimate"]):
             judge.declared["check"](**arguments)
 
 

@@ -1,10 +1,7 @@
 """Checkpoints trained elsewhere, scored like our own and put into the same report."""
 
-import glob
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from dpobench.checkpoint import (
     resolve,
     weights_hash,
 )
+from dpobench.entries import RESERVED, Entry, entries, expanded
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluate import Plan, plan, score
 from dpobench.execute import check_judge, keep_replies, register
@@ -43,63 +41,6 @@ IDENTITY: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {"checks": {}, "seconds": {}, "tokens": 0, "steps": 0}
 ELSEWHERE, OTHER_START, OTHER_BASE = "trained elsewhere", "trained from another start", "adapter of another base"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]{0,99}")
-_RESERVED = "reference"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A checkpoint as it was named on the command line.
-
-    Args:
-        place: folder or hub name.
-        method: what it is called there; empty to be named after its folder.
-        number: its place among the checkpoints of its method, which stands for its seed.
-    """
-
-    place: str
-    method: str = ""
-    number: int = 0
-
-
-def entries(arguments: Sequence[str]) -> list[Entry]:
-    """Read `FOLDER`, `NAME=FOLDER` and `NAME=FOLDER,FOLDER,...`; a folder may be a pattern such as `ckpt/seed*`.
-
-    Raises:
-        UserError: a name that no table can hold, a pattern that matches nothing, no folder behind a name.
-    """
-    found: list[Entry] = []
-    for argument in arguments:
-        method, equals, places = argument.partition("=")
-        if not equals or _expanded(argument).is_dir():
-            found += [Entry(place) for place in _matching(argument)]
-            continue
-        if not _NAME.fullmatch(method) or method == _RESERVED:
-            raise UserError(
-                f"checkpoint {argument!r}: {method!r} can name no row of a table; write for example dpo=FOLDER,FOLDER"
-            )
-        matched = [one for place in places.split(",") for one in _matching(place.strip())]
-        taken = sum(entry.method == method for entry in found)
-        found += [Entry(place, method, taken + number) for number, place in enumerate(matched)]
-    return found
-
-
-def _expanded(place: str) -> Path:
-    """With a home folder for its tilde; that of nobody stays as it is."""
-    return Path(os.path.expanduser(place))
-
-
-def _matching(place: str) -> list[str]:
-    if not place:
-        raise UserError(
-            "a checkpoint without a folder; write FOLDER, or NAME=FOLDER,FOLDER for several seeds of one method"
-        )
-    if not glob.has_magic(place) or _expanded(place).exists():
-        return [place]
-    matched = sorted(glob.glob(str(_expanded(place))))
-    if not matched:
-        raise UserError(f"checkpoint {place!r}: nothing matches this pattern; name folders that exist")
-    return matched
 
 
 def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
@@ -137,6 +78,7 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
         inputs = gather_heldout(experiment, say)
         notes = [_note(entry, experiment, inputs, where) for entry in named]
         _refuse_twins(notes)
+        _refuse_mixed(named, notes)
         control = _control(experiment, notes)
         for note in notes:
             if not _scored(out / "runs" / note["id"]):
@@ -149,6 +91,30 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
             _score(note, inputs, heldout, planned(heldout.name), out, where, say)
         _write_plan(experiment, control, notes, planned(heldout.name), inputs, heldout, out)
         return finish(out, {note["id"]: "done" for note in notes}, console)
+
+
+def _refuse_mixed(named: Sequence[Entry], notes: Sequence[dict[str, Any]]) -> None:
+    """Several folders of one given name are seeds of one method: runs of ours that tell otherwise are none.
+
+    Raises:
+        UserError: two of them had another loss or other settings.
+    """
+    first: dict[str, tuple[str, Any]] = {}
+    for entry, note in zip(named, notes, strict=True):
+        told = (note["trained_with"], note["params"], note["learning_rate"])
+        if not entry.method or told[0] is None:
+            continue
+        place, before = first.setdefault(entry.method, (entry.place, told))
+        if before != told:
+            raise UserError(
+                f"{entry.method}: {place} ({_settings(before)}) and {entry.place} ({_settings(told)}) are no seeds of one method; give "
+                "them names of their own, or leave the names out"
+            )
+
+
+def _settings(told: Any) -> str:
+    variant, params, rate = told
+    return ", ".join([str(variant), *(f"{name}={value}" for name, value in params.items()), f"learning rate {rate}"])
 
 
 def _refuse_experiment(out: Path) -> None:
@@ -164,9 +130,9 @@ def _note(entry: Entry, experiment: Experiment, inputs: Inputs, where: Machine) 
     base = _base(folder, experiment, inputs) if adapters.is_adapter(folder) else None
     _check_vocabulary(folder, base or folder, inputs.model)
     # What a hub name leads to is called by its commit.
-    last = folder.name if _expanded(entry.place).is_dir() else Path(entry.place).name
+    last = folder.name if expanded(entry.place).is_dir() else Path(entry.place).name
     name = entry.method or (own or {}).get("variant") or re.sub(r"[^A-Za-z0-9._=+-]", "-", last).lstrip(".-")
-    if not name or name == _RESERVED:
+    if not name or name == RESERVED:
         raise UserError(f"checkpoint {entry.place!r}: {name!r} can name no row of a table; write NAME={entry.place}")
     content = model_hash(folder) if base is None else store.digest(_adapter_hash(folder), _weights(base))
     flags = [ELSEWHERE] if own is None else [flag for flag in own.get("flags") or () if flag != ELSEWHERE]
@@ -182,6 +148,7 @@ def _note(entry: Entry, experiment: Experiment, inputs: Inputs, where: Machine) 
         "seed": entry.number if own is None else own["seed"],
         **told,
         "trained": _trained(own),
+        "trained_with": (own or {}).get("variant"),
         "checkpoint": str(folder),
         "base": None if base is None else str(base),
         "log": None if own is None else str(folder.parent / "log.jsonl"),

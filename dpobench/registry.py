@@ -306,12 +306,20 @@ class Registry:
         if self.kind == "variant" and is_mixture(name):
             self._loaded[name] = mixture(name, self.get)
             return self._loaded[name]
+        self.require(name)
+        self._loaded[name] = self._load(name, self.sources()[name])
+        return self._loaded[name]
+
+    def require(self, name: str) -> None:
+        """Refuse a name that nobody registered; nothing is imported. A mixture's is not looked into.
+
+        Raises:
+            UnknownName: there is none.
+        """
         sources = self.sources()
-        if name not in sources:
+        if name not in sources and not (self.kind == "variant" and is_mixture(name)):
             broken = "".join(f" ({file.name} {why})" for file, why in self.broken.items())
             raise UnknownName(self.kind, name, sources, broken)
-        self._loaded[name] = self._load(name, sources[name])
-        return self._loaded[name]
 
     def _load(self, name: str, source: Path | importlib.metadata.EntryPoint) -> Plugin:
         try:

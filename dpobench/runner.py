@@ -74,10 +74,23 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
             _check_disk(missing, out, where.workers)
             ended = {job.run.id: status_of(job.folder) for job in jobs if job not in missing}
             console.print(f"{len(jobs)} runs planned, {len(jobs) - len(missing)} done already", highlight=False)
+            _say_again(missing, console)
             with Display({job.run.id: job.run for job in jobs}, console, ended) as display:
                 for stage in stages(missing):
                     ended |= workers.run(stage, display)
         return finish(out, ended, console)
+
+
+def _say_again(missing: Sequence[Job], console: Console) -> None:
+    """Say of finished runs why they are not done."""
+    trained = [job for job in missing if status_of(job.folder) == "done"]
+    again = sum(not is_trained(job) for job in trained)
+    if again:
+        console.print(
+            f"{again} of them are trained again, to the same end: they kept no checkpoints within", highlight=False
+        )
+    if len(trained) > again:
+        console.print(f"{len(trained) - again} of them are trained, and are scored as it is asked now", highlight=False)
 
 
 def check(experiment: Experiment) -> None:
@@ -215,6 +228,7 @@ def _with_interval(row: Mapping[str, str], name: str) -> str:
 def dry_run(experiment: Experiment, console: Console) -> None:
     """Check everything that needs no model, list the runs and count them, condition by condition."""
     check(experiment)
+    check_judge(experiment.evaluation, free=True)
     beside = baselines(experiment, variants)
     whole = with_baselines(experiment, variants)
     proper = unfold(whole, variants, reference="")

@@ -75,11 +75,19 @@ def building(target: Path) -> Iterator[Path]:
     """Build a folder beside its final place and publish it by one rename.
 
     Yields: an empty folder to fill. After the block it stands at `target`; after an exception it is gone.
+
+    Raises:
+        UserError: the place cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written: {error.strerror}; copy its folder to a place that you may write"
+        ) from error
     try:
         yield temporary
         publish(temporary, target)

@@ -56,7 +56,7 @@ LAYERS = (
         "flex",
         "vocabulary",
     },
-    {"data", "experiment", "grids", "provenance", "tokens", "heldout", "arms", "studies", "tasks"},
+    {"data", "experiment", "grids", "provenance", "tokens", "heldout", "arms", "entries", "studies", "tasks"},
     {"registry", "plugin", "mixture", "testing", "curves", "stance"},
     {"pairs", "needs", "errors", "store", "allocator", "adapters", "objectives", "cost", "replies", "sources"},
 )

@@ -31,6 +31,35 @@ def test_help_and_the_list_of_variants_import_nothing_heavy(arguments):
     assert imported(*arguments) == []
 
 
+@pytest.mark.parametrize("wrong", [("--variants", "dop"), ("--variants", "dpo", "--judge", "golt")])
+def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported(wrong):
+    asked = ["run", *wrong]
+    code = "import sys\nfrom dpobench.cli import commands\nfrom dpobench.errors import UnknownName\n"
+    code += f"try:\n commands.main({asked!r}, standalone_mode=False)\nexcept UnknownName as error:\n print(error)\n"
+    code += f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, heavy = done.stdout.splitlines()
+    assert "Did you mean" in said
+    assert heavy == ""
+
+
+@pytest.mark.parametrize(
+    ("judge", "settings", "said"),
+    [
+        ("gold", "function='nowhere.py:f'", "no such file nowhere.py"),
+        ("local", "model='nowhere/at/all'", "no such folder"),
+        ("reward_model", "model='nowhere/at/all'", "no such folder"),
+        ("imported", "file='nowhere.csv'", "nowhere.csv"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_in_a_dry_run(judge, settings, said):
+    asked = ("run", "--preset", "tiny", "--variants", "dpo", "--dry-run", "--judge", judge)
+    done = dpobench(*asked, "--set", f"evaluation.judge_settings.{settings}")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_options_of_run_are_pinned():
     names = {option for parameter in cli.run.params for option in parameter.opts}
     assert names == {

@@ -268,6 +268,14 @@ def test_one_name_for_two_checkpoints_is_refused(score, made, tmp_path):
     refused(score, "both seed0, seed 0.*NAME=FOLDER", str(made / "ckpt" / "seed0"), str(twin))
 
 
+def test_runs_of_other_settings_are_no_seeds_of_one_method(score, made, tmp_path):
+    runs = tmp_path / "exp" / "runs"
+    own = run_of_ours(made, runs / "dpo-1", "seed0")
+    other = run_of_ours(made, runs / "ipo-1", "seed1", variant="ipo", params={"beta": 3.0}, beta=3.0)
+    refused(score, r"dpo, beta=0\.3, .*ipo, beta=3\.0, .*no seeds of one method", f"a={own},{other}")
+    refused(score, "no seeds of one method", f"a={own}", f"a={other}")
+
+
 def test_one_model_under_two_names_is_refused(score, made, tmp_path):
     twin = shutil.copytree(made / "ckpt" / "seed0", tmp_path / "copy")
     refused(score, "hold the same weights", f"a={made / 'ckpt' / 'seed0'},{twin}")

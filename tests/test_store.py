@@ -256,3 +256,12 @@ def test_of_many_processes_that_start_together_one_wins(tmp_path):
     for racer in racers:
         racer.communicate()
     assert sorted(outcomes) == ["refused"] * 5 + ["won"]
+
+
+def test_a_folder_that_cannot_be_built_is_named_without_a_traceback(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with (
+        pytest.raises(UserError, match="report cannot be written: File exists"),
+        store.building(tmp_path / "file" / "report"),
+    ):
+        raise AssertionError("nothing to fill")

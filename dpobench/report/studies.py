@@ -229,7 +229,8 @@ def _sentences(study: Study, frame: pd.DataFrame) -> list[str]:
     if tested.empty:
         return ["No condition has finished yet."]
     single = (tested["level"] != "method").any()
-    size = f"{int(tested['seeds'].min())} seeds, {int(tested['n_prompts'].min()):,} test prompts"
+    seeds = int(tested["seeds"].min())
+    size = f"{seeds} seed{'s' * (seeds != 1)}, {int(tested['n_prompts'].min()):,} test prompts"
     said = [_claims(study, tested, CHANGE, f"the experiment proper ({study.zero:g})", size)]
     control = study.proper.results.control
     if frame[f"p_{TO_CONTROL}"].notna().any():
@@ -242,7 +243,7 @@ def _sentences(study: Study, frame: pd.DataFrame) -> list[str]:
 
 
 def _claims(study: Study, tested: pd.DataFrame, name: str, whom: str, size: str) -> str:
-    sure = tested[(tested[f"p_{name}"] < study.proper.results.alpha) & (tested["level"] == "method")]
+    sure = tested[tested[f"p_{name}"] < study.proper.results.alpha]
     label = study.label.lower() if study.label[1:].islower() else study.label
     if sure.empty:
         widest = max((row[f"{name}_high"] - row[f"{name}_low"]) / 2 for row in tested.to_dict("records"))
@@ -257,7 +258,8 @@ def _claims(study: Study, tested: pd.DataFrame, name: str, whom: str, size: str)
     ]
     rest = len(tested) - len(sure)
     tail = f"; for the other {rest} no difference is shown" if rest else ""
-    return f"{study.label}, difference to {whom}: {'; '.join(told)}{tail} (Holm over {len(tested)}; {size})."
+    whose = "" if (sure["level"] == "method").all() else " of these checkpoints"
+    return f"{study.label}, difference{whose} to {whom}: {'; '.join(told)}{tail} (Holm over {len(tested)}; {size})."
 
 
 def _table(study: Study, frame: pd.DataFrame) -> Table:

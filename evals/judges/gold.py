@@ -17,7 +17,16 @@ from dpobench import Prompt, UserError, judge
 _EXAMPLE = "write 'module:name' or 'path/to/file.py:name'"
 
 
-@judge(pointwise=True)
+def check(*, function: str = "") -> None:
+    """Whether there is such a function.
+
+    Raises:
+        UserError: no function is named, or it does not import.
+    """
+    _function(function)
+
+
+@judge(pointwise=True, check=check)
 def gold(prompts: Sequence[Prompt], completions: Sequence[str], *, function: str = "") -> pd.DataFrame:
     """Score answers by a function of yours.
 

@@ -9,7 +9,16 @@ from dpobench import Prompt, judge
 from dpobench.annotations import read
 
 
-@judge(pointwise=False)
+def check(*, file: str = "") -> None:
+    """Whether the file can be read.
+
+    Raises:
+        UserError: as `imported`.
+    """
+    read(file)
+
+
+@judge(pointwise=False, check=check)
 def imported(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], *, file: str = "") -> pd.DataFrame:
     """Look verdicts up in a file: our own schema, AlpacaEval's `annotations.json`, Arena-Hard's judgements, PandaLM's test set.
 

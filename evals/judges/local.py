@@ -25,7 +25,16 @@ BUDGET = 8192
 Stamp = tuple[tuple[str, int, int], ...]
 
 
-@judge(pointwise=False)
+def check(**settings: Any) -> None:
+    """Whether there are such a model and templates: nothing is compared.
+
+    Raises:
+        UserError: as `local`.
+    """
+    local([], [], [], **settings)
+
+
+@judge(pointwise=False, check=check)
 def local(
     prompts: Sequence[Prompt],
     first: Sequence[str],

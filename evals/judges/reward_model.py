@@ -22,7 +22,16 @@ BUDGET = 8192
 Stamp = tuple[tuple[str, int, int], ...]
 
 
-@judge(pointwise=True)
+def check(**settings: Any) -> None:
+    """Whether there is such a model with a template: nothing is scored.
+
+    Raises:
+        UserError: as `reward_model`.
+    """
+    reward_model([], [], **settings)
+
+
+@judge(pointwise=True, check=check)
 def reward_model(
     prompts: Sequence[Prompt],
     completions: Sequence[str],

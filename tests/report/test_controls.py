@@ -86,10 +86,18 @@ def test_a_variant_less_the_best_of_4_is_paired_by_prompt_and_knows_its_seeds(ma
     assert int(row["seeds"]) == 3
 
 
+def test_what_beats_every_variant_without_training_is_said_at_the_head(make):
+    f = with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2, 64))
+    (said,) = controls.topic(f).notes
+    assert said.startswith("No trained variant reaches the best of 64 answers of the reference, 0.9")
+    # The best of two wins two in three, and the variants more.
+    assert controls.topic(with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2))).notes == []
+
+
 def test_a_reference_that_beats_itself_is_said_at_the_head(make):
     found, rows = table_of(with_controls(make(betas=(0.1,), seeds=(0,)), same=0.8))
     assert rows[0]["reading"] == "does not cover 0.5"
-    assert "negative control fails" in found.notes[0]
+    assert "negative control fails" in found.alarms[0]
     assert "does not cover 0.5" in found.said[0]
 
 

@@ -230,6 +230,17 @@ def test_gradients_are_counted_over_all_steps_of_a_cell(folder):
     assert float(row["largest_margin"]) == pytest.approx(np.abs(margins).max())
 
 
+def test_unlike_clipping_is_said_at_the_head(make):
+    folder = make(variants=("dpo", "ipo"), betas=(0.1,), seeds=(0,), prompts=64)
+    assert trouble.topic(read(load(folder))).notes == []
+    for run in (folder / "runs").glob("*"):
+        size = 7.0 if run.name.startswith("ipo") else 0.1
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        (run / "log.jsonl").write_text("".join(json.dumps(row | {"gradient_norm": size}) + "\n" for row in rows))
+    (said,) = trouble.topic(read(load(folder))).notes
+    assert "nearly every step of ipo and seldom for dpo" in said
+
+
 def test_a_spike_is_a_step_far_above_the_median_of_its_own_run(make):
     made = make(variants=("dpo",), betas=(0.1,), seeds=(0, 1), prompts=64)
     for factor, run in zip((1.0, 100.0), sorted((made / "runs").iterdir()), strict=True):

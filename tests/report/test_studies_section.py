@@ -108,7 +108,17 @@ def test_rounds_are_a_path_and_a_seed_alone_claims_nothing(make):
     found, row = study_of(folder)
     assert [value for variant, value in row if variant == "dpo"] == [1, 2]
     assert "nothing is claimed of the methods" in " ".join(found.said)
-    assert "ipo at 2" not in " ".join(found.said)
+    # What the table shows is said, and of what: a seed alone is these checkpoints.
+    assert "difference of these checkpoints to the experiment proper (1): ipo at 2 −0." in " ".join(found.said)
+
+
+def test_with_one_seed_the_sentence_says_what_the_table_does_and_of_what(make):
+    plain = {"betas": (0.1,), "seeds": (0,)}
+    folder = with_condition(make(**plain), make(**plain, advantage={"cdpo": -0.2}), {"label_noise": 0.3})
+    said = " ".join(study_of(folder)[0].said)
+    assert "cdpo at 0.3 −0." in said
+    assert "1 seed, " in said
+    assert "differences of checkpoints, and nothing is claimed of the methods" in said
 
 
 def test_the_section_stands_in_the_report_and_its_table_in_a_file(noisy):

@@ -55,10 +55,6 @@ def test_the_margin_must_be_above_zero():
         two_one_sided(estimate(0), 0)
 
 
-def test_identical_scores_are_equivalent():
-    assert two_one_sided(crossed_difference([np.ones((2, 9))], [np.ones((2, 9))]), 0.02) == 0.0
-
-
 def test_letters_by_hand():
     # a differs from c and d, b from d: {a, b}, {b, c}, {c, d}.
     found = letters("abcd", {("a", "c"), ("a", "d"), ("b", "d")})
@@ -91,3 +87,13 @@ def test_two_names_share_a_letter_exactly_where_they_were_not_shown_to_differ(se
         assert ((a, b) in different) == (not set(found[a]) & set(found[b]))
     shuffled = [(b, a) for a, b in sorted(different, reverse=True)]
     assert letters(names, shuffled) == found
+
+
+@pytest.mark.parametrize(("prompts", "p"), [(12, 0.98**12), (264, 0.98**264)])
+def test_without_any_difference_equivalence_is_as_sure_as_the_number_of_prompts_makes_it(prompts, p):
+    same = np.full((3, prompts), 0.5)
+    found = crossed_difference([same], [same])
+    # Were the difference 0.02, a prompt would differ with a chance of 0.02 at least, for no prompt's difference is above 1.
+    assert two_one_sided(found, 0.02, largest=1.0) == pytest.approx(p)
+    assert two_one_sided(found, 0.02) == 1.0, "of rewards no bound is known"
+    assert equivalences({"a": found}, 0.02, 1.0)["a"].shown() == (prompts == 264)

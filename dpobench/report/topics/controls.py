@@ -99,7 +99,29 @@ def topic(f: Findings) -> Topic | None:
     )
     alarms = [_alarm(same)] if same is not None and _p(same) < ALARM else []
     figures = {"best_of": (caption, figure)} if figure is not None else {}
-    return Topic("controls", "Controls: what must and what should show", [table], _said(same, best), figures, alarms)
+    title = "Controls: what must and what should show"
+    return Topic("controls", title, [table], _said(same, best), figures, _untrained(f, best), alarms)
+
+
+def _untrained(f: Findings, best: list[BestOf]) -> list[str]:
+    """What needs no preference loss and is better than every candidate."""
+    said = []
+    less = [_difference(f, f.chosen[v].ids, best[-1]) for v in f.candidates if v in f.chosen] if best else []
+    if less and all(one is not None and one.high < 0 for one in less):
+        top = best[-1]
+        wins = interval(top.win_rate.value, top.win_rate.low, top.win_rate.high)
+        said.append(
+            f"No trained variant reaches the best of {top.k} answers of the reference, {wins} at {top.kl_bound:.2f} nats at most; that "
+            f"costs {top.k} answers and a judge for every prompt."
+        )
+    for name in f.baselines:
+        own = f.chosen.get(name)
+        gaps = [f.difference(own.ids, f.chosen[v].ids) for v in f.candidates if v in f.chosen] if own else []
+        if gaps and all(gap is not None and gap.low > 0 for gap in gaps):
+            said.append(
+                f"The baseline {name} does better than every variant, each interval of the difference clear of zero."
+            )
+    return said
 
 
 def _p(same: Estimate) -> float:

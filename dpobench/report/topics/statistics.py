@@ -202,6 +202,11 @@ def detectable(f: Findings, found: Measured) -> str:
     """The smallest effect this design can detect, as a sentence."""
     compared = max(1, found.arms - 1)
     effect = smallest_effect(found.parts, *found.design, comparisons=compared, alpha=f.results.alpha)
+    if effect == 0:
+        return (
+            f"No two variants differed in {_label(f)} on any of {found.prompts} test prompts, so nothing is known of the error: which "
+            "difference this design could have shown cannot be told. Add prompts and seeds."
+        )
     if _share(f) and effect >= 1:
         return (
             f"Any difference in {_label(f)} at all could have been missed: {found.seeds} seeds on {found.prompts} test prompts differ "
@@ -254,7 +259,7 @@ def _equivalences(f: Findings) -> dict[str, Equivalence]:
     if control is None:
         return {}
     found = {variant: f.difference(f.chosen[variant].ids, control.ids) for variant in f.comparisons}
-    return equivalences({v: d for v, d in found.items() if d is not None}, margin(f))
+    return equivalences({v: d for v, d in found.items() if d is not None}, margin(f), 1.0 if _share(f) else None)
 
 
 def margin(f: Findings) -> float:

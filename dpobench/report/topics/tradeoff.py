@@ -117,10 +117,11 @@ def _variants(f: Findings, shown: Sequence[Point], found: Tradeoff) -> Table:
     ]
     note = (
         f"Hypervolume: mean advantage over the reference from zero to {found.budget:g} nats, on the scale of the square root of the "
-        "distance. The cells of a frontier are picked on the selection prompts (each seed is read along the frontier that the other seeds "
-        "picked) and read on the test prompts; between neighbouring cells on the straight line in nats, beyond the last as the last. Not "
-        "reached: no cell within a factor of two of the budget on its near or on its far side, none above the reference, or none as "
-        "high as the target. Intervals and differences are not adjusted for their number."
+        "distance; it is zero up to a variant's nearest cell, so a grid that starts farther out loses: compare variants whose grids "
+        "reach alike, or the values at a budget. The cells of a frontier are picked on the selection prompts (each seed is read along "
+        "the frontier that the other seeds picked) and read on the test prompts; between neighbouring cells on the straight line in "
+        "nats, beyond the last as the last. Not reached: no cell within a factor of two of the budget on its near or on its far side, "
+        "none above the reference, or none as high as the target. Intervals and differences are not adjusted for their number."
     )
     return Table("tradeoff_variants", "Trade-off per variant", pd.DataFrame(rows, dtype=object), columns, note)
 

@@ -15,6 +15,8 @@ from dpobench.stats.association import spread_between
 NORM = "gradient_norm"
 # A step whose gradient is so many times the median of its run is called a spike.
 SPIKE = 5.0
+# Shares of the steps above and below which a training is called clipped throughout, or hardly.
+OFTEN, SELDOM = 0.9, 0.5
 
 
 def topic(f: Findings) -> Topic | None:
@@ -24,7 +26,20 @@ def topic(f: Findings) -> Topic | None:
         return None
     broken = sum(c.count("diverged") for c in f.configurations)
     said = [f"{broken} of {len(f.results.runs)} trainings stopped at a loss or gradient that was not finite."]
-    return Topic("numbers", "Numerical trouble, and spread between seeds", tables, said)
+    return Topic("numbers", "Numerical trouble, and spread between seeds", tables, said, notes=_unlike(f))
+
+
+def _unlike(f: Findings) -> list[str]:
+    """That the steps of some candidates were set by the clip and those of others were not."""
+    shares = {v: _gradients(c).get("clipped") for v, c in f.chosen.items() if v in f.candidates}
+    always = [v for v, share in shares.items() if share is not None and share > OFTEN]
+    rarely = [v for v, share in shares.items() if share is not None and share < SELDOM]
+    if not always or not rarely:
+        return []
+    return [
+        f"Gradients were clipped in nearly every step of {', '.join(always)} and seldom for {', '.join(rarely)}: these did not take "
+        "steps of one kind, and a learning rate of its own may serve each better (--lr-grid)."
+    ]
 
 
 def numerical(f: Findings) -> Table:
