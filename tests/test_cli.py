@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from dpobench import cli
+from dpobench import UserError, cli
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "matplotlib", "scipy", "pydantic")
 
@@ -46,17 +46,25 @@ def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported(wrong):
 @pytest.mark.parametrize(
     ("judge", "settings", "said"),
     [
-        ("gold", "function='nowhere.py:f'", "no such file nowhere.py"),
-        ("local", "model='nowhere/at/all'", "no such folder"),
-        ("reward_model", "model='nowhere/at/all'", "no such folder"),
-        ("imported", "file='nowhere.csv'", "nowhere.csv"),
+        ("gold", "function=nowhere.py:f", "no such file nowhere.py"),
+        ("local", "model=nowhere/at/all", "no such folder"),
+        ("reward_model", "model=nowhere/at/all", "no such folder"),
+        ("imported", "file=nowhere.csv", "nowhere.csv"),
     ],
 )
-def test_a_judge_that_cannot_be_asked_is_refused_in_a_dry_run(judge, settings, said):
-    asked = ("run", "--preset", "tiny", "--variants", "dpo", "--dry-run", "--judge", judge)
-    done = dpobench(*asked, "--set", f"evaluation.judge_settings.{settings}")
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_computed(judge, settings, said):
+    from dpobench.execute import check_judge
+    from dpobench.experiment import Evaluation
+
+    name, value = settings.split("=")
+    with pytest.raises(UserError, match=said):
+        check_judge(Evaluation(judge=judge, judge_settings={name: value}), free=True)
+
+
+def test_a_dry_run_tries_the_judge():
+    done = dpobench("run", "--preset", "tiny", "--variants", "dpo", "--dry-run", "--judge", "local")
     assert done.returncode == 2
-    assert said in done.stderr
+    assert "the local judge needs a model" in done.stderr
     assert "Traceback" not in done.stderr
 
 

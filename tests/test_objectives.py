@@ -122,4 +122,9 @@ def test_the_judges_of_objectives_are_tried_before_anything_is_computed(tmp_path
         monkeypatch.setattr(module, "judges", own)
     with pytest.raises(UserError, match="nobody answers for me"):
         execute.check_judge(Evaluation(objectives={"a": "tried:me", "b": "tried:you"}))
-    execute.check_judge(Evaluation(objectives={"a": "gold:x.py:f", "b": "gold:x.py:g"}, judge="gold"))
+    known = tmp_path / "known.py"
+    known.write_text("def f(prompt, answer):\n    return 0.0\n")
+    asked = {"judge": "gold", "judge_settings": {"function": f"{known}:f"}}
+    execute.check_judge(Evaluation(objectives={"a": f"gold:{known}:f", "b": f"gold:{known}:f"}, **asked))
+    with pytest.raises(UserError, match="defines no 'g'"):
+        execute.check_judge(Evaluation(objectives={"a": f"gold:{known}:f", "b": f"gold:{known}:g"}, **asked))
