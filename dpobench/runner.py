@@ -24,7 +24,7 @@ from dpobench.planning import plan_jobs as plan_jobs
 from dpobench.planning import stages
 from dpobench.progress import Display, describe
 from dpobench.registry import judges, variants
-from dpobench.synthetic.tasks import DESCRIPTIONS
+from dpobench.synthetic.abilities import DESCRIPTIONS
 from dpobench.tasks import check_tasks
 from dpobench.testing import require
 from dpobench.workers import Workers, quiet

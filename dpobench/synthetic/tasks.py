@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dpobench.store import write_bytes
+from dpobench.synthetic.abilities import DESCRIPTIONS, OPTIONS
 from dpobench.synthetic.grammar import OWNER, STARS, TONES, Grammar, Request
 from dpobench.synthetic.lessons import Lesson, facts, sequences, sums
 from dpobench.synthetic.preferences import lines
 from dpobench.synthetic.tokenizer import END, render
 from dpobench.synthetic.world import ASPECTS
 
-OPTIONS = 4
 _SIZE = 96
 _YAML = """\
 task: {name}
@@ -68,15 +68,6 @@ def review_loss(doc, results):
 _READER = """\
 def {name}(**_):
     return _read("{name}")"""
-DESCRIPTIONS: Mapping[str, tuple[float | None, str]] = {
-    "facts": (1 / OPTIONS, "kind, town, owner and door of each place"),
-    "sequences": (1 / OPTIONS, "what comes before and after days, months and numbers"),
-    "sums": (1 / OPTIONS, "sums of two small numbers"),
-    "grammar": (0.5, "minimal pairs of a right and a wrong sentence"),
-    "steering": (0.5, "a review in the tone that was asked for, or in the opposite one"),
-    "stars": (0.5, "a rating that fits the text, or the opposite one"),
-    "reviews": (None, "loss of held-out reviews, nats a text, beside the floor no model can pass"),
-}
 Document = Mapping[str, Any]
 
 

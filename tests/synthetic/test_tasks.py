@@ -10,10 +10,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
+from dpobench.synthetic.abilities import DESCRIPTIONS
 from dpobench.synthetic.base import Corpus, held_out_losses, is_held_out, new_model, reproducible
 from dpobench.synthetic.grammar import TONES, Grammar
 from dpobench.synthetic.settings import Settings
-from dpobench.synthetic.tasks import DESCRIPTIONS, write_tasks
+from dpobench.synthetic.tasks import write_tasks
 from dpobench.synthetic.tokenizer import make_tokenizer
 
 # lm-eval and datasets warn of their own ageing.
