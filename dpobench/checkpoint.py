@@ -29,10 +29,24 @@ _TOKENIZER = (
 )
 
 
+Stamp = tuple[tuple[str, int, int], ...]
+
+
 def model_hash(folder: Path) -> str:
     """Content key of a model folder: weights, configuration and tokenizer."""
     files = sorted({file for pattern in (*_WEIGHTS, *_TOKENIZER) for file in folder.glob(pattern)})
     return digest([(file.name, file_hash(file)) for file in files])
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """Names, sizes and times of the files of a folder: while they stay, so does what was read from it."""
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()) if f.is_file())
+
+
+@lru_cache(maxsize=16)
+def known_hash(folder: Path, stamp: Stamp) -> str:
+    """`model_hash`, computed again only when the folder's stamp has changed."""
+    return model_hash(folder)
 
 
 def weights_hash(folder: Path) -> str:

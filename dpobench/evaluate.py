@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 
 from dpobench import aims, scores, sources, store
-from dpobench.checkpoint import Checkpoint, model_hash
+from dpobench.checkpoint import Checkpoint, known_hash, model_hash, stamp_of
 from dpobench.errors import UserError
 from dpobench.experiment import Evaluation
-from dpobench.heldout import HeldOut, Once, Prompt
+from dpobench.heldout import HeldOut, Once, Prompt, Sampling
 from dpobench.registry import Plugin, evaluators, judges
 from dpobench.sampling import sample
 from dpobench.tasks import tasks_key
@@ -94,8 +94,7 @@ def _content(settings: Mapping[str, Any]) -> dict[str, str]:
             if file.suffix == ".py" and sources.local_modules(file):
                 found[name] += f" {sources.code_hash(file)}"
         elif (folder := _model_folder(value)) is not None:
-            seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())]
-            found[name] = _model_content(folder, tuple(seen))
+            found[name] = known_hash(folder, stamp_of(folder))
     return found
 
 
@@ -136,12 +135,6 @@ def _model_folder(name: str) -> Path | None:
 
     file = try_to_load_from_cache(name, "config.json")
     return Path(file).parent if isinstance(file, str) else None
-
-
-@lru_cache(maxsize=16)
-def _model_content(folder: Path, seen: tuple[tuple[str, int, int], ...]) -> str:
-    """Content key of a model folder, hashed again when a file's size or time has changed."""
-    return model_hash(folder)
 
 
 def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
@@ -243,9 +236,7 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
     prompts = read_prompts(heldout)
     if not (folder / SAMPLES).is_file():
         progress("sampling")
-        with _own_random_state(0):
-            drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, settings.sampling, seed)
-        store.write_bytes(folder / SAMPLES, drawn.to_parquet(index=False))
+        _draw(checkpoint, prompts, settings.sampling, seed, folder / SAMPLES)
     if any(OWN_DISTRIBUTION in plugin.declared["needs"] for plugin, _ in planned.chosen):
         _draw_unaltered(checkpoint, folder, prompts, settings, key, progress)
     if folder == heldout:
@@ -268,6 +259,13 @@ def _stamp(folder: Path, name: str = "samples.json") -> Any:
     return store.read_json(folder / name) if (folder / name).is_file() else None
 
 
+def _draw(checkpoint: Checkpoint, prompts: Sequence[Prompt], how: Sampling, seed: int, file: Path) -> None:
+    """Draw a policy's answers into a file; the random state of whoever asks stays as it was."""
+    with _own_random_state(0):
+        drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, seed)
+    store.write_bytes(file, drawn.to_parquet(index=False))
+
+
 def _draw_unaltered(
     checkpoint: Checkpoint,
     folder: Path,
@@ -281,9 +279,7 @@ def _draw_unaltered(
         return
     progress("sampling at temperature 1")
     how = replace(settings.sampling, temperature=1.0, top_p=1.0, top_k=0)
-    with _own_random_state(0):
-        drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, key["seed"])
-    store.write_bytes(folder / UNALTERED, drawn.to_parquet(index=False))
+    _draw(checkpoint, prompts, how, key["seed"], folder / UNALTERED)
 
 
 def _draw_pool(
@@ -302,9 +298,7 @@ def _draw_pool(
     if settings.pool > 0:
         progress("further answers")
         how = replace(settings.sampling, draws=settings.pool)
-        with _own_random_state(0):
-            drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, key["seed"] + 1)
-        store.write_bytes(folder / POOL, drawn.to_parquet(index=False))
+        _draw(checkpoint, prompts, how, key["seed"] + 1, folder / POOL)
     store.write_json(folder / "pool.json", asked)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from dpobench import Prompt, UserError, judge
-from dpobench.checkpoint import load_model, load_tokenizer, model_hash, resolve
+from dpobench.checkpoint import Stamp, known_hash, load_model, load_tokenizer, resolve, stamp_of
 from dpobench.data.template import Writer, resolve_template
 from dpobench.evals.judges._comparison import read_template, written
 from dpobench.logprobs import Batch, by_tokens, completion_hidden, head_of, within
@@ -22,7 +22,6 @@ from dpobench.replies import Reply, current, key
 _LABELS = ("A", "B")
 # Most tokens of a padded batch; on a CPU fewer.
 BUDGET = 8192
-Stamp = tuple[tuple[str, int, int], ...]
 
 
 def check(**settings: Any) -> None:
@@ -73,8 +72,8 @@ def local(
     text = read_template(template)
     shown = zip(prompts, first, second, strict=True)
     requests = [written(text, "logprobs", prompt, one, other) for prompt, one, other in shown]
-    stamp = _stamp(folder)
-    weights, how = _hash(folder, stamp), resolve_template(load_tokenizer(folder), chat_template).hash
+    stamp = stamp_of(folder)
+    weights, how = known_hash(folder, stamp), resolve_template(load_tokenizer(folder), chat_template).hash
     keys = [key(kind="labels", weights=weights, precision=precision, chat=how, request=request) for request in requests]
 
     def ask(places: list[int]) -> Iterator[tuple[int, Reply]]:
@@ -94,15 +93,6 @@ def _row(reply: Reply | None) -> list[Any]:
     p_first = 1 / (1 + math.exp(min(700.0, b - a)))
     verdict = "tie" if p_first == 0.5 else "first" if p_first > 0.5 else "second"
     return [p_first, verdict, reply["raw"], reply["tokens"], reply["latency"], 0.0]
-
-
-def _stamp(folder: Path) -> Stamp:
-    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()) if f.is_file())
-
-
-@lru_cache(maxsize=4)
-def _hash(folder: Path, stamp: Stamp) -> str:
-    return model_hash(folder)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from dpobench import Prompt, UserError, judge
-from dpobench.checkpoint import load_tokenizer, model_hash, resolve
+from dpobench.checkpoint import Stamp, known_hash, load_tokenizer, resolve, stamp_of
 from dpobench.data.template import Writer, resolve_template
 from dpobench.logprobs import by_tokens, within
 from dpobench.replies import Reply, current, key
@@ -19,7 +19,6 @@ from dpobench.replies import Reply, current, key
 _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # Most tokens of a padded batch; on a CPU fewer.
 BUDGET = 8192
-Stamp = tuple[tuple[str, int, int], ...]
 
 
 def check(**settings: Any) -> None:
@@ -64,8 +63,8 @@ def reward_model(
     if not model:
         raise UserError("the reward model has no name; set evaluation.judge_settings.model to a folder or a hub name")
     folder = resolve(model)
-    stamp = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()) if f.is_file())
-    weights, writer = _hash(folder, stamp), _writer(folder, stamp, chat_template)
+    stamp = stamp_of(folder)
+    weights, writer = known_hash(folder, stamp), _writer(folder, stamp, chat_template)
     texts = [_dialogue(writer, prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
     told = {"weights": weights, "precision": precision, "most": max_tokens}
     keys = [key(kind="reward", dialogue=text, **told) for text in texts]
@@ -81,11 +80,6 @@ def reward_model(
 def _dialogue(writer: Writer, prompt: Prompt, answer: str) -> str:
     asked = writer.prompt(prompt.messages)
     return asked + writer.answer(prompt.messages, answer, asked)
-
-
-@lru_cache(maxsize=4)
-def _hash(folder: Path, stamp: Stamp) -> str:
-    return model_hash(folder)
 
 
 @lru_cache(maxsize=4)

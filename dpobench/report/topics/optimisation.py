@@ -1,6 +1,6 @@
 """Over-optimisation on own samples, and what the samples look like."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -57,7 +57,7 @@ def own_reward(f: Findings) -> Table:
         # A reward in the units of the judge is stated only by losses whose strength is per nat of the summed log-ratio.
         stated = c.unit == "nat" and isinstance(c.beta, float)
         put(row, "implicit", crossed_mean([c.beta * x]) if stated else None)
-        put(row, "gold_gain", _gain(f, c, shared))
+        put(row, "gold_gain", over_reference(f, c.ids, GOLD, set(shared)))
         put(row, "correlation", crossed_correlation(x, y) if alike else None)
         row["selected"] = f.chosen.get(c.variant) == c
         row["reading"] = "selected" if row["selected"] else _gap(f, c)
@@ -90,13 +90,14 @@ def _pair(f: Findings, c: Configuration, metric: str) -> pd.DataFrame:
     return f.results.table(metric, c.ids, None, TEST) if c.done else pd.DataFrame()
 
 
-def _gain(f: Findings, c: Configuration, prompts: list[str]) -> Estimate | None:
-    """The judge's reward less what it gave the reference's answers to the same prompts."""
-    base = f.results.table(GOLD, [REFERENCE], None, TEST)
-    shared = [prompt for prompt in prompts if prompt in base.columns]
+def over_reference(
+    f: Findings, runs: Sequence[str], metric: str, prompts: Collection[str] | None = None
+) -> Estimate | None:
+    """A metric of some runs less the reference's on the same test prompts, all or some of those that both have."""
+    own, base = f.results.table(metric, list(runs), None, TEST), f.results.table(metric, [REFERENCE], None, TEST)
+    shared = [p for p in own.columns if p in base.columns and (prompts is None or p in prompts)]
     if len(shared) < 2:
         return None
-    own = f.results.table(GOLD, c.ids, None, TEST)
     return crossed_mean([own[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)])
 
 

@@ -16,7 +16,7 @@ from dpobench.report.points import Point, earlier, end
 from dpobench.report.results import REFERENCE
 from dpobench.report.table import Column, Table, interval
 from dpobench.report.topic import Topic
-from dpobench.report.topics.optimisation import GOLD, LOG_RATIO, listed
+from dpobench.report.topics.optimisation import GOLD, LOG_RATIO, listed, over_reference
 from dpobench.stats import Estimate, crossed_mean, share_difference
 
 _CAPTION = "Left: the way of every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
@@ -205,15 +205,10 @@ def _paid(f: Findings) -> str:
 
 
 def _along(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> None:
-    metric = _paid(f)
-    base = f.results.table(metric, [REFERENCE], None, TEST)
     shares, found = [0.0], [(0.0, 0.0, 0.0)]
     for point in ways:
-        own = point.findings.results.table(metric, list(point.ids), None, TEST)
-        shared = [prompt for prompt in own.columns if prompt in base.columns]
-        if len(shared) > 1:
-            less = own[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)
-            one = crossed_mean([less])
+        one = over_reference(point.findings, point.ids, _paid(f))
+        if one is not None:
             shares.append(1.0 if point.step is None else point.step / point.steps)
             found.append((one.value, one.low, one.high))
     value, low, high = np.array(found).T
