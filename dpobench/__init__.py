@@ -4,37 +4,40 @@ from importlib import import_module as _import_module
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from dpobench.artifacts.scores import Metric
+    from dpobench.data.prompts import Prompt
+    from dpobench.errors import DpobenchError, UserError
+    from dpobench.evaluation.heldout import HeldOut
+    from dpobench.evaluation.registry import evaluator, judge
+    from dpobench.losses.pairs import Objective, Pairs, PerPair, PerToken, Ratio, Side
+    from dpobench.losses.registry import loss
+    from dpobench.models.checkpoint import Checkpoint
+
+
 # In a wheel the plugin folders are inside this package; in a checkout they are its siblings.
 if not (_here := _Path(__file__).resolve().parent).joinpath("variants").is_dir():
     __path__.append(str(_here.parent))
 
+
 __version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from dpobench.checkpoint import Checkpoint
-    from dpobench.errors import DpobenchError, UserError
-    from dpobench.heldout import HeldOut, Prompt
-    from dpobench.pairs import Objective, Pairs, PerPair, PerToken, Ratio, Side
-    from dpobench.registry import evaluator, judge, loss
-    from dpobench.scores import Metric
-
 # Public name -> the module that defines it. Resolved on first use, so that `dpobench --help` imports no torch.
 _PUBLIC = {
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "models.checkpoint",
     "DpobenchError": "errors",
-    "HeldOut": "heldout",
-    "Metric": "scores",
-    "Objective": "pairs",
-    "Pairs": "pairs",
-    "PerPair": "pairs",
-    "PerToken": "pairs",
-    "Prompt": "heldout",
-    "Ratio": "pairs",
-    "Side": "pairs",
+    "HeldOut": "evaluation.heldout",
+    "Metric": "artifacts.scores",
+    "Objective": "losses.pairs",
+    "Pairs": "losses.pairs",
+    "PerPair": "losses.pairs",
+    "PerToken": "losses.pairs",
+    "Prompt": "data.prompts",
+    "Ratio": "losses.pairs",
+    "Side": "losses.pairs",
     "UserError": "errors",
-    "evaluator": "registry",
-    "judge": "registry",
-    "loss": "registry",
+    "evaluator": "evaluation.registry",
+    "judge": "evaluation.registry",
+    "loss": "losses.registry",
 }
 
 __all__ = [

@@ -26,10 +26,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.kept import kept
-from dpobench.logprobs import Batch, Head, by_tokens, completion_hidden, within
-from dpobench.scores import rows
-from dpobench.tasks import check_tasks, filled, shipped, tasks_key
+from dpobench.artifacts.scores import rows
+from dpobench.evaluation.benchmark_tasks import check_tasks, filled, shipped, tasks_key
+from dpobench.evaluation.table_cache import kept
+from dpobench.models.logprobs import Batch, Head, by_tokens, completion_hidden, within
 
 # The seeds of lm-eval's command line, for tasks that shuffle and for few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234

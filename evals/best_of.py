@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator
-from dpobench.scores import COLUMNS, rows
+from dpobench.artifacts.scores import COLUMNS, rows
 
 
 @evaluator(

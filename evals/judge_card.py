@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator
-from dpobench.annotations import read
-from dpobench.scores import rows
-from dpobench.verdicts import compare, summary
+from dpobench.artifacts.scores import rows
+from dpobench.evaluation.annotations import read
+from dpobench.evaluation.pairwise import compare, summary
 
 # What a model could write to win without an answer: thirty texts. The first say nothing, whatever was asked.
 NOTHING = (
@@ -107,7 +107,7 @@ def judge_card(checkpoint: Checkpoint, held_out: HeldOut, *, comparisons: int = 
         checkpoint: the reference.
         held_out: its answers, the pool of further ones, the pairs and the judge.
         comparisons: most comparisons made; a judge that compares is asked twice for each.
-        human: file of verdicts that people gave, in a layout of `dpobench.annotations`.
+        human: file of verdicts that people gave, in a layout of `dpobench.evaluation.annotations`.
 
     Returns: a row per comparison: `judge_score` in [0, 1], the mean over both orders, and `judge_says`, the same cut to 1, 0.5 or
         0; `label_says` and `length_says` (the longer one) alike; `judge_length_difference` in characters; `judge_missing` and

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.logprobs import Batch, Head, by_tokens, completion_hidden, within
-from dpobench.scores import rows
+from dpobench.artifacts.scores import rows
+from dpobench.models.logprobs import Batch, Head, by_tokens, completion_hidden, within
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 # Numbers of the reference's hidden states that a process holds between checkpoints: 256 MB in float32.

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator
-from dpobench.logprobs import score_sequences
-from dpobench.scores import COLUMNS, rows
-from dpobench.verdicts import KEPT, compare, require, summary
+from dpobench.artifacts.scores import COLUMNS, rows
+from dpobench.evaluation.pairwise import KEPT, compare, require, summary
+from dpobench.models.logprobs import score_sequences
 
 _UNSEEN = "held-out pair {} of objective {} has no log-probabilities of the reference"
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator
-from dpobench.logprobs import score_sequences
-from dpobench.scores import rows
-from dpobench.stance import stance
+from dpobench.artifacts.scores import rows
+from dpobench.losses.standalone import stance
+from dpobench.models.logprobs import score_sequences
 
 
 @evaluator(
@@ -40,7 +40,7 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         reference log-probability, `margin` their difference, `mean_margin` the difference of per-token means; `accuracy` and
         `mean_accuracy` say whether those are positive (1, 0; equal is 0.5); `length_difference` is chosen minus rejected
         tokens, what a classifier by length alone would go by. `own_accuracy` and `saturated` say what the loss itself makes of the
-        pair (see `dpobench.stance`): whether it prefers the chosen answer, whether it has stopped pulling. They are there for
+        pair (see `dpobench.losses.standalone`): whether it prefers the chosen answer, whether it has stopped pulling. They are there for
         checkpoints whose loss is known and needs log-probabilities only, not for the reference, which has no loss.
 
     Raises:

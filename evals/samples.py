@@ -9,8 +9,8 @@ import pandas as pd
 from torch import Tensor
 
 from dpobench import Checkpoint, HeldOut, Metric, evaluator
-from dpobench.logprobs import Batch, completion_hidden, head_of, per_sequence
-from dpobench.scores import rows
+from dpobench.artifacts.scores import rows
+from dpobench.models.logprobs import Batch, completion_hidden, head_of, per_sequence
 
 
 @evaluator(

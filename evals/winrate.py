@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator
-from dpobench.scores import rows
-from dpobench.verdicts import KEPT, compare, require, summary
+from dpobench.artifacts.scores import rows
+from dpobench.evaluation.pairwise import KEPT, compare, require, summary
 
 
 @evaluator(

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share."""
+"""Fixtures that several rooms' tests share; what is heavy is imported when a test needs it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,66 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or fills the cache of whoever runs it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPOBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two processes run the suite on two cores; a second thread in each would only wait, and rounding depends on the number."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Folder of a start policy."""
+    from tests.training import tiny
+
+    folder = tmp_path_factory.mktemp("start")
+    tiny.llama().save_pretrained(folder)
+    tiny.words().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Pairs with the log-probabilities of the start policy."""
+    from tests.training import tiny
+
+    return tiny.scored(tiny.rows(22), tiny.llama())
+
+
+@pytest.fixture(scope="session")
+def drifted():
+    """Pairs whose reference is another model than the policy: no margin is zero."""
+    from tests.training import tiny
+
+    return tiny.scored(tiny.rows(16, seed=3), tiny.llama(seed=5))
+
+
+@pytest.fixture
+def accelerator():
+    from dpobench.training.accelerate import accelerator_for
+
+    return accelerator_for("cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A tokenizer whose words are the letters."""
+    from tests import tiny_checkpoints
+
+    return tiny_checkpoints.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Models, checkpoints and held-out inputs in memory: `tiny.llama(...)`."""
+    from tests import tiny_checkpoints
+
+    return tiny_checkpoints

@@ -4,7 +4,8 @@ import torch
 from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
-from dpobench.registry import Bound, variants
+from dpobench.losses.registry import variants
+from dpobench.losses.variant import Bound
 
 LOGP = st.floats(-12.0, 0.0, allow_nan=False, width=64)
 

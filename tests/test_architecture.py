@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import dpobench
-from dpobench.needs import NEEDS
-from dpobench.registry import evaluators, judges, variants
+from dpobench.evaluation.registry import evaluators, judges
+from dpobench.losses.quantities import NEEDS
+from dpobench.losses.registry import variants
 
 ROOT = Path(dpobench.__file__).resolve().parents[1]
 ENGINE = sorted((ROOT / "dpobench").rglob("*.py"))
@@ -20,72 +21,29 @@ LOSSES = sorted((ROOT / "variants").rglob("*.py"))
 EVALS = sorted((ROOT / "evals").rglob("*.py"))
 EVERYTHING = [*ENGINE, *LOSSES, *EVALS]
 
-# From the top down. A module imports from its own layer and those below; inside a layer no two import one another.
-LAYERS = (
-    {"cli", "__main__"},
-    {
-        "runner",
-        "planning",
-        "workers",
-        "bench",
-        "doctor",
-        "gallery",
-        "power",
-        "starter",
-        "settings",
-        "execute",
-        "progress",
-        "foreign",
-        "tournament",
-    },
-    {"train", "states", "step", "evaluate", "report", "plots", "prepare", "rounds", "kept"},
-    {
-        "activations",
-        "checkpoint",
-        "sampling",
-        "scores",
-        "verdicts",
-        "aims",
-        "annotations",
-        "stats",
-        "reference",
-        "logprobs",
-        "packing",
-        "synthetic",
-        "attention",
-        "flex",
-        "vocabulary",
-    },
-    {"data", "experiment", "grids", "provenance", "tokens", "heldout", "arms", "entries", "studies", "tasks"},
-    {"registry", "plugin", "mixture", "testing", "curves", "stance"},
-    {"pairs", "needs", "errors", "store", "allocator", "adapters", "objectives", "cost", "replies", "sources"},
+# The rooms, from the bottom up: a room imports from the lines before its own, and from no other room of its line.
+ROOMS = (
+    {"errors", "stats"},
+    {"artifacts"},
+    {"plugins", "data", "synthetic"},
+    {"losses", "analysis"},
+    {"models", "report"},
+    {"training", "evaluation"},
+    {"testing"},
+    {"gallery", "experiment"},
+    {"sweep"},
+    {"bench"},
+    {"cli"},
+    {"__main__"},
 )
-# What a plugin may import beside the standard library and the public names of dpobench.
+# Modules that a room may hand on to others: more, and nobody remembers what the room is for.
+WIDEST = 12
+# What a plugin may import beside the standard library, the public names of dpobench and what the rooms hand on.
 FOR_LOSSES = {"torch", "math"}
 # lm_eval draws the progress bars of datasets, which only datasets can switch off.
-FOR_EVALS = {
-    "datasets",
-    "torch",
-    "numpy",
-    "pandas",
-    "transformers",
-    "lm_eval",
-    "dpobench.scores",
-    "dpobench.logprobs",
-    "dpobench.kept",
-    "dpobench.tasks",
-    "dpobench.stance",
-}
-FOR_EVALS |= {
-    "dpobench.annotations",
-    "dpobench.data.template",
-    "dpobench.checkpoint",
-    "dpobench.replies",
-    "dpobench.verdicts",
-}
-FOR_EVALS |= {"openai", "httpx2", "dpobench.evals.judges._comparison", "dpobench.evals.judges._endpoint"}
+FOR_EVALS = {"datasets", "torch", "numpy", "pandas", "transformers", "lm_eval", "openai", "httpx2", "dpobench"}
 # Each breaks a rule for the reason given where it stands.
-MANY_PARAMETERS = {"dpobench/registry.py:loss"}
+MANY_PARAMETERS = {"dpobench/losses/registry.py:loss"}
 CODE_FROM_FILES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE = re.compile(r"(?<![\w.])/(?:work|tmp|root|home|Users|mnt)/")
 
@@ -116,6 +74,11 @@ def imported(node: ast.AST) -> Iterator[str]:
         yield from imported(child)
 
 
+@cache
+def imports_of(file: Path) -> tuple[str, ...]:
+    return tuple(imported(tree(file)))
+
+
 def documentation(node: ast.Module) -> set[int]:
     """Identities of the docstrings' nodes, and of bare strings that stand under an attribute as its description."""
     return {id(found.value) for found in ast.walk(node) if isinstance(found, ast.Expr)}
@@ -135,65 +98,118 @@ def functions(file: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunc
             yield f"{name_of(file)}:{node.name}", node
 
 
-def part_of(dotted: str) -> str | None:
-    """The engine's module or package that a dotted name lies in; None for the package itself and for other packages."""
-    first, _, rest = dotted.partition(".")
-    part = rest.partition(".")[0]
-    known = {file.stem for file in (ROOT / "dpobench").glob("*.py")} | {
-        folder.name for folder in (ROOT / "dpobench").iterdir() if (folder / "__init__.py").is_file()
-    }
-    if first != "dpobench" or not part:
-        return None
-    if part in known and part != "__init__":
-        return part
-    return dpobench._PUBLIC.get(part)
+def place_of(dotted: str) -> tuple[str, ...]:
+    """Room and, below it, module or name that a dotted name of the engine lies in; nothing for other packages."""
+    first, *parts = dotted.split(".")
+    if first != "dpobench" or not parts:
+        return ()
+    if parts[0] in dpobench._PUBLIC:
+        parts = [*dpobench._PUBLIC[parts[0]].split("."), parts[0]]
+    return tuple(parts)
 
 
-def parts() -> dict[str, set[str]]:
-    """Each part of the engine with the parts that it imports."""
-    found: dict[str, set[str]] = {}
-    for file in ENGINE:
-        relative = file.relative_to(ROOT / "dpobench")
-        part = relative.parts[0].removesuffix(".py")
-        if part != "__init__":
-            others = {other for dotted in imported(tree(file)) if (other := part_of(dotted)) and other != part}
-            found.setdefault(part, set()).update(others)
-    return found
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT / "dpobench").parts[0].removesuffix(".py")
 
 
-def layer(part: str) -> int:
-    for number, members in enumerate(LAYERS):
-        if part in members:
+def crossings(files: list[Path]) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+    """File, its room, and the place in another room that it imports, at the top of the file or within a function."""
+    for file in files:
+        room = room_of(file) if file in ENGINE else "plugins of the engine"
+        for dotted in imports_of(file):
+            place = place_of(dotted)
+            if place and place[0] not in (room, "__version__", "evals", "variants") and room != "__init__":
+                yield file, room, place
+
+
+def floor(room: str) -> int:
+    for number, rooms in enumerate(ROOMS):
+        if room in rooms:
             return number
-    raise AssertionError(f"dpobench/{part} is in no layer; put it into LAYERS of {Path(__file__).name}")
+    raise AssertionError(f"dpobench/{room} is in no line of ROOMS; put it there")
 
 
-def test_every_module_has_a_layer_and_imports_point_down():
+def test_rooms_import_from_below_only():
     upwards = [
-        f"{part} imports {other}" for part, others in parts().items() for other in others if layer(other) < layer(part)
+        f"{name_of(file)} imports {'.'.join(place)}"
+        for file, room, place in crossings(ENGINE)
+        if floor(place[0]) >= floor(room)
     ]
-    assert sorted(upwards) == []
+    assert upwards == []
 
 
-def test_no_two_parts_import_one_another_not_even_by_a_detour():
-    imports, done = parts(), set()
+def test_every_folder_of_the_engine_is_a_room():
+    places = {
+        path.stem for path in (ROOT / "dpobench").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert places - {"__init__"} == set().union(*ROOMS)
 
-    def visit(part: str, path: tuple[str, ...]) -> None:
-        assert part not in path, " -> ".join((*path, part))
-        if part not in done:
-            for other in sorted(imports.get(part, ())):
-                visit(other, (*path, part))
-            done.add(part)
 
-    for part in sorted(imports):
-        visit(part, ())
+def handed_on(room: str) -> list[str]:
+    """What a room's `__all__` names: modules, and names of its own."""
+    file = ROOT / "dpobench" / room / "__init__.py"
+    if not file.is_file():
+        file = ROOT / "dpobench" / f"{room}.py"
+    for node in tree(file).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def test_rooms_import_only_what_another_room_hands_on():
+    inside = sorted(
+        {
+            f"{name_of(file)} imports {'.'.join(place)}"
+            for file, _, place in crossings([*ENGINE, *LOSSES, *EVALS])
+            if place[0] != "errors" and place[1] not in handed_on(place[0])
+        }
+    )
+    assert inside == [], "\n".join(inside)
+
+
+@pytest.mark.parametrize("room", sorted(set().union(*ROOMS) - {"errors", "__main__"}))
+def test_a_room_hands_on_few_names_and_each_module_of_them_is_used_elsewhere(room):
+    names = handed_on(room)
+    assert 0 < len(names) <= WIDEST
+    public = [place_of(f"dpobench.{name}") for name in dpobench._PUBLIC]
+    taken = {
+        place[1] for place in (*(place for *_, place in crossings([*ENGINE, *EVALS])), *public) if place[0] == room
+    }
+    handed = {name for name in names if (ROOT / "dpobench" / room / f"{name}.py").is_file()}
+    assert handed <= taken
+
+
+def modules() -> dict[str, set[str]]:
+    """Every module of the engine with those that it imports, wherever the import stands."""
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in ENGINE}
+    reached: dict[str, set[str]] = {}
+    for name, file in names.items():
+        dotted = {".".join(("dpobench", *place_of(one))) for one in imports_of(file) if place_of(one)}
+        # `from a.b import c` is the module a.b.c, or a name of a.b.
+        targets = {one if one in names else one.rpartition(".")[0] for one in dotted}
+        reached[name] = {target for target in targets if target in names and target not in (name, "dpobench")}
+    return reached
+
+
+def test_no_two_modules_import_one_another_not_even_by_a_detour():
+    imports, done = modules(), set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for other in sorted(imports.get(module, ())):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in sorted(imports):
+        visit(module, ())
 
 
 def test_the_engine_imports_no_plugin():
     taken = [
         f"{name_of(file)} imports {dotted}"
         for file in ENGINE
-        for dotted in imported(tree(file))
+        for dotted in imports_of(file)
         if re.match(r"(dpobench\.)?(variants|evals)(\.|$)", dotted)
     ]
     assert taken == []
@@ -202,7 +218,7 @@ def test_the_engine_imports_no_plugin():
 def names_as_identifiers(file: Path, names: set[str]) -> Iterator[str]:
     """Plugins imported by name from anywhere but the engine, which has modules of its own called like a judge."""
     for node in ast.walk(tree(file)):
-        if isinstance(node, ast.ImportFrom) and part_of(f"{node.module}.") is None:
+        if isinstance(node, ast.ImportFrom) and not place_of(f"{node.module}."):
             yield from (f"{name_of(file)}:{node.lineno} imports {a.name}" for a in node.names if a.name in names)
 
 
@@ -278,14 +294,13 @@ def outside(file: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", LOSSES, ids=name_of)
 def test_a_loss_imports_torch_math_and_public_names_only(file):
-    standard = {d.partition(".")[0] for d in imported(tree(file))} & set(sys.stdlib_module_names)
+    standard = {d.partition(".")[0] for d in imports_of(file)} & set(sys.stdlib_module_names)
     assert {dotted.partition(".")[0] for dotted in outside(file)} | standard <= FOR_LOSSES
 
 
 @pytest.mark.parametrize("file", EVALS, ids=name_of)
 def test_an_evaluator_imports_what_it_may_only(file):
-    taken = {dotted if dotted.startswith("dpobench") else dotted.partition(".")[0] for dotted in outside(file)}
-    assert taken <= FOR_EVALS
+    assert {dotted.partition(".")[0] for dotted in outside(file)} <= FOR_EVALS
 
 
 def test_no_plugin_folder_is_a_package_of_its_own():
@@ -352,7 +367,7 @@ def test_nothing_reads_a_format_that_runs_code():
     found = [
         f"{name_of(file)} imports {dotted}"
         for file in EVERYTHING
-        for dotted in imported(tree(file))
+        for dotted in imports_of(file)
         if dotted.partition(".")[0] in CODE_FROM_FILES or dotted == "torch.load"
     ]
     for file in EVERYTHING:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dpobench import gallery, needs
-from dpobench.registry import UNITS, Registry, variants
+from dpobench.gallery import portrait
+from dpobench.losses import quantities
+from dpobench.losses.registry import LossRegistry, variants
+from dpobench.losses.variant import UNITS
 from dpobench.testing import check
 from dpobench.testing.laws import LAWS
 
@@ -29,7 +31,7 @@ def table(header: str) -> list[list[str]]:
 @pytest.fixture
 def registry(tmp_path):
     """The shipped losses, and the guide's in files of their own."""
-    found = Registry("variant", "dpobench.variants")
+    found = LossRegistry()
     for block in PLUGINS:
         (name,) = re.findall(r"^@loss.*?^def (\w+)", block, re.DOTALL | re.MULTILINE)
         file = tmp_path / f"{name}.py"
@@ -59,7 +61,7 @@ def test_the_lines_of_an_excerpt_stand_in_its_file_in_this_order(block):
 
 def test_the_test_by_hand_passes(registry, monkeypatch):
     # A registry of its own, so that other tests do not meet the guide's losses.
-    monkeypatch.setattr("dpobench.registry.variants", registry)
+    monkeypatch.setattr("dpobench.losses.registry.variants", registry)
     names = {"__file__": str(registry.extra_files[0].with_name("test_mine.py"))}
     exec(TESTS[0], names)
     tests = [names[name] for name in names if name.startswith("test_")]
@@ -69,13 +71,13 @@ def test_the_test_by_hand_passes(registry, monkeypatch):
 
 def test_the_table_of_needs_is_that_of_the_module():
     found = {name.strip("`"): (what.replace("\\|", "|"), cost) for name, what, cost in table("need")}
-    assert found == gallery.costs()
-    assert set(found) == set(needs.NEEDS)
+    assert found == portrait.costs()
+    assert set(found) == set(quantities.NEEDS)
 
 
 def test_every_law_has_a_line_in_the_guide_and_one_at_the_command_line():
     assert [row[0].strip("`") for row in table("law")] == ["declaration", *LAWS]
-    assert list(gallery.MEANINGS) == ["declaration", *LAWS]
+    assert list(portrait.MEANINGS) == ["declaration", *LAWS]
 
 
 def test_every_unit_has_a_line_with_losses_of_that_unit():
@@ -100,7 +102,7 @@ def test_every_command_of_the_guide_works(tmp_path):
     assert {command[0] for command in commands} == {"dpobench"}
     asked = [[*c[1:], "--dry-run"] if c[1] == "run" else c[1:] for c in commands]
     (tmp_path / "commands.py").write_text(
-        f"from dpobench import cli\nfor asked in {asked}:\n    assert not cli.commands.main(asked, standalone_mode=False), asked\n"
+        f"from dpobench.cli.commands import commands\nfor asked in {asked}:\n    assert not commands.main(asked, standalone_mode=False)\n"
     )
     done = subprocess.run([sys.executable, "commands.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

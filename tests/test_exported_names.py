@@ -30,7 +30,7 @@ def test_a_name_that_is_not_exported_is_an_attribute_error():
 
 
 def test_importing_the_package_and_its_registry_imports_nothing_heavy():
-    code = f"import sys, dpobench, dpobench.registry; print([m for m in {HEAVY!r} if m in sys.modules])"
+    code = f"import sys, dpobench, dpobench.plugins.registry; print([m for m in {HEAVY!r} if m in sys.modules])"
     root = Path(dpobench.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from dpobench.logprobs import completion_logps, pair_batch
-from dpobench.packing import NAME, adopt, packed_pairs
-from tests.train import tiny
+from dpobench.models.logprobs import completion_logps, pair_batch
+from dpobench.models.packing import NAME, adopt, packed_pairs
+from tests.training import tiny
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from dpobench.bench.sides import Ours, Theirs, disagreement
-from dpobench.train import accelerator_for, batch_at, train
-from tests.train import tiny
+from dpobench.training.accelerate import accelerator_for
+from dpobench.training.order import batch_at
+from dpobench.training.train import train
+from tests.training import tiny
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning")]
 pytest.importorskip("trl")

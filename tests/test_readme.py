@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dpobench import cli
-from dpobench.registry import Registry
+from dpobench.cli import commands
+from dpobench.losses.registry import LossRegistry
 from dpobench.testing import check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,7 @@ def test_the_loss_in_twelve_lines_keeps_all_laws(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     file = tmp_path / "mine.py"
     file.write_text(code)
-    registry = Registry("variant", "dpobench.variants")
+    registry = LossRegistry()
     registry.add_file(file)
     broken = [law for law in check(registry.get("mine")) if not law.passed]
     assert not broken, broken
@@ -46,7 +46,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("dpobench ")])
 def test_every_command_and_option_exists(line):
-    command = cli.commands.commands[line.split()[1]]
+    command = commands.commands.commands[line.split()[1]]
     options = {option for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r" (--[a-z-]+)", line)) <= options
 

@@ -32,9 +32,8 @@ def test_the_installed_package_finds_its_plugins_beside_strangers_of_the_same_na
     for stranger in ("variants", "evals"):
         (tmp_path / "site" / stranger).mkdir()
         (tmp_path / "site" / stranger / "__init__.py").write_text("raise ImportError('a stranger')\n")
-    code = (
-        "import dpobench, sys\nfrom dpobench.registry import evaluators, judges, variants\nprint(dpobench.__file__)\n"
-    )
+    code = "import dpobench\nfrom dpobench.evaluation.registry import evaluators, judges\n"
+    code += "from dpobench.losses.registry import variants\nprint(dpobench.__file__)\n"
     code += "print(*variants.names(), *evaluators.names(), *judges.names())\nprint(variants.get('dpo').file)"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(

@@ -26,7 +26,7 @@ FEW = (
     "data.heldout_share=0.15",
 )  # fmt: skip
 # What a clock or the memory of the machine decides, by the names of columns.
-MEASURED = re.compile(r"seconds|per_second|per_hour|megabytes|hours")
+MEASURED = re.compile(r"seconds|per_s$|per_second|per_hour|megabytes|hours")
 SVG_REFERENCE = re.compile(r"\b[a-z][0-9a-f]{10}\b")
 
 

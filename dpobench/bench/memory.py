@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpobench.allocator import keep_pages
 from dpobench.bench.sides import Ours, Theirs, logistic_loss
 from dpobench.bench.works import SMALL, Shape, Work, draw_texts, llama, perturbed, word_tokenizer
+from dpobench.data.tokens import TokenPair
 from dpobench.errors import UserError
-from dpobench.logprobs import score_sequences
-from dpobench.tokens import TokenPair
+from dpobench.models.logprobs import score_sequences
+from dpobench.sweep.allocator import keep_pages
 
 OURS, TRL = "ours", "trl"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from dpobench.bench.works import word_tokenizer
-from dpobench.experiment import Recipe
-from dpobench.logprobs import score_sequences
-from dpobench.packing import adopt
-from dpobench.pairs import Pairs, PerPair
-from dpobench.registry import Bound, Variant, loss
-from dpobench.step import Beside, gradient
-from dpobench.tokens import TokenPair
-from dpobench.train import accelerator_for
+from dpobench.data.tokens import TokenPair
+from dpobench.losses.pairs import Pairs, PerPair
+from dpobench.losses.registry import loss
+from dpobench.losses.variant import Bound, Variant
+from dpobench.models.logprobs import score_sequences
+from dpobench.models.packing import adopt
+from dpobench.training.accelerate import accelerator_for
+from dpobench.training.blocks import Beside
+from dpobench.training.gradient import gradient
+from dpobench.training.run import Recipe
 
 # TRL subtracts sums of log-probabilities, hundreds of nats, in float32; a larger beta would let that rounding fill the tolerance.
 BETA, RATE, CLIP = 0.01, 1e-6, 1.0

@@ -24,15 +24,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dpobench import settings, store, synthetic
+from dpobench.artifacts.files import cache_folder, read_json, write_bytes, write_json
 from dpobench.errors import DpobenchError, UserError
-from dpobench.evaluate import SAMPLES
-from dpobench.execute import execute, is_done
-from dpobench.experiment import Evaluation, Recipe
-from dpobench.kept import cache_folder
-from dpobench.runner import Machine, plan_jobs
-from dpobench.train import batch_at
-from dpobench.workers import import_all, quiet
+from dpobench.evaluation.plan import SAMPLES
+from dpobench.evaluation.settings import Evaluation
+from dpobench.experiment import options
+from dpobench.sweep.job import execute, is_done
+from dpobench.sweep.plan import Machine, plan_jobs
+from dpobench.sweep.workers import import_all, quiet
+from dpobench.synthetic import embedded
+from dpobench.training.order import batch_at
+from dpobench.training.run import Recipe
 
 GRID, PEER = Path(__file__).with_name("sweep.toml"), Path(__file__).with_name("peer.py")
 PARTS, SEED = ("train", "lm_eval", "sampling"), 0
@@ -84,7 +86,7 @@ def task(cells: int | None = None) -> Task:
     """Read the grid; `cells` keeps the first so many."""
     told = tomllib.loads(GRID.read_text(encoding="utf-8"))
     every = [Cell(one["name"], beta, one["trl"]) for one in told["variants"] for beta in one["betas"]]
-    preset = settings.preset(told["preset"])
+    preset = options.preset(told["preset"])
     recipe, evaluation = Recipe(**preset["recipe"]), Evaluation(**preset["evaluation"])
     batches = [number for number in told["micro_batches"] if recipe.batch % number == 0]
     return Task(
@@ -107,7 +109,7 @@ def _listed(values: Sequence[float]) -> str:
 
 def peer_command(part: str, arguments: Mapping[str, Any], file: Path) -> list[str]:
     """The command line of a script of the other side; its arguments are written to a file."""
-    store.write_json(file, dict(arguments))
+    write_json(file, dict(arguments))
     # Without -P the folder of the script, which is ours, would be searched for imports.
     return [sys.executable, "-P", str(PEER), part, str(file)]
 
@@ -192,7 +194,7 @@ class _Peer:
         lines = (self.ours / "world" / "train.jsonl").read_text(encoding="utf-8").splitlines()
         batch = self.asked.recipe.batch
         order = [at for step in range(self.steps) for at in batch_at(step, batch, len(lines), SEED)]
-        store.write_bytes(self.folder / "pairs.jsonl", "".join(f"{lines[at]}\n" for at in order).encode())
+        write_bytes(self.folder / "pairs.jsonl", "".join(f"{lines[at]}\n" for at in order).encode())
 
     def train(self, cell: Cell, micro_batch: int) -> float:
         recipe, place = self.asked.recipe, self.place(cell)
@@ -236,13 +238,13 @@ def disagreement(asked: Task, ours: Path, theirs: Path) -> float:
     """
     runs = {}
     for file in (ours / "runs").glob("*/run.json"):
-        note = store.read_json(file)
+        note = read_json(file)
         runs[note["variant"], note["params"][note["strength"]]] = (file.parent, note)
     worst = 0.0
     for cell in asked.cells:
         folder, note = runs[cell.variant, cell.beta]
         place = theirs / f"{cell.variant}-{cell.beta:g}"
-        log = [row for row in store.read_json(place / "log.json") if "loss" in row]
+        log = [row for row in read_json(place / "log.json") if "loss" in row]
         own = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         answers = len((place / "answers.jsonl").read_text(encoding="utf-8").splitlines())
         counts = (note["tokens"], len(own), pq.read_metadata(folder / SAMPLES).num_rows)
@@ -279,12 +281,12 @@ def share(began: float, marks: Sequence[tuple[float, Mapping[str, Any]]]) -> flo
 def _shares(out: Path, preset: str, grids: Mapping[str, Sequence[float]]) -> list[float]:
     """Body of a fresh process, made ready as a worker is: do what is missing of an experiment; the share of each run, in order."""
     betas = [f"{name}={_listed(values)}" for name, values in grids.items()]
-    told = settings.Asked(variants=list(grids), beta_grid=betas, seeds=(SEED,), preset=preset)
+    told = options.Asked(variants=list(grids), beta_grid=betas, seeds=(SEED,), preset=preset)
     from rich.console import Console
 
     quiet(1)
     import_all()
-    jobs = plan_jobs(settings.experiment(told)[0], out, Machine("cpu", 1, 1, cache_folder()), Console(quiet=True))
+    jobs = plan_jobs(options.experiment(told)[0], out, Machine("cpu", 1, 1, cache_folder()), Console(quiet=True))
     found = []
     for job in [job for job in jobs if not is_done(job)]:
         marks: list[tuple[float, Mapping[str, Any]]] = []
@@ -335,7 +337,7 @@ def run(folder: Path, cells: int | None = None) -> Generator[str, None, dict[str
             raise UserError(f"the sweep is compared with {name}, which is not installed; pip install 'dpobench{extra}'")
     asked, ours, theirs = task(cells), folder / "ours", folder / "theirs"
     theirs.mkdir(parents=True)
-    synthetic.build(settings.preset(asked.preset)["world"], cache_folder())
+    embedded.build(options.preset(asked.preset)["world"], cache_folder())
     own = cpu_seconds(our_command(asked, ours), folder / "ours.log")
     yield f"one run of {len(asked.cells)} cells: {own:.1f} CPU seconds"
     peer = _Peer(asked, ours, theirs)

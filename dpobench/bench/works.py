@@ -71,7 +71,7 @@ def work_of(file: str, most: int = 1024) -> Work:
     Raises:
         UserError: it cannot be read, or holds no pair short enough.
     """
-    from dpobench.data import read
+    from dpobench.data.reading import read
 
     def size(text: str) -> int:
         return max(2, len(_PIECE.findall(text)))

@@ -1,69 +1,15 @@
 """Comparisons of answers: read from files or the hub, checked, divided by prompt, tokenised once."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
-
-from dpobench.data.check import DataReport, examine
-from dpobench.data.files import load
-from dpobench.data.heldout_split import hold_out
-from dpobench.data.layouts import LAYOUTS, OnBadRow, convert
-from dpobench.data.overlap import Overlap, overlaps
-from dpobench.data.rows import Preference, prompt_id
-from dpobench.data.template import control_tokens, render_prompt
-from dpobench.data.tokenise import TokenReport, tokenise, tokenise_prompt
-
 __all__ = [
-    "LAYOUTS",
-    "DataReport",
-    "Overlap",
-    "Preference",
-    "TokenReport",
-    "control_tokens",
-    "convert",
-    "examine",
-    "hold_out",
-    "load",
-    "overlaps",
-    "prompt_id",
-    "read",
-    "render_prompt",
+    "check",
+    "files",
+    "perturb",
+    "prompts",
+    "reading",
+    "rows",
+    "settings",
+    "split",
+    "template",
     "tokenise",
-    "tokenise_prompt",
+    "tokens",
 ]
-
-
-def read(
-    source: str,
-    *,
-    split: str | None = None,
-    subset: str | None = None,
-    layout: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    on_bad_row: OnBadRow = "error",
-    control: Collection[str] = (),
-) -> DataReport:
-    """Read, convert and examine a data set; `report.require_usable().kept` are the rows to use.
-
-    Args:
-        source: file, saved folder or hub name; see `load`.
-        split: of a saved or hub data set.
-        subset: configuration name of a hub data set.
-        layout: one of `LAYOUTS`; found out by itself if None.
-        columns: our name -> the name in the data.
-        on_bad_row: whether a malformed row is an error or is left out and counted.
-        control: texts of the tokenizer's control tokens, to be counted; see `control_tokens`.
-
-    Raises:
-        UserError: the source cannot be read, or a row is malformed.
-    """
-    raw, name = load(source, split=split, subset=subset)
-    made = convert(raw, name, layout=layout, columns=columns, on_bad_row=on_bad_row)
-    report = examine(
-        made.rows,
-        name=name,
-        layout=made.layout,
-        findings=made.findings,
-        control_tokens=control,
-        drop_wrong_roles=on_bad_row == "drop",
-    )
-    return replace(report, columns=made.columns, ignored=made.ignored)

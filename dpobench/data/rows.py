@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dpobench.store import digest
+from dpobench.artifacts.files import digest
 
 Message = Mapping[str, str]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 
+from dpobench.artifacts.files import digest
 from dpobench.data.rows import Message
 from dpobench.errors import UserError
-from dpobench.store import digest
 
 _SPEAKERS = {"user": "Human: ", "assistant": "Assistant: "}
 # Two code points that Unicode reserves for such inner use: they mark where a text is cut before it is tokenised.

@@ -10,8 +10,8 @@ import numpy as np
 
 from dpobench.data.rows import Message, Preference
 from dpobench.data.template import Writer, refused, resolve_template
+from dpobench.data.tokens import TokenPair
 from dpobench.errors import UserError
-from dpobench.tokens import TokenPair
 
 _AT_ONCE = 1000
 _LONG, _REFUSED = "prompt too long", "template refuses the dialogue"

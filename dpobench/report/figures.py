@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from dpobench.report.diagnostics import CHOSEN_LENGTH, MARGIN, reliability
-from dpobench.report.findings import TEST, Configuration, Findings
-from dpobench.report.results import REFERENCE
+from dpobench.analysis.findings import TEST, Configuration, Findings
+from dpobench.analysis.results import REFERENCE
+from dpobench.report.sections.training_dynamics import CHOSEN_LENGTH, MARGIN, reliability
 from dpobench.report.text import line
 
 # Okabe and Ito's palette, told apart by all common forms of colour blindness; yellow is left out, too faint on white.

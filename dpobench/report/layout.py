@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dpobench.report.section import Topic
 from dpobench.report.table import Table
-from dpobench.report.topic import Topic
 
 Kind = Literal["table", "figure", "sentence", "small", "heading"]
 _WORDS: Mapping[str, Kind] = {"sentence": "sentence", "small": "small", "heading": "heading"}

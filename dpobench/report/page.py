@@ -8,13 +8,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from dpobench.heldout import split_of
+from dpobench.analysis import results as files
+from dpobench.analysis.findings import TEST, Findings
+from dpobench.analysis.results import REFERENCE
+from dpobench.data.prompts import split_of
 from dpobench.report import layout, text, words
-from dpobench.report import results as files
-from dpobench.report.findings import TEST, Findings
-from dpobench.report.results import REFERENCE
+from dpobench.report.section import Topic
 from dpobench.report.table import Table
-from dpobench.report.topic import Topic
 
 SHOWN_PROMPTS, SHOWN_CHARACTERS = 6, 1500
 

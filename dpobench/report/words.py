@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dpobench.report.findings import Findings
-from dpobench.report.results import BENCHMARK, REFERENCE
+from dpobench.analysis.findings import Findings
+from dpobench.analysis.results import BENCHMARK, REFERENCE
 from dpobench.report.table import interval, probability
 from dpobench.report.text import UNEVEN
-from dpobench.stats import Comparison
+from dpobench.stats.compare import Comparison
 
 # Nats a sequence: a policy so near to its reference has not been trained.
 STILL = 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from dpobench.store import digest
+from dpobench.artifacts.files import digest
 from dpobench.synthetic import gold
 from dpobench.synthetic.base import Corpus, held_out_losses, train_base
 from dpobench.synthetic.grammar import Grammar

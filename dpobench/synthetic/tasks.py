@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpobench.store import write_bytes
+from dpobench.artifacts.files import write_bytes
 from dpobench.synthetic.abilities import DESCRIPTIONS, OPTIONS
 from dpobench.synthetic.grammar import OWNER, STARS, TONES, Grammar, Request
 from dpobench.synthetic.lessons import Lesson, facts, sequences, sums

@@ -30,4 +30,4 @@ must be needed at the loss's defaults. A loss of a few lines takes some millisec
 
 from dpobench.testing.laws import Law, check, require
 
-__all__ = ["Law", "check", "require"]
+__all__ = ["Law", "check", "probe", "require"]

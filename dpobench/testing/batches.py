@@ -8,8 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dpobench.needs import NEEDS
-from dpobench.pairs import Pairs, Side
+from dpobench.losses.pairs import Pairs, Side
+from dpobench.losses.quantities import NEEDS
 
 # Neither T = B nor T = 2B: broadcasting mistakes survive such coincidences. Both sides have an answer of one token.
 CHOSEN_LENGTHS, REJECTED_LENGTHS = (4, 1, 7, 3, 5), (6, 3, 2, 3, 1)
@@ -67,7 +67,7 @@ def _drawn(shape: torch.Size, seed: int) -> Tensor:
 
 
 def with_extras(policy: Tensor, reference: Tensor, mask: Tensor, seed: int) -> Side:
-    """A side with everything that `dpobench.needs` knows, as far apart from its neutral value as policy from reference."""
+    """A side with everything that `dpobench.losses.quantities` knows, as far apart from its neutral value as policy from reference."""
     drawn, apart = _drawn(torch.Size((5, *mask.shape)), seed), policy - reference
     # The first token's is a pair's own. Spread evenly, it never drops all the pairs of a small batch, nor none.
     drawn[0, :, 0] = 0.01 + 0.98 * ((0.618034 * torch.arange(1, len(mask) + 1) + 0.381966 * seed) % 1)

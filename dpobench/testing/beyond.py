@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dpobench.errors import PluginRefused
-from dpobench.needs import NEEDS
-from dpobench.pairs import Pairs, Side
+from dpobench.losses.pairs import Pairs, Side
+from dpobench.losses.quantities import NEEDS
 from dpobench.testing import batches
 from dpobench.testing.probe import Outcome, Probe, limits
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 from typing import get_args
 
 from dpobench.errors import UnknownName, UserError
-from dpobench.needs import NEEDS
-from dpobench.plugin import keywords
-from dpobench.registry import UNITS, Gradient, Variant
+from dpobench.losses.quantities import NEEDS
+from dpobench.losses.variant import UNITS, Gradient, Variant
+from dpobench.plugins.plugin import keywords
 
 
 def declaration(variant: Variant) -> str:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dpobench.errors import PluginRefused
-from dpobench.needs import NEEDS
-from dpobench.pairs import Pairs
-from dpobench.registry import Bound, Variant
+from dpobench.losses.pairs import Pairs
+from dpobench.losses.quantities import NEEDS
+from dpobench.losses.variant import Bound, Variant
 from dpobench.testing import batches
 from dpobench.testing.beyond import (
     changed,

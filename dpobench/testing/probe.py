@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dpobench.errors import PluginRefused
-from dpobench.pairs import Objective, Pairs, Ratio
-from dpobench.plugin import Interval
-from dpobench.registry import Bound, Variant
+from dpobench.losses.pairs import Objective, Pairs, Ratio
+from dpobench.losses.variant import Bound, Variant
+from dpobench.plugins.plugin import Interval
 from dpobench.testing import batches
 from dpobench.testing.batches import Declared, Undeclared, chosen_rows, copied, ordinary
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from dpobench import UserError
 from dpobench.evals.judges._comparison import kept, same_model
-from dpobench.replies import Limits, Replies
+from dpobench.evaluation.judge_cache import Limits, Replies
 
 # No reply to a request for one verdict is longer than this, bytes.
 LARGEST = 1 << 20

@@ -21,7 +21,7 @@ from dpobench.evals.judges._comparison import (
     written,
 )
 from dpobench.evals.judges._endpoint import Answer, Budget, Calls, Endpoint, checked_address, group
-from dpobench.replies import Limits, current, key
+from dpobench.evaluation.judge_cache import Limits, current, key
 
 _READ = {"text": read_text, "logprobs": read_logprobs}
 _COLUMNS = ["p_first", "verdict", "raw", "tokens", "latency", "cost", "mode"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Prompt, judge
-from dpobench.annotations import read
+from dpobench.evaluation.annotations import read
 
 
 def check(*, file: str = "") -> None:

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from dpobench import Prompt, UserError, judge
-from dpobench.checkpoint import Stamp, known_hash, load_model, load_tokenizer, resolve, stamp_of
 from dpobench.data.template import Writer, resolve_template
 from dpobench.evals.judges._comparison import read_template, written
-from dpobench.logprobs import Batch, by_tokens, completion_hidden, head_of, within
-from dpobench.replies import Reply, current, key
+from dpobench.evaluation.judge_cache import Reply, current, key
+from dpobench.models.checkpoint import Stamp, known_hash, load_model, load_tokenizer, resolve, stamp_of
+from dpobench.models.logprobs import Batch, by_tokens, completion_hidden, head_of, within
 
 _LABELS = ("A", "B")
 # Most tokens of a padded batch; on a CPU fewer.

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from dpobench import Prompt, UserError, judge
-from dpobench.checkpoint import Stamp, known_hash, load_tokenizer, resolve, stamp_of
 from dpobench.data.template import Writer, resolve_template
-from dpobench.logprobs import by_tokens, within
-from dpobench.replies import Reply, current, key
+from dpobench.evaluation.judge_cache import Reply, current, key
+from dpobench.models.checkpoint import Stamp, known_hash, load_tokenizer, resolve, stamp_of
+from dpobench.models.logprobs import by_tokens, within
 
 _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # Most tokens of a padded batch; on a CPU fewer.

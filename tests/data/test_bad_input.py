@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dpobench.data import convert, load, read
+from dpobench.data.files import load
+from dpobench.data.layouts import convert
+from dpobench.data.reading import read
 from dpobench.errors import BadRow, UserError
 
 USER = {"role": "user", "content": "q"}
@@ -391,7 +393,7 @@ def test_every_valid_text_is_kept_to_the_last_character(text, tmp_path):
 
 def test_reading_data_imports_no_heavy_library(tmp_path):
     code = (
-        "import sys, dpobench.data as d; d.read(sys.argv[1]).require_usable();"
+        "import sys; from dpobench.data import reading as d; d.read(sys.argv[1]).require_usable();"
         "sys.exit(','.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
     )
     root = Path(__file__).resolve().parents[2]

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from dpobench.data import convert, examine, read
-from dpobench.data.check import PROBLEMS
+from dpobench.data.check import PROBLEMS, examine
+from dpobench.data.layouts import convert
+from dpobench.data.reading import read
 from dpobench.data.rows import Preference
 from dpobench.errors import UserError
 

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpobench.data import convert, load, read
+from dpobench.data.files import load
+from dpobench.data.layouts import convert
+from dpobench.data.reading import read
 from dpobench.data.rows import Preference
 from dpobench.errors import UnknownName, UserError
 

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpobench.data import hold_out, overlaps
-from dpobench.data.overlap import normalised
 from dpobench.data.rows import Preference
+from dpobench.data.split import hold_out, normalised, overlaps
 from dpobench.errors import UserError
 
 WORDS = [f"w{i}" for i in range(2000)]

@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-from dpobench.data import control_tokens, hold_out, read, tokenise
+from dpobench.data.reading import read
+from dpobench.data.split import hold_out
+from dpobench.data.template import control_tokens
+from dpobench.data.tokenise import tokenise
 
 pytestmark = pytest.mark.shared
 

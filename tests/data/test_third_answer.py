@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dpobench.data import control_tokens, examine, read, tokenise
+from dpobench.data.check import examine
+from dpobench.data.reading import read
 from dpobench.data.rows import Preference
-from dpobench.tokens import TokenPair, pairs_hash, read_pairs, write_pairs
+from dpobench.data.template import control_tokens
+from dpobench.data.tokenise import tokenise
+from dpobench.data.tokens import TokenPair, pairs_hash, read_pairs, write_pairs
 
 USER = {"role": "user", "content": "why?"}
 ALL = ["plain_tokenizer", "chat_tokenizer", "begin_tokenizer", "twice_begin_tokenizer", "spaced_tokenizer"]

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpobench.data import control_tokens, render_prompt, tokenise, tokenise_prompt
 from dpobench.data.rows import Preference
+from dpobench.data.template import control_tokens, render_prompt
+from dpobench.data.tokenise import tokenise, tokenise_prompt
+from dpobench.data.tokens import read_pairs, write_pairs
 from dpobench.errors import UserError
-from dpobench.tokens import read_pairs, write_pairs
 
 ALL = ["plain_tokenizer", "chat_tokenizer", "begin_tokenizer", "twice_begin_tokenizer", "spaced_tokenizer"]
 

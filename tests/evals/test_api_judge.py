@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from dpobench import Prompt, UserError, replies
+from dpobench import Prompt, UserError
 from dpobench.evals.judges import _comparison, _endpoint
 from dpobench.evals.judges import api as module
-from dpobench.registry import judges
-from dpobench.verdicts import compare
+from dpobench.evaluation import judge_cache
+from dpobench.evaluation.pairwise import compare
+from dpobench.evaluation.registry import judges
 
 from .endpoint import MODEL, USED, body, completion, dripping, endless, reset, says, serving, slow, status, weighs
 
@@ -37,9 +38,9 @@ def stub():
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     file = tmp_path / "cache" / "replies.sqlite"
-    replies.use(file, "experiment")
+    judge_cache.use(file, "experiment")
     yield file
-    replies.use(None, "")
+    judge_cache.use(None, "")
 
 
 def prompt(number=0):
@@ -88,7 +89,7 @@ def test_429_for_ever_is_given_up(stub):
     assert found["raw"].tolist() == ["gave up after 3 tries: HTTP 429: slow down"]
     assert len(stub.asked) == 3
     # Refused requests are counted, their tokens are not: 1 + 3 requests, the trial's 110 tokens.
-    assert (replies.current().spent().requests, replies.current().spent().tokens) == (4, sum(USED))
+    assert (judge_cache.current().spent().requests, judge_cache.current().spent().tokens) == (4, sum(USED))
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 408])
@@ -244,7 +245,7 @@ def test_a_server_that_misbehaves_in_twelve_ways_comes_to_the_verdicts_of_a_good
     found = []
     for share in (0.0, 0.3):
         stub.by_content = misbehaving(share)
-        replies.use(tmp_path / f"{share}.sqlite", "experiment")
+        judge_cache.use(tmp_path / f"{share}.sqlite", "experiment")
         found.append(compare(judge, prompts, *answers))
     good, bad = found
     assert stub.by_content.seen == {None, *range(12)}
@@ -339,13 +340,13 @@ def test_temperature_nought_and_the_seed_are_sent(stub):
 # What is kept.
 def test_what_was_answered_is_never_asked_again(stub, store):
     before = ask(stub, 3)
-    spent = replies.current().spent()
-    replies.use(None, "")
-    replies.use(store, "experiment")
+    spent = judge_cache.current().spent()
+    judge_cache.use(None, "")
+    judge_cache.use(store, "experiment")
     again = ask(stub, 3)
     assert again.equals(before)
     assert (len(stub.asked), len(stub.trials)) == (3, 1)
-    assert replies.current().spent() == spent
+    assert judge_cache.current().spent() == spent
 
 
 def test_an_unparsable_reply_is_asked_for_once_more_with_the_next_seed_and_then_stays(stub):
@@ -400,8 +401,8 @@ def test_the_budget_of_requests_holds_over_restarts_and_keeps_what_was_answered(
     with pytest.raises(UserError, match=r"budget of 5 requests is used up: 5 spent"):
         ask(stub, 6, budget={"max_requests": 5}, concurrency=3)
     assert len(stub.trials) + len(stub.asked) == 5
-    replies.use(None, "")
-    replies.use(store, "experiment")
+    judge_cache.use(None, "")
+    judge_cache.use(store, "experiment")
     with pytest.raises(UserError, match="budget of 5 requests is used up"):
         ask(stub, 6, budget={"max_requests": 5})
     assert len(stub.trials) + len(stub.asked) == 5
@@ -421,8 +422,8 @@ def test_tokens_and_cost_are_the_servers_count_at_the_prices_given(stub):
     # 100 tokens read at 2 and 10 written at 10 per million: 0.0003 a request, three with the trial.
     assert found["tokens"].tolist() == [110, 110]
     assert found["cost"].tolist() == pytest.approx([0.0003, 0.0003])
-    assert replies.current().spent().cost == pytest.approx(0.0009)
-    assert replies.current().spent().tokens == 330
+    assert judge_cache.current().spent().cost == pytest.approx(0.0009)
+    assert judge_cache.current().spent().tokens == 330
     assert (found["latency"] > 0).all()
 
 
@@ -482,7 +483,7 @@ def test_the_key_is_sent_and_stands_in_no_file_row_or_error(stub, tmp_path, capl
     assert stub.keys_seen == {f"Bearer {KEY}"}
     assert told(found) == [FIRST, FIRST]
     assert "[key]" in found["raw"][0]
-    replies.current().close()
+    judge_cache.current().close()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
@@ -540,7 +541,7 @@ def test_a_server_that_is_not_there_is_named(stub):
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1 gives no answer as model .* gave up after 2 tries"):
         module.check(**settings)
     # Nothing reached a server, so no tokens were used.
-    assert replies.current().spent().tokens == 0
+    assert judge_cache.current().spent().tokens == 0
 
 
 def test_a_server_that_wants_no_key_gets_none(stub, monkeypatch):

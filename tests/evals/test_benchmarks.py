@@ -15,10 +15,10 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from dpobench import UserError
-from dpobench.checkpoint import Checkpoint
+from dpobench.artifacts.scores import check
 from dpobench.evals import benchmarks as module
 from dpobench.evals.benchmarks import benchmarks
-from dpobench.scores import check
+from dpobench.models.checkpoint import Checkpoint
 
 CHOICE = """
 task: pick

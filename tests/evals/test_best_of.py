@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from dpobench import DpobenchError
+from dpobench.artifacts.scores import check
 from dpobench.evals import best_of as module
 from dpobench.evals.best_of import best_of
-from dpobench.scores import check
 
 
 def judge_of(scores):

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from dpobench import Checkpoint, HeldOut, Prompt
-from dpobench.heldout import Aim, Sampling
-from dpobench.logprobs import score_sequences
-from dpobench.registry import evaluators
-from dpobench.sampling import sample
-from dpobench.scores import check
-from dpobench.tokens import TokenPair, read_pairs, write_pairs
+from dpobench.artifacts.scores import check
+from dpobench.data.tokens import TokenPair, read_pairs, write_pairs
+from dpobench.evaluation.heldout import Aim
+from dpobench.evaluation.registry import evaluators
+from dpobench.models.generate import Sampling, sample
+from dpobench.models.logprobs import score_sequences
 
 SAMPLING = Sampling(draws=2, max_new_tokens=10, batch=4)
 TASK = """

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dpobench import Prompt, UserError
-from dpobench.registry import judges
+from dpobench.evaluation.registry import judges
 
 ASKED = [Prompt("p", ({"role": "user", "content": "first"}, {"role": "user", "content": "last"}))]
 

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import HeldOut, Prompt, UserError, replies
-from dpobench.annotations import read
+from dpobench import HeldOut, Prompt, UserError
+from dpobench.artifacts.scores import check
+from dpobench.data.tokens import TokenPair
 from dpobench.evals.judge_card import ATTACKS, CANARY, NOTHING, judge_card
-from dpobench.registry import judges
-from dpobench.scores import check
-from dpobench.stats.agreement import agreement, kappa
-from dpobench.tokens import TokenPair
+from dpobench.evaluation import judge_cache
+from dpobench.evaluation.annotations import read
+from dpobench.evaluation.registry import judges
+from dpobench.stats.reliability import agreement, kappa
 from tests.evals.small_judges import byte_tokenizer, save_judge
 
 PAIRS, PROMPTS = 24, 20
@@ -237,7 +238,7 @@ def test_a_pair_of_a_held_out_prompt_keeps_its_messages(inputs, tmp_path):
 def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(inputs, tmp_path, monkeypatch):
     folder = save_judge(tmp_path / "judge", seed=3)
     function = judges.get("local").function
-    replies.use(tmp_path / "replies.sqlite", "card")
+    judge_cache.use(tmp_path / "replies.sqlite", "card")
     try:
         checkpoint, held_out = inputs
         asked = dataclasses.replace(held_out, pairwise=lambda *shown: function(*shown, model=str(folder)))
@@ -251,7 +252,7 @@ def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(input
         monkeypatch.setitem(function.__globals__, "_loaded", None)
         pd.testing.assert_frame_equal(judge_card(checkpoint, asked, comparisons=40), found)
     finally:
-        replies.use(None, "")
+        judge_cache.use(None, "")
 
 
 def majority(votes):

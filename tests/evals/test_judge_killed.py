@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dpobench import Prompt, replies
-from dpobench.registry import judges
-from dpobench.verdicts import compare
+from dpobench import Prompt
+from dpobench.evaluation import judge_cache
+from dpobench.evaluation.pairwise import compare
+from dpobench.evaluation.registry import judges
 
 from .endpoint import MODEL, says, serving, slow
 
@@ -18,7 +19,7 @@ PAIRS, WIDTH, KILLS = 40, 4, 3
 
 def judge_all(address, file):
     """Both orders of all pairs, by the store in a file."""
-    replies.use(Path(file), "experiment")
+    judge_cache.use(Path(file), "experiment")
     prompts = [Prompt(f"p{n}", ({"role": "user", "content": f"question {n}"},)) for n in range(PAIRS)]
     calls = {"key": "", "concurrency": WIDTH, "timeout": 30.0, "mode": "text"}
 
@@ -44,9 +45,9 @@ def test_a_killed_judge_asks_again_for_what_was_under_way_and_for_nothing_else(t
             assert process.exitcode == -9, "it was killed while it asked"
         try:
             found = judge_all(stub.address, file)
-            spent = replies.current().spent()
+            spent = judge_cache.current().spent()
         finally:
-            replies.use(None, "")
+            judge_cache.use(None, "")
         assert found["verdict"].value_counts().to_dict() == {"a": PAIRS, "b": PAIRS}
         # The trial is asked once; a kill costs at most the requests that were under way.
         assert len(stub.trials) == 1

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from dpobench import UserError
+from dpobench.artifacts.scores import check
 from dpobench.evals import kl as module
 from dpobench.evals.kl import divergences, kl
-from dpobench.heldout import Sampling
-from dpobench.logprobs import Batch, Head, completion_hidden
-from dpobench.scores import check
+from dpobench.models.generate import Sampling
+from dpobench.models.logprobs import Batch, Head, completion_hidden
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}

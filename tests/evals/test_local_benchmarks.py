@@ -8,7 +8,7 @@ import pytest
 from dpobench import Checkpoint, UserError
 from dpobench.evals import benchmarks as module
 from dpobench.evals.benchmarks import benchmarks
-from dpobench.tasks import check_tasks, definitions, leaves, shipped
+from dpobench.evaluation.benchmark_tasks import check_tasks, definitions, leaves, shipped
 
 pytestmark = pytest.mark.shared
 

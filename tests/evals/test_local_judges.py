@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from dpobench import Prompt, UserError, replies
+from dpobench import Prompt, UserError
 from dpobench.evals.judges import local as module
 from dpobench.evals.judges._comparison import TEMPLATE, written
-from dpobench.registry import judges
+from dpobench.evaluation import judge_cache
+from dpobench.evaluation.registry import judges
 from tests.evals.small_judges import SPECIAL, byte_tokenizer, save_judge, save_reward_model
 
 ASKED = [Prompt(f"p{i}", ({"role": "user", "content": f"Question {i}?"},)) for i in range(3)]
@@ -30,10 +31,10 @@ def rewarding(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fresh():
     """A store of its own for each test, and no model kept from the one before."""
-    replies.use(None, "test")
+    judge_cache.use(None, "test")
     module._loaded.cache_clear()
     yield
-    replies.use(None, "")
+    judge_cache.use(None, "")
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_what_was_read_before_a_kill_is_not_read_again(local, folder, monkeypatc
 def test_company_in_a_batch_changes_no_verdict(local, folder):
     together = local(ASKED, FIRST, SECOND, model=str(folder))["p_first"].tolist()
     for place in range(3):
-        replies.use(None, f"alone {place}")
+        judge_cache.use(None, f"alone {place}")
         alone = local(ASKED[place : place + 1], FIRST[place : place + 1], SECOND[place : place + 1], model=str(folder))
         assert alone["p_first"][0] == pytest.approx(together[place], abs=1e-5)
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from dpobench import DpobenchError, UserError
+from dpobench.artifacts.scores import check
+from dpobench.data.tokens import TokenPair
 from dpobench.evals.objectives import objectives
-from dpobench.heldout import Aim
-from dpobench.logprobs import score_sequences
-from dpobench.scores import check
-from dpobench.tokens import TokenPair
+from dpobench.evaluation.heldout import Aim
+from dpobench.models.logprobs import score_sequences
 
 
 def by_scores(scores):

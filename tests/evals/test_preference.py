@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dpobench import DpobenchError
+from dpobench.artifacts.scores import check
+from dpobench.data.tokens import TokenPair
 from dpobench.evals.preference import preference
-from dpobench.logprobs import score_sequences
-from dpobench.scores import check
-from dpobench.tokens import TokenPair
+from dpobench.models.logprobs import score_sequences
 
 CHOSEN, REJECTED, PROMPT = np.array([3, 4, 0]), np.array([5, 0]), np.array([1, 2])
 

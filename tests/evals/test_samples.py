@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from dpobench.artifacts.scores import check
+from dpobench.data.tokens import TokenPair
 from dpobench.evals import samples as module
 from dpobench.evals.samples import distinct, repetition, samples
-from dpobench.scores import check
-from dpobench.tokens import TokenPair
 
 SONG = ["row", "row", "row", "your", "boat", "row", "row", "row", "your", "boat"]
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from dpobench import Prompt, UserError, replies
+from dpobench import Prompt, UserError
 from dpobench.evals.judges import api as module
-from dpobench.registry import evaluators, judges
-from dpobench.verdicts import compare, summary
+from dpobench.evaluation import judge_cache
+from dpobench.evaluation.pairwise import compare, summary
+from dpobench.evaluation.registry import evaluators, judges
 
 pytestmark = pytest.mark.slow
 CALLS = {"key": "", "reply_tokens": 8, "concurrency": 2, "timeout": 60.0, "tries": 3, "shortest_wait": 0.1}
@@ -86,9 +87,9 @@ def server(tmp_path_factory, tiny):
 
 @pytest.fixture(autouse=True)
 def store(tmp_path):
-    replies.use(tmp_path / "replies.sqlite", "experiment")
+    judge_cache.use(tmp_path / "replies.sqlite", "experiment")
     yield
-    replies.use(None, "")
+    judge_cache.use(None, "")
 
 
 def test_the_server_ignores_logprobs_and_is_asked_in_words(server):
@@ -118,10 +119,10 @@ def test_what_a_random_model_says_is_missing_and_neither_a_half_nor_a_loss(serve
     assert told["score"].isna().tolist() == [True, False, True]
     assert (told["worst"].tolist(), told["best"].tolist()) == ([0, 0.5, 0], [1, 0.5, 1])
     # One trial; four comparisons as shown, each asked twice.
-    assert replies.current().spent().requests == 1 + 4 * 2
+    assert judge_cache.current().spent().requests == 1 + 4 * 2
     again = compare(pairwise, prompts, ["x y", "same", "z"], ["w", "same", "v u"])
     assert again["raw"].tolist() == rows["raw"].tolist()
-    assert replies.current().spent().requests == 9
+    assert judge_cache.current().spent().requests == 9
 
 
 def test_a_win_rate_by_it_has_missing_verdicts_only_and_is_refused_as_it_stands(server, tiny):
@@ -140,7 +141,7 @@ def test_a_win_rate_by_it_has_missing_verdicts_only_and_is_refused_as_it_stands(
     assert tiny.values(found, "win_rate") == [0.5]
     assert tiny.values(found, "missing") == [1, 0]
     assert (tiny.values(found, "win_rate_worst"), tiny.values(found, "win_rate_best")) == ([0, 0.5], [1, 0.5])
-    assert replies.current().spent().requests == 1 + 2 * 2
+    assert judge_cache.current().spent().requests == 1 + 2 * 2
 
 
 def test_another_model_than_the_one_served_is_refused_by_name(server):

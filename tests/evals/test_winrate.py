@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from dpobench import DpobenchError, UserError
+from dpobench.artifacts.scores import check
 from dpobench.evals.winrate import winrate
-from dpobench.scores import check
 
 
 def scripted(scores):

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import scores
-from dpobench.scores import Metric
-from dpobench.store import MANIFEST, write_json
+from dpobench.artifacts import scores
+from dpobench.artifacts.files import MANIFEST, write_json
+from dpobench.artifacts.scores import Metric
 
 METRICS = {
     "winrate": {"win_rate": Metric("share", "higher", "headline", "win-rate"), "reward": Metric("points", "higher")},

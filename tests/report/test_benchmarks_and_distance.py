@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from dpobench import scores
-from dpobench.report import figures, leaderboard
-from dpobench.report.documents import changes, paired_delta
-from dpobench.report.findings import read
-from dpobench.report.results import load
-from dpobench.report.topics import benchmarks, distance
-from dpobench.scores import Metric
-from dpobench.stats import crossed_mean
+from dpobench.analysis.documents import changes, paired_delta
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
+from dpobench.artifacts.scores import Metric
+from dpobench.report import figures
+from dpobench.report.sections import benchmarks, distance, leaderboard
+from dpobench.stats.crossed import crossed_mean
 
 MEANING = {
     "kl_k1": Metric("nats per sequence", "none"),
@@ -137,7 +137,7 @@ def test_with_more_seeds_the_row_counts_them_and_each_checkpoint_stands_below(pl
 
 
 def test_graded_documents_are_tested_by_permutation():
-    from dpobench.report.documents import _each
+    from dpobench.analysis.documents import _each
 
     p, test = _each(np.array([[0.5, 0.75, 1.0]]), np.zeros(3))
     assert (p, test) == ((0.25,), "permutation")

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from dpobench import scores
-from dpobench.heldout import split_of
-from dpobench.report.findings import read
-from dpobench.report.results import load
-from dpobench.report.topics import controls
-from dpobench.scores import Metric
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
+from dpobench.artifacts.scores import Metric
+from dpobench.data.prompts import split_of
+from dpobench.report.sections import controls
 from tests.report.conftest import World, prompt_ids, seeded
 
 METRICS = {

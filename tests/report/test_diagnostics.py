@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import scores
-from dpobench.heldout import split_of
-from dpobench.report import write_report
-from dpobench.report.diagnostics import counted
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
+from dpobench.artifacts.scores import Metric
+from dpobench.data.prompts import split_of
 from dpobench.report.figures import drawing
-from dpobench.report.findings import read
-from dpobench.report.results import load
+from dpobench.report.sections import displacement, optimisation, trouble
+from dpobench.report.sections.training_dynamics import counted
 from dpobench.report.table import Column
-from dpobench.report.topics import displacement, optimisation, trouble
-from dpobench.scores import Metric
+from dpobench.report.write import write_report
 
 MORE = {
     "kl": {"kl_k1": Metric("nats per sequence", "none")},

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from dpobench.report import write_report
-from dpobench.store import read_json, write_json
+from dpobench.artifacts.files import read_json, write_json
+from dpobench.report.write import write_report
 
 
 def told(folder):

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import scores
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
 from dpobench.evals.judge_card import judge_card
-from dpobench.report import write_report
-from dpobench.report.findings import read
-from dpobench.report.results import load
-from dpobench.report.topics.judge import topic
+from dpobench.report.sections.judge import topic
+from dpobench.report.write import write_report
 
 DECLARED = judge_card.__dpobench__[1]["metrics"]
 

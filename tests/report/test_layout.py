@@ -6,9 +6,10 @@ import re
 import pandas as pd
 import pytest
 
-from dpobench.report import layout, write_report
+from dpobench.report import layout
+from dpobench.report.section import Topic
 from dpobench.report.table import Column, Table
-from dpobench.report.topic import Topic
+from dpobench.report.write import write_report
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import scores, store
-from dpobench.heldout import split_of
-from dpobench.report.findings import read
-from dpobench.report.results import load
-from dpobench.report.topics import objectives
-from dpobench.scores import Metric
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
+from dpobench.artifacts.files import read_json, write_json
+from dpobench.artifacts.scores import Metric
+from dpobench.data.prompts import split_of
+from dpobench.report.sections import objectives
 from tests.report.conftest import World, prompt_ids, seeded
 
 METRICS = {
@@ -45,8 +46,8 @@ def with_aims(folder, chances, accuracy=None):
             scores.rows([f"pair{i}" for i in range(200)], "objective_accuracy", np.full(200, 0.5), group="honest")
         )
     scores.write(folder / "reference" / "0123456789ab", "objectives", pd.concat(base, ignore_index=True), METRICS, {})
-    told = store.read_json(folder / "experiment.json")
-    store.write_json(
+    told = read_json(folder / "experiment.json")
+    write_json(
         folder / "experiment.json", told | {"evaluation": {"objectives": {"helpful": "", "harmless": "", "honest": ""}}}
     )
     return read(load(folder))

@@ -5,13 +5,14 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from dpobench import store, tournament
-from dpobench.experiment import Evaluation
-from dpobench.heldout import split_of
-from dpobench.registry import judges
-from dpobench.report.findings import read
-from dpobench.report.results import load
-from dpobench.report.topics.tournament import topic
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts.files import read_json, sealed, write_json
+from dpobench.data.prompts import split_of
+from dpobench.evaluation.registry import judges
+from dpobench.evaluation.settings import Evaluation
+from dpobench.report.sections.tournament import topic
+from dpobench.sweep import tournament
 
 PLUGIN = '''
 from pathlib import Path
@@ -70,9 +71,9 @@ def test_each_variant_meets_the_control_on_the_test_prompts_in_both_orders(asked
     assert len(both) == 2 * len(found)
     assert set(both.loc[both["raw"].isna(), "verdict"]) == {"tie"}, "equal answers tie without a call"
     assert set(ipo.loc[ipo["score"] == 1, "prompt"]) == set(both.loc[both["raw"].notna(), "prompt"])
-    note = store.read_json(place / "note.json")
+    note = read_json(place / "note.json")
     assert (len(note["games"]), note["comparisons"], note["missing"]) == (14, len(found), 0)
-    assert store.sealed(place)
+    assert sealed(place)
 
 
 def test_what_was_played_is_not_played_again_but_another_judge_plays_anew(asked):
@@ -136,10 +137,10 @@ def test_verdicts_that_stay_away_are_told(asked):
     folder, evaluation, _ = asked
     tournament.play(folder, evaluation())
     assert not [line for line in topic(read(load(folder))).said if "no verdict" in line]
-    every = store.read_json(folder / "tournament" / "note.json")["prompts"]
+    every = read_json(folder / "tournament" / "note.json")["prompts"]
     one = pd.read_parquet(folder / "tournament" / "asked.parquet").dropna(subset="raw")["prompt"].iloc[0]
     place = tournament.play(folder, evaluation(silent=one[0]))
-    missing = store.read_json(place / "note.json")["missing"]
+    missing = read_json(place / "note.json")["missing"]
     section = topic(read(load(folder)))
     assert 0 < missing < 1
     (told,) = [line for line in section.said if "no verdict" in line]
@@ -149,8 +150,8 @@ def test_verdicts_that_stay_away_are_told(asked):
 
 def test_baselines_do_not_play_and_do_not_hinder(asked):
     folder, evaluation, _ = asked
-    told = store.read_json(folder / "plan.json")
-    store.write_json(folder / "plan.json", told | {"baselines": ["cdpo"]})
+    told = read_json(folder / "plan.json")
+    write_json(folder / "plan.json", told | {"baselines": ["cdpo"]})
     found = pd.read_parquet(tournament.play(folder, evaluation()) / "verdicts.parquet")
     assert not any(run.startswith("cdpo") for column in "ab" for run in found[column])
     section = topic(read(load(folder)))
@@ -187,9 +188,9 @@ def test_verdicts_of_another_judge_than_the_reports_are_not_shown(asked):
     folder, evaluation, _ = asked
     place = tournament.play(folder, evaluation())
     note = next((folder / "reference").glob("*/scores/winrate.json"))
-    told, judge = store.read_json(note), store.read_json(place / "note.json")["judge"]
+    told, judge = read_json(note), read_json(place / "note.json")["judge"]
     for key, shown in ((judge, True), ("another", False)):
-        store.write_json(note, told | {"settings": {"needs": {"judge": key}}})
+        write_json(note, told | {"settings": {"needs": {"judge": key}}})
         assert ("the judge's comparisons" in " ".join(topic(read(load(folder))).said)) == shown
 
 
@@ -206,7 +207,7 @@ def test_a_judge_that_breaks_ends_nothing_and_leaves_its_traceback(asked, monkey
     heard = []
     assert tournament.play(folder, evaluation(), heard.append) is None
     assert heard[-1] == "tournament not played: RuntimeError: CUDA out of memory (more in tournament-failed.json)"
-    assert "in breaks" in store.read_json(folder / "tournament-failed.json")["traceback"]
+    assert "in breaks" in read_json(folder / "tournament-failed.json")["traceback"]
     assert not (folder / "tournament").exists()
     monkeypatch.undo()
     assert tournament.play(folder, evaluation())

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import scores
+from dpobench.artifacts import scores
+from dpobench.data.prompts import split_of
 from dpobench.errors import UserError
-from dpobench.heldout import split_of
-from dpobench.report import write_report
+from dpobench.report.write import write_report
 
 HOSTILE = '<script>alert(1)</script> =1+1 | a | `b` ![x](http://evil.example/x.png) \u202e[31m "><img src=x onerror=alert(2)> {{ 7*7 }}'
 
@@ -183,7 +183,7 @@ def test_written_twice_the_report_has_the_same_bytes(planted_report, tmp_path):
     }
     moved = tmp_path / "elsewhere"
     shutil.copytree(planted_report, moved, ignore=shutil.ignore_patterns("report"))
-    code = "import sys; from pathlib import Path; from dpobench.report import write_report; write_report(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from dpobench.report.write import write_report; write_report(Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(moved)], check=True, cwd=Path(__file__).parents[2])
     second = {f.relative_to(moved): f.read_bytes() for f in (moved / "report").rglob("*") if f.is_file()}
     assert first.keys() == second.keys()

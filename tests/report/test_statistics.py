@@ -2,12 +2,13 @@ import csv
 
 import pytest
 
-from dpobench.power import lines
-from dpobench.report.compute import compute
-from dpobench.report.findings import read
-from dpobench.report.results import REFERENCE, load
-from dpobench.report.topics.statistics import equivalence_of, letters_of, measured, topic
-from dpobench.stats import crossed_mean
+from dpobench.analysis.components import measured
+from dpobench.analysis.findings import read
+from dpobench.analysis.power import lines
+from dpobench.analysis.results import REFERENCE, load
+from dpobench.report.sections.compute import compute
+from dpobench.report.sections.statistics import equivalence_of, letters_of, topic
+from dpobench.stats.crossed import crossed_mean
 
 
 def findings(folder):

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpobench import scores
-from dpobench.heldout import split_of
-from dpobench.report import write_report
-from dpobench.report.findings import read
-from dpobench.report.results import load
-from dpobench.report.studies import KINDS, section
-from dpobench.store import read_json, write_json
+from dpobench.analysis.findings import read
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
+from dpobench.artifacts.files import read_json, write_json
+from dpobench.data.prompts import split_of
+from dpobench.report.sections.studies import KINDS, section
+from dpobench.report.write import write_report
 
 TWO = {"variants": ("dpo", "ipo"), "betas": (0.1, 0.3), "seeds": (0, 1), "prompts": 256}
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dpobench.analysis.findings import Findings, read
+from dpobench.analysis.results import load
 from dpobench.report import figures
-from dpobench.report.findings import Findings, read
-from dpobench.report.results import load
-from dpobench.report.topics import length, tournament, tradeoff
+from dpobench.report.sections import length, tournament, tradeoff
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dpobench import scores
-from dpobench.report import figures, write_report
-from dpobench.report.findings import read
-from dpobench.report.points import points
-from dpobench.report.results import load
-from dpobench.report.topics import tradeoff, within
-from dpobench.store import write_json
+from dpobench.analysis.findings import read
+from dpobench.analysis.points import points
+from dpobench.analysis.results import load
+from dpobench.artifacts import scores
+from dpobench.artifacts.files import write_json
+from dpobench.report import figures
+from dpobench.report.sections import tradeoff, within
+from dpobench.report.write import write_report
 from tests.report.conftest import METRICS, World, prompt_ids, seeded
 
 # What a policy is worth after a third, after two thirds and at the end of its training, and how far it is then.

@@ -5,7 +5,7 @@ from math import comb
 
 import numpy as np
 
-from dpobench.stats import crossed_mean, share_interval
+from dpobench.stats.crossed import crossed_mean, share_interval
 
 POOL = 4
 

@@ -11,8 +11,9 @@ from itertools import product
 
 import numpy as np
 
-from dpobench.stats import bootstrap_mean, crossed_mean, crossed_ratio, paired_bootstrap, t_mean, wilson
-from dpobench.stats.simulate import Design, Verdicts, error_rates, verdict_errors
+from dpobench.stats.crossed import crossed_mean, crossed_ratio
+from dpobench.stats.intervals import bootstrap_mean, paired_bootstrap, t_mean, wilson
+from tests.stats.simulate import Design, Verdicts, error_rates, verdict_errors
 
 SEEDS, PROMPTS = (1, 2, 3, 5), (64, 200, 500, 2000)
 SEED_SD, METHOD_SD, VARIANTS = (0.0, 0.01, 0.02, 0.05), (0.05, 0.1, 0.2, 0.3), (2, 3, 5)

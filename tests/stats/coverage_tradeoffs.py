@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from dpobench.stats import agreement as agree
-from dpobench.stats import best_of, frontier, length, paired, resample, tournament
+from dpobench.stats import length, paired, resample, tournament, tradeoff
+from dpobench.stats import reliability as agree
 
 Found = Iterator[tuple[str, float, float, float]]  # measure, low, high, truth
 
@@ -44,22 +44,22 @@ def frontier_worlds(
             nats = moved * rng.gamma(2, 0.5, 2 * prompts) * rng.gamma(4, 0.25, (seeds, 2 * prompts))
             variant, test, seen = "ab"[i // 4], slice(prompts, None), slice(prompts)
             sides = value[:, test], nats[:, test], value[:, seen].mean(1), nats[:, seen].mean(1)
-            cells.append(frontier.Cell(variant, *sides, variant if together else ""))
-        found = frontier.tradeoff(cells, base, "a", resamples=300, seed=repetition)
+            cells.append(tradeoff.Cell(variant, *sides, variant if together else ""))
+        found = tradeoff.tradeoff(cells, base, "a", resamples=300, seed=repetition)
 
-        def true(variant: str, read: Callable[[frontier._Path], np.ndarray], cells=cells) -> float:
+        def true(variant: str, read: Callable[[tradeoff._Path], np.ndarray], cells=cells) -> float:
             own = [i for i, cell in enumerate(cells) if cell.variant == variant]
             total = []
             for fold in range(seeds):
                 others = [s for s in range(seeds) if s != fold] or [0]
                 away = [cells[i].far[others].mean() for i in own]
-                picked = frontier.frontier_of(away, [cells[i].seen[others].mean() for i in own], 0.5)
+                picked = tradeoff.frontier_of(away, [cells[i].seen[others].mean() for i in own], 0.5)
                 places = [own[j] for j in picked]
-                path = frontier._Path(true_value[places], true_far[places], start, [away[j] for j in picked])
+                path = tradeoff._Path(true_value[places], true_far[places], start, [away[j] for j in picked])
                 total.append(read(path).mean())
             return float(np.mean(total))
 
-        area = {v: true(v, lambda path, b=found.budget: frontier._area(path, b)) for v in "ab"}
+        area = {v: true(v, lambda path, b=found.budget: tradeoff._area(path, b)) for v in "ab"}
         mine = found.frontiers["b"]
         yield "hypervolume", mine.hypervolume.low, mine.hypervolume.high, area["b"]
         yield "less the control's", mine.to_control.low, mine.to_control.high, area["b"] - area["a"]
@@ -69,11 +69,11 @@ def frontier_worlds(
                     f"value at {budget:g}",
                     estimate.low,
                     estimate.high,
-                    true("b", lambda p, b=budget: frontier._at(p, b)),
+                    true("b", lambda p, b=budget: tradeoff._at(p, b)),
                 )
         picked = list(mine.picked)
-        path = frontier._Path(0.5 + gain[picked, None], far[picked, None], np.array([0.5]), ())
-        yield "nats for 60 %", mine.needed.low, mine.needed.high, float(frontier._needed(path, 0.6)[0])
+        path = tradeoff._Path(0.5 + gain[picked, None], far[picked, None], np.array([0.5]), ())
+        yield "nats for 60 %", mine.needed.low, mine.needed.high, float(tradeoff._needed(path, 0.6)[0])
 
 
 def ellipse_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
@@ -151,7 +151,7 @@ def best_worlds(rng: np.random.Generator, repetitions: int, prompts: int, draws:
     truth = float(np.random.default_rng(0).normal(0, 1, (1_000_000, k)).max(1).mean())
     for _ in range(repetitions):
         values = rng.normal(0, 1, (prompts, draws)) + rng.normal(0, 1, (prompts, 1))
-        (found,) = best_of.best_of(values, [k])
+        (found,) = tradeoff.best_of(values, [k])
         yield "best of k draws", found.low, found.high, truth
 
 
@@ -163,8 +163,8 @@ def trial_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts
         chance = means[:, None, None] + shared + rng.normal(0, seed_sd, (4, seeds, 1))
         wins = (rng.random((4, seeds, 2 * prompts)) < chance).astype(float)
         seen = wins[:, :, :prompts].mean((1, 2))
-        (found,) = best_of.best_trials(list(wins[:, :, prompts:]), seen, [2])
-        yield "best of two trials", found.low, found.high, float(best_of.best_weights(seen, 2) @ means)
+        (found,) = tradeoff.best_trials(list(wins[:, :, prompts:]), seen, [2])
+        yield "best of two trials", found.low, found.high, float(tradeoff.best_weights(seen, 2) @ means)
 
 
 def agreement_worlds(rng: np.random.Generator, repetitions: int, prompts: int, pairs: int, skill: float) -> Found:

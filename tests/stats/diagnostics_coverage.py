@@ -7,9 +7,8 @@ from functools import cache
 import numpy as np
 from scipy import special
 
-from dpobench.stats import crossed_mean
-from dpobench.stats.association import crossed_correlation, spread_between
-from dpobench.stats.reliability import calibration_error
+from dpobench.stats.crossed import crossed_mean
+from dpobench.stats.reliability import calibration_error, crossed_correlation, spread_between
 
 Rng = np.random.Generator
 

@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from dpobench.stats import wilson
-from dpobench.stats.agreement import agreement, correlation, kappa
+from dpobench.stats.intervals import wilson
+from dpobench.stats.reliability import agreement, correlation, kappa
 from tests.stats.coverage_tradeoffs import agreement_worlds, shares
 
 SAID = ["first"] * 25 + ["second"] * 25

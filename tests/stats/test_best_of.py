@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dpobench.stats.best_of import best_of, best_trials, best_weights
+from dpobench.stats.tradeoff import best_of, best_trials, best_weights
 from tests.stats.coverage_tradeoffs import best_worlds, shares, trial_worlds
 
 

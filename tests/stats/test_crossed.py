@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpobench.stats import compare_with_control, crossed_difference, crossed_mean, crossed_ratio, share_difference
-from dpobench.stats.crossed import Spread
+from dpobench.stats.compare import compare_with_control
+from dpobench.stats.crossed import Spread, crossed_difference, crossed_mean, crossed_ratio, share_difference
 
 
 def test_one_seed_is_the_paired_t_test_and_speaks_of_a_checkpoint():

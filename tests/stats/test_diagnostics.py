@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dpobench.stats.association import crossed_correlation, spread_between
-from dpobench.stats.reliability import calibration_error
+from dpobench.stats.reliability import calibration_error, crossed_correlation, spread_between
 from tests.stats import diagnostics_coverage as coverage
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpobench.stats import Equivalence, crossed_difference, equivalences, letters, two_one_sided
-from dpobench.stats.crossed import Estimate
+from dpobench.stats.compare import Equivalence, equivalences, letters, two_one_sided
+from dpobench.stats.crossed import Estimate, crossed_difference
 
 
 def estimate(value, se=0.01, df=1e6):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from dpobench.stats import Candidate, calibration, holm, pareto, select, step_up
+from dpobench.stats.compare import Candidate, holm, select, step_up
+from dpobench.stats.reliability import calibration
+from dpobench.stats.tradeoff import pareto
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 30])

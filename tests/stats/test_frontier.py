@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dpobench.stats.frontier import Cell, frontier_of, pareto, tradeoff
 from dpobench.stats.resample import draws, ellipse, percentiles, seed_choice, seed_shifts
+from dpobench.stats.tradeoff import Cell, frontier_of, pareto, tradeoff
 from tests.stats.coverage_tradeoffs import ellipse_worlds, frontier_worlds, shares
 
 

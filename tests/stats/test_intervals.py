@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpobench.stats import bootstrap_mean, paired_bootstrap, share_interval, t_mean, wilson
-from dpobench.stats.crossed import crossed_mean
+from dpobench.stats.crossed import crossed_mean, share_interval
+from dpobench.stats.intervals import bootstrap_mean, paired_bootstrap, t_mean, wilson
 
 ROOT = Path(__file__).resolve().parents[2]
 # What holds an interval: functions that return one of these give the report something to print.

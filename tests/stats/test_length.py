@@ -4,7 +4,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from dpobench.stats import crossed_mean, share_interval
+from dpobench.stats.crossed import crossed_mean, share_interval
 from dpobench.stats.length import by_quintile, difficulty, equal_length, length_controlled
 from tests.stats.coverage_tradeoffs import length_worlds, shares
 

@@ -4,20 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dpobench.analysis.power import lines
 from dpobench.errors import UserError
-from dpobench.power import lines
-from dpobench.stats import (
-    Components,
-    advice,
-    components,
-    power,
-    prompts_needed,
-    seeds_needed,
-    smallest_effect,
-    to_halve,
-)
-from dpobench.stats.components import alternatives
-from dpobench.stats.simulate import Design, experiments
+from dpobench.stats.components import Components, advice, alternatives, components, to_halve
+from dpobench.stats.power import power, prompts_needed, seeds_needed, smallest_effect
+from tests.stats.simulate import Design, experiments
 
 KNOWN = Components(prompts=0.09, method=0.02, seed=0.0004, residual=0.09)
 

@@ -6,8 +6,8 @@ The bounds allow for the simulation's own error: three standard errors of a shar
 import numpy as np
 import pytest
 
-from dpobench.stats import Candidate, select
-from dpobench.stats.simulate import (
+from dpobench.stats.compare import Candidate, select
+from tests.stats.simulate import (
     Design,
     Verdicts,
     error_rates,

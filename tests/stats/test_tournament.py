@@ -3,7 +3,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.special import logit
 
-from dpobench.stats import crossed_mean, share_interval
+from dpobench.stats.crossed import crossed_mean, share_interval
 from dpobench.stats.tournament import round_robin, tournament
 from tests.stats.coverage_tradeoffs import shares, tournament_worlds
 

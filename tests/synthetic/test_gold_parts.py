@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dpobench.synthetic import gold, presets
+from dpobench.synthetic import gold
+from dpobench.synthetic.embedded import presets
 from dpobench.synthetic.world import DEFAULT
 
 PLACE = DEFAULT.places[0]

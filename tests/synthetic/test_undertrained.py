@@ -1,7 +1,7 @@
 """A base model that was trained for fewer steps."""
 
-from dpobench.store import file_hash, read_json
-from dpobench.synthetic import undertrained
+from dpobench.artifacts.files import file_hash, read_json
+from dpobench.synthetic.embedded import undertrained
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "batch": 16, "pairs": 8, "prompts": 8, "reviews": 16, "places": 8}
 

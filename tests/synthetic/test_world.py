@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dpobench.artifacts.files import folder_hash, verify
 from dpobench.errors import DpobenchError, UnknownName, UserError
-from dpobench.store import folder_hash, verify
-from dpobench.synthetic import build, location, presets
 from dpobench.synthetic.base import is_held_out
 from dpobench.synthetic.construction import Construction
+from dpobench.synthetic.embedded import build, location, presets
 from dpobench.synthetic.gold import score, score_long
 from dpobench.synthetic.grammar import Grammar
 from dpobench.synthetic.preferences import Answer, Sampler, label, split_prompts, two_answers

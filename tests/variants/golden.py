@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dpobench import Pairs, Side
-from dpobench.needs import NEEDS
-from dpobench.registry import Bound, variants
+from dpobench.losses.quantities import NEEDS
+from dpobench.losses.registry import variants
+from dpobench.losses.variant import Bound
 
 Case = Mapping[str, Any]
 # How the recorded batch is presented to a loss: pairs, the batch they are of, the case.

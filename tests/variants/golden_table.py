@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 from dpobench.testing import check
 from tests.variants.golden import numbers
 from tests.variants.golden_cases import (

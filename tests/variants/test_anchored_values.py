@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpobench import Pairs, Side
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 
 # Three pairs. Log-ratios of the chosen and rejected answers, their lengths; each token has an equal part of the log-ratio.
 CHOSEN, REJECTED = [1.0, 2.0, -2.0], [-1.0, 3.0, -5.0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpobench import Pairs, Side
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 from tests.strategies import complete
 
 FAR = [-1e4, -1e3, -100.0, 0.0, 100.0, 1e3, 1e4]

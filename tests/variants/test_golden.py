@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpobench import Pairs, Side
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 from tests.variants.golden import Reading, Term, deviations, evaluated, main_batch, numbers
 from tests.variants.golden_cases import (
     BRAIN,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dpobench.errors import PluginRefused, UserError
-from dpobench.needs import NEEDS
-from dpobench.registry import variants
+from dpobench.losses.quantities import NEEDS
+from dpobench.losses.registry import variants
 from dpobench.testing import check, require
 from dpobench.testing.batches import chosen_rows, leaf, leaves, mapped, ordinary
 from dpobench.testing.laws import LAWS

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 from tests.strategies import of, pairs, same, sides, swapped
 
 BETAS = st.floats(0.01, 2.0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpobench import Pairs, Side
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 from tests.strategies import of, of_margins, pairs, same, swapped
 
 BETAS = st.floats(0.01, 2.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpobench import Pairs, Side
-from dpobench.registry import variants
+from dpobench.losses.registry import variants
 
 # Three pairs. Log-probabilities of the tokens under the policy, then under the reference.
 CHOSEN = [([-1.0, -2.0], [-1.5, -2.5]), ([-0.5], [-2.5]), ([-1.0, -2.0, -1.0, -1.0], [-2.0, -1.5, -1.5, -2.0])]

@@ -1,0 +1,333 @@
+"""The command line. Nothing heavy is imported before a command runs."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpobench import __version__
+from dpobench.errors import DpobenchError, UnknownName, UserError
+
+PRESETS = ("tiny", "small", "large")
+
+
+class Group(click.Group):
+    """A group that guesses what a mistyped command was meant to be."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command.
+
+        Raises:
+            UsageError: there is none of this name; the nearest is named.
+        """
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(str(UnknownName("command", args[0], self.list_commands(ctx))))
+        return super().resolve_command(ctx, args)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: a mistake of the user's is one line and status 2, never a traceback."""
+    try:
+        status = commands.main(arguments, prog_name="dpobench", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except DpobenchError as error:
+        if "--debug" in (arguments or sys.argv):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks of mistakes, too.")
+def commands(debug: bool) -> None:
+    """Compare preference losses: which one, at which strength, and how sure that is."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _list(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _numbers(text: str | None, option: str, kind: type[int] | type[float]) -> list[Any]:
+    try:
+        return [kind(part) for part in _list(text)]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r}: numbers separated by commas are expected ({error})") from error
+
+
+def _qualities(text: str | None) -> Sequence[float]:
+    from dpobench.experiment.studies import QUALITIES
+
+    return QUALITIES if text == "auto" else _numbers(text, "--reference-quality", float)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+_RUN_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option("--variants", "variant_names", metavar="NAMES", help="Losses to compare, e.g. dpo,ipo; the first is the control."),
+    click.option("--beta-grid", multiple=True, is_flag=False, flag_value="auto", metavar="[GRID]",
+                 help="Bare: each variant's own grid. '0.05,0.1': for all. 'dpo=0.05,0.1': for one (repeatable)."),
+    click.option("--grid", multiple=True, metavar="VARIANT.PARAM=VALUES", help="Grid of any hyper-parameter (repeatable)."),
+    click.option("--lr-grid", metavar="VALUES", help="Grid of learning rates, alike for all variants."),
+    click.option("--seeds", metavar="NUMBERS", help="Seeds, e.g. 0,1,2. With one seed the report claims nothing about methods."),
+    click.option("--control", metavar="NAME", help="Variant the others are tested against (default: the first)."),
+    click.option("--preset", type=click.Choice(PRESETS), help="Embedded default (without --model and --data: small)."),
+    click.option("--model", metavar="FOLDER|HUB", help="Start policy, which is also the reference."),
+    click.option("--data", "data_source", metavar="FILE|HUB", help="Preference pairs; the layout is found out by itself."),
+    click.option("--heldout", metavar="FILE|HUB", help="Held-out pairs (default: a tenth of the prompts of --data)."),
+    click.option("--judge", metavar="NAME", help="Judge of the win-rate."),
+    click.option("--tasks", metavar="NAMES", help="lm-eval tasks."),
+    click.option("--objectives", multiple=True, is_flag=False, flag_value="auto", metavar="[NAME=VALUE,...]",
+                 help="Several aims: a=JUDGE:SETTING,b=PAIRS.jsonl; bare: those of the embedded default."),
+    click.option("--checkpoints", type=click.IntRange(0, 50), help="Checkpoints scored within each training, beside its end."),
+    click.option("--label-noise", metavar="SHARES", help="Study: shares of the training labels turned round, e.g. 0,0.1,0.3."),
+    click.option("--train-size", metavar="NUMBERS", help="Study: numbers of training pairs, e.g. 1000,5000."),
+    click.option("--reference-quality", is_flag=False, flag_value="auto", metavar="[SHARES]",
+                 help="Study: shares of the embedded base model's training; bare: 0.1,0.3."),
+    click.option("--rounds", type=click.IntRange(1), help="Study: rounds of training on the policy's own answers, as judged."),
+    click.option("--no-baselines", is_flag=True, help="Train the variants alone."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: one under results/)."),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss, evaluator or judge of yours."),
+    click.option("-c", "--config", type=click.Path(path_type=Path), help="Experiment file (TOML); options go before it."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. recipe.learning_rate=5e-7."),
+]  # fmt: skip
+_MACHINE_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option("--device", type=click.Choice(("cpu", "cuda")), help="Default: CUDA where there is one."),
+    click.option("--workers", type=click.IntRange(1), help="Runs at a time (default: one per core, or per GPU)."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads of each run."),
+]
+
+
+def _with(decorators: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(decorators), function)
+
+
+def _check_names(asked: Mapping[str, Any]) -> None:
+    """Refuse a mistyped loss or judge before anything heavy is imported; files of the user's may bring names of their own."""
+    from dpobench.evaluation.registry import judges
+    from dpobench.losses.registry import variants
+
+    if asked["plugins"] or asked["config"]:
+        return
+    for registry, names in ((variants, _list(asked["variant_names"])), (judges, _list(asked["judge"]))):
+        for name in names:
+            registry.require(name)
+
+
+@commands.command()
+@_with(_RUN_OPTIONS)
+@_with(_MACHINE_OPTIONS)
+@click.option("--dry-run", is_flag=True, help="Check names, settings, grids and plugins, and list the runs.")
+def run(
+    dry_run: bool, device: str | None, workers: int | None, threads: int | None, out: Path | None, **asked: Any
+) -> int:
+    """Train every variant over its grid, score the checkpoints, write the report. Again: only what is missing."""
+    _check_names(asked)
+    from dpobench.experiment import options
+    from dpobench.sweep import preview, run
+
+    console = _console()
+    experiment, warnings = options.experiment(
+        options.Asked(
+            variants=_list(asked["variant_names"]),
+            beta_grid=asked["beta_grid"],
+            grid=asked["grid"],
+            learning_rates=_numbers(asked["lr_grid"], "--lr-grid", float),
+            seeds=_numbers(asked["seeds"], "--seeds", int),
+            tasks=_list(asked["tasks"]),
+            objectives=asked["objectives"],
+            label_noise=_numbers(asked["label_noise"], "--label-noise", float),
+            train_size=_numbers(asked["train_size"], "--train-size", int),
+            reference_quality=_qualities(asked["reference_quality"]),
+            baselines=False if asked["no_baselines"] else None,
+            **{
+                name: asked[name]
+                for name in ("control", "preset", "model", "data_source", "heldout", "judge", "rounds", "checkpoints")
+            },
+            **{name: asked[name] for name in ("plugins", "config", "assignments")},
+        )
+    )
+    for warning in warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    if dry_run:
+        preview.dry_run(experiment, console)
+        return 0
+    where = run.machine(device, workers, threads)
+    return run.run(experiment, out or options.default_folder(experiment), where, console)
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the report of an experiment again, from its files alone."""
+    from dpobench.report.write import write_report
+
+    if not (folder / "plan.json").is_file():
+        raise UserError(f"{folder}: no plan.json, so no experiment; name the folder that `dpobench run --out` wrote")
+    click.echo(write_report(folder))
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """Say which runs of an experiment are done, missing or failed."""
+    from dpobench.sweep.status import summary
+
+    rows = summary(folder)
+    for run_id, state, reason in rows:
+        click.echo(f"{run_id}  {state}{f'  {reason}' if reason else ''}")
+    done = sum(state in ("done", "diverged") for _, state, _ in rows)
+    click.echo(f"{done} of {len(rows)} runs done")
+
+
+@commands.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="[NAME=]FOLDER[,FOLDER]...")
+@click.option("--reference", required=True, metavar="FOLDER|HUB", help="The policy they all started from.")
+@click.option("--data", "data_source", required=True, metavar="FILE|HUB", help="Held-out preference pairs.")
+@click.option("--control", metavar="NAME", help="Checkpoint the others are tested against (default: the first).")
+@click.option("--judge", metavar="NAME", help="Judge of the win-rate.")
+@click.option("--tasks", metavar="NAMES", help="lm-eval tasks.")
+@click.option("--objectives", multiple=True, metavar="NAME=VALUE,...", help="Several aims: judges or files of pairs.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with an evaluator or judge of yours.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. evaluation.draws=2.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of scores and report."
+)
+@_with(_MACHINE_OPTIONS)
+def evaluate(
+    checkpoints: tuple[str, ...], out: Path, device: str | None, workers: int | None, threads: int | None, **asked: Any
+) -> int:
+    """Score checkpoints trained elsewhere against their reference and write the same report. Again: only what is missing.
+
+    A checkpoint is a folder or hub name of a model or of a peft adapter, or a run of `dpobench run`. NAME=FOLDER,FOLDER enters
+    several seeds of one method, and so does a quoted pattern: NAME='FOLDER-*'.
+    """
+    from dpobench.experiment import options
+    from dpobench.sweep import external, run
+
+    wanted = {name: asked[name] for name in ("data_source", "judge", "control", "objectives", "plugins", "assignments")}
+    experiment = options.scoring(options.Asked(model=asked["reference"], tasks=_list(asked["tasks"]), **wanted))
+    where = run.machine(device, workers, threads)
+    return external.evaluate(checkpoints, experiment, out, where, _console())
+
+
+@commands.group(cls=Group, invoke_without_command=True)
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss of yours.")
+@click.pass_context
+def variants(ctx: click.Context, plugins: tuple[str, ...]) -> None:
+    """List the losses; `show`, `check` and `new` look closer."""
+    from dpobench.gallery import portrait
+
+    portrait.add(plugins)
+    if ctx.invoked_subcommand is None:
+        for line in portrait.listing():
+            click.echo(line)
+
+
+@variants.command()
+@click.argument("name", required=False)
+@click.option("--plot", is_flag=False, flag_value="", metavar="[FILE]",
+              help="Draw loss and pull against the margin: bare, in the terminal; or into a .svg, .png or .pdf.")  # fmt: skip
+def show(name: str | None, plot: str | None) -> None:
+    """Everything about one loss, or about a sum of them: show dpo:0.8+sft."""
+    from dpobench.gallery import portrait
+
+    if name is None and plot:
+        # The bare option stood before the name and took it for its value.
+        name, plot = plot, ""
+    if name is None:
+        raise UserError("variants show: no loss is named; `dpobench variants` lists them")
+    for line in portrait.portrait(name, plot):
+        click.echo(line)
+
+
+@variants.command(name="check")
+@click.argument("file", type=click.Path(path_type=Path))
+def check_file(file: Path) -> int:
+    """Try the laws on the losses of a file of yours."""
+    from dpobench.gallery import portrait
+
+    lines, passed = portrait.verdict(file)
+    for line in lines:
+        click.echo(line)
+    return 0 if passed else 2
+
+
+@variants.command()
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where to write it.")
+def new(name: str, folder: Path) -> None:
+    """Write a loss to start from, and a test for it."""
+    from dpobench.gallery import starter
+
+    for file in starter.write(name, folder):
+        click.echo(file)
+
+
+@commands.command()
+@click.option("--seeds", type=int, default=3, show_default=True, help="Trainings per variant.")
+@click.option(
+    "--prompts", type=int, default=500, show_default=True, help="Test prompts: the reported half of the held-out ones."
+)
+@click.option("--variants", type=int, default=2, show_default=True, help="Variants, the control among them.")
+@click.option("--effect", type=float, help="Difference that must not be missed; 3 points of win-rate are 0.03.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Take the spreads of a finished experiment.",
+)
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Level of all tests together.")
+def power(**asked: Any) -> None:
+    """Say before training which differences a design can detect."""
+    from dpobench.analysis import power as foresight
+
+    for line in foresight.lines(**asked):
+        click.echo(line)
+
+
+@commands.command()
+def doctor() -> int:
+    """Check this installation: versions, device, plugins, disk, offline mode."""
+    from dpobench.cli import doctor as clinic
+
+    lines, healthy = clinic.examine()
+    for line in lines:
+        click.echo(line)
+    return 0 if healthy else 2
+
+
+@commands.command()
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows as JSON, too.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions, the small model in float32 only.")
+@click.option("--sweep", "whole_sweep", is_flag=True, help="Compare twelve runs with as many of TRL's, too (minutes).")
+@click.option("--gpu", is_flag=True, help="On CUDA, with models of 0.5 and 7 billion weights.")
+@click.option("--data", multiple=True, metavar="FILE", help="Measure on the lengths of these preference pairs instead.")
+def bench(target: Path | None, quick: bool, whole_sweep: bool, gpu: bool, data: tuple[str, ...]) -> None:
+    """Measure our training step against TRL's on the same work, in this process (needs the extra `parity`)."""
+    from dpobench.bench import run as stopwatch
+
+    plan = stopwatch.GPU if gpu else stopwatch.QUICK if quick else stopwatch.FULL
+    for line in stopwatch.run(target, plan, data=data, whole_sweep=whole_sweep):
+        click.echo(line)

@@ -1,0 +1,75 @@
+"""The evaluators and the judges: how they are declared, and where they are found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpobench.plugins.registry import Function, Registry, declare
+
+
+def evaluator(
+    *,
+    metrics: Mapping[str, Any],
+    needs: Sequence[str] = (),
+    reference_only: bool = False,
+    within: bool = False,
+) -> Callable[[Function], Function]:
+    """Register an evaluator: `(checkpoint, held_out, **settings)` to a table of scores, one row per prompt and draw.
+
+    Args:
+        metrics: name of each metric to its `Metric` (unit, direction, role); "*" stands for names known only at run time.
+        needs: what must be there: "judge", "pairs", "pool", "tasks", "objectives"; "unaltered" for answers that follow the policy's
+            own distribution, drawn where those to be compared do not. An evaluator whose needs are not met is left out, and the
+            report says so.
+        reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.
+        within: whether it scores checkpoints within a training, too; of these there are many.
+    """
+    declared = {"metrics": dict(metrics), "needs": tuple(needs), "reference_only": reference_only, "within": within}
+    return declare("evaluator", declared)
+
+
+def judge(
+    *,
+    pointwise: bool,
+    needs: Sequence[str] = (),
+    check: Callable[..., None] | None = None,
+    estimate: Callable[..., object] | None = None,
+    idle: Sequence[str] = (),
+) -> Callable[[Function], Function]:
+    """Register a judge.
+
+    A pointwise judge maps `(prompts, completions, **settings)` to a table with a row per answer: `score`, NaN for no verdict,
+    and further numbers it consists of. Any other maps `(prompts, first, second, **settings)` to a table with a row per
+    comparison as shown in that order: `p_first`, the probability in [0, 1] that the first is better, NaN for no verdict;
+    `verdict`, one of first, second, tie, unparsable, error; `raw`, the reply; `tokens`; `latency` in seconds; `cost`.
+    It is asked in both orders, and once more where a verdict is missing; replies are its own to keep, see `judge_cache`.
+
+    Args:
+        pointwise: true if the function maps prompts and completions to scores, false if it compares two completions.
+        needs: what must be there, as for an evaluator.
+        check: `(**settings)`, called once before anything is computed; raises `UserError` where the judge cannot be asked.
+        estimate: `(comparisons, prompt_tokens, answer_tokens, **settings)` to what so many comparisons would cost, in a line.
+        idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
+            scores nothing anew.
+    """
+    declared = {
+        "pointwise": pointwise,
+        "needs": tuple(needs),
+        "check": check,
+        "estimate": estimate,
+        "idle": tuple(idle),
+    }
+    return declare("judge", declared)
+
+
+@dataclass
+class JudgeRegistry(Registry):
+    """The judges, some of which compare two answers."""
+
+    def positional(self, declared: Mapping[str, Any]) -> int:
+        """Prompts and completions, or prompts and two completions each."""
+        return 2 if declared["pointwise"] else 3
+
+
+evaluators = Registry("evaluator", "dpobench.evals", evaluator)
+judges = JudgeRegistry("judge", "dpobench.evals.judges", judge)

@@ -1,0 +1,200 @@
+"""Scoring a checkpoint: draw answers once, then ask every evaluator for its rows."""
+
+import random
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dpobench.artifacts import scores
+from dpobench.artifacts.files import digest, file_hash, read_json, write_bytes, write_json
+from dpobench.data.prompts import PROMPTS, Prompt, read_prompts
+from dpobench.data.tokens import read_pairs
+from dpobench.evaluation.heldout import HeldOut, Once
+from dpobench.evaluation.objectives import objective_inputs
+from dpobench.evaluation.plan import (
+    HELDOUT,
+    OWN_DISTRIBUTION,
+    POOL,
+    SAMPLES,
+    UNALTERED,
+    Plan,
+    content_hashes,
+    scores_reference_only,
+)
+from dpobench.evaluation.settings import Evaluation
+from dpobench.models.checkpoint import Checkpoint, model_hash
+from dpobench.models.generate import Sampling, sample
+
+
+def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluation, planned: Plan, *,
+          seed: int = 0, progress: Callable[[str], None] = lambda name: None) -> None:  # fmt: skip
+    """Write a checkpoint's samples and scores into its folder; what is there under the same settings is kept.
+
+    Args:
+        checkpoint: what to score.
+        folder: its run folder, or the held-out folder itself for the reference.
+        heldout: folder with prompts, held-out pairs and the reference's samples.
+        settings: sampling and limits.
+        planned: evaluators and judge.
+        seed: the run's seed, mixed into the draws.
+        progress: called with the name of each part as it begins.
+    """
+    key = {"heldout": planned.heldout, "seed": seed}
+    if _stamp(folder) != key:
+        for name in (SAMPLES, UNALTERED):
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / "samples.json", key)
+    prompts = read_prompts(heldout)
+    if not (folder / SAMPLES).is_file():
+        progress("sampling")
+        _draw(checkpoint, prompts, settings.sampling, seed, folder / SAMPLES)
+    if any(OWN_DISTRIBUTION in plugin.declared["needs"] for plugin, _ in planned.chosen):
+        _draw_unaltered(checkpoint, folder, prompts, settings, key, progress)
+    if folder == heldout:
+        _draw_pool(checkpoint, folder, prompts, settings, key, progress)
+    held_out = _held_out(folder, heldout, prompts, settings, planned, once_for(checkpoint, heldout, planned))
+    for plugin, arguments in planned.chosen:
+        if scores_reference_only(plugin) and folder != heldout:
+            continue
+        told = key | planned.told(plugin, arguments)
+        if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == told:
+            continue
+        progress(plugin.name)
+        with _own_random_state(seed):
+            frame = plugin.function(checkpoint, held_out, **arguments)
+        scores.check(frame, plugin.declared["metrics"], plugin.name)
+        scores.write(folder, plugin.name, frame, plugin.declared["metrics"], told)
+
+
+def _stamp(folder: Path, name: str = "samples.json") -> Any:
+    return read_json(folder / name) if (folder / name).is_file() else None
+
+
+def _draw(checkpoint: Checkpoint, prompts: Sequence[Prompt], how: Sampling, seed: int, file: Path) -> None:
+    """Draw a policy's answers into a file; the random state of whoever asks stays as it was."""
+    with _own_random_state(0):
+        drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, seed)
+    write_bytes(file, drawn.to_parquet(index=False))
+
+
+def _draw_unaltered(
+    checkpoint: Checkpoint,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    key: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Answers of the model's own distribution, where those to be compared are drawn from another."""
+    if settings.sampling.is_policy or (folder / UNALTERED).is_file():
+        return
+    progress("sampling at temperature 1")
+    how = replace(settings.sampling, temperature=1.0, top_p=1.0, top_k=0)
+    _draw(checkpoint, prompts, how, key["seed"], folder / UNALTERED)
+
+
+def _draw_pool(
+    checkpoint: Checkpoint,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    key: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Further answers of the reference, from a stream of their own."""
+    asked = {**key, "pool": settings.pool}
+    if _stamp(folder, "pool.json") == asked and (folder / POOL).is_file() == (settings.pool > 0):
+        return
+    (folder / POOL).unlink(missing_ok=True)
+    if settings.pool > 0:
+        progress("further answers")
+        how = replace(settings.sampling, draws=settings.pool)
+        _draw(checkpoint, prompts, how, key["seed"] + 1, folder / POOL)
+    write_json(folder / "pool.json", asked)
+
+
+def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:
+    """What remembers for all checkpoints that this process scores on the same inputs, in the same arithmetic.
+
+    Args:
+        checkpoint: what is scored; its reference, device and precision count, its policy does not.
+        heldout: folder of the held-out inputs; the content of its files counts, its place does not.
+        planned: the judge.
+    """
+    files = [file for name in (PROMPTS, HELDOUT, SAMPLES, UNALTERED, POOL) if (file := heldout / name).is_file()]
+    content = [(file.name, file_hash(file)) for file in files]
+    reference = checkpoint.reference_hash or model_hash(checkpoint.reference_folder)
+    how = (checkpoint.device, checkpoint.precision, torch.get_num_threads())
+    return partial(_once, _kept(digest(content, reference, how, planned.needs.get("judge"))))
+
+
+@lru_cache(maxsize=1)
+def _kept(key: str) -> dict[Hashable, Any]:
+    """What is known of one content key; the last one only."""
+    return {}
+
+
+def _once(kept: dict[Hashable, Any], what: Hashable, compute: Callable[[], Any]) -> Any:
+    if what not in kept:
+        # The seed of no run: what is kept must not depend on which run came first.
+        with _own_random_state(0):
+            kept[what] = compute()
+    return kept[what]
+
+
+def _held_out(
+    folder: Path, heldout: Path, prompts: Sequence[Prompt], settings: Evaluation, planned: Plan, once: Once
+) -> HeldOut:
+    file = heldout / HELDOUT
+    pairs = once(file.name, lambda: read_pairs(file)) if file.is_file() else []
+    own = pd.read_parquet(folder / SAMPLES)
+    reference = own if folder == heldout else pd.read_parquet(heldout / SAMPLES)
+    held_out = HeldOut(
+        prompts=prompts,
+        samples=own,
+        reference_samples=reference,
+        pairs=pairs,
+        tasks=settings.tasks,
+        task_folders=tuple(Path(name) for name in settings.task_folders),
+        sampling=settings.sampling,
+        once=once,
+        opponents=planned.opponents,
+        objectives=objective_inputs(heldout, planned.objectives, settings, content_hashes, once),
+        keep=partial(_keep, folder),
+    )
+    if not settings.sampling.is_policy and (folder / UNALTERED).is_file():
+        own, reference = (pd.read_parquet(place / UNALTERED) for place in (folder, heldout))
+        held_out = replace(held_out, unaltered=(own, reference))
+    if (heldout / POOL).is_file():
+        held_out = replace(held_out, pool=once(POOL, lambda: pd.read_parquet(heldout / POOL)))
+    if planned.judge is None:
+        return held_out
+    plugin, arguments = planned.judge
+    asked = partial(plugin.function, **arguments)
+    return replace(held_out, judge=asked) if plugin.declared["pointwise"] else replace(held_out, pairwise=asked)
+
+
+def _keep(folder: Path, name: str, frame: pd.DataFrame) -> None:
+    write_bytes(folder / f"{name}.parquet", frame.to_parquet(index=False))
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """Seed every generator for a block and put the old states back."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

@@ -1,0 +1,3 @@
+"""Portraits of losses: the list, curves, plots, and a file to start from."""
+
+__all__ = ["portrait", "starter"]

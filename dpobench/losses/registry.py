@@ -1,0 +1,112 @@
+"""The losses: how they are declared, and where they are found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpobench.losses.mixture import is_mixture, mixture
+from dpobench.losses.variant import Gradient, Unit, Variant
+from dpobench.plugins.plugin import Plugin
+from dpobench.plugins.registry import Function, Registry, declare
+
+
+def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
+    *,
+    source: str,
+    beta_grid: Sequence[float],
+    strength: str = "beta",
+    unit: Unit = "nat",
+    gradient: Gradient = "monotone",
+    reference: bool = True,
+    couples_batch: bool = False,
+    stops_gradient: bool = False,
+    states_probability: bool = False,
+    needs: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    running: tuple[Callable[[], Mapping[str, float]], Callable[..., Mapping[str, Any]]] | None = None,
+    start: float | Callable[..., float] | None = None,
+    grids: Mapping[str, Sequence[float]] | None = None,
+    bounds: Mapping[str, str] | None = None,
+    baseline: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a preference loss under the name of the decorated function.
+
+    The function maps `Pairs` and keyword-only hyper-parameters to one loss per pair, or to an `Objective`. What is declared
+    here is verified by `dpobench.testing`, not trusted.
+
+    Args:
+        source: paper and equation, or "as implemented by ...".
+        beta_grid: the loss's own grid over its strength, in its own unit.
+        strength: name of the hyper-parameter that sets the strength.
+        unit: what one unit of the strength means; see `UNITS`.
+        gradient: "monotone" never pushes the chosen down or the rejected up; "target" reverses past a finite margin;
+            "free" promises neither.
+        reference: whether the value depends on the reference.
+        couples_batch: whether the loss of a pair depends on the other pairs.
+        stops_gradient: whether the method holds a part of its formula constant, so that the gradient is not the value's slope.
+        states_probability: whether sigmoid(beta x margin) is the loss's probability of the label; reports then calibrate it.
+        needs: what is computed for this loss beyond log-probabilities; the names of `dpobench.losses.quantities`.
+        columns: numeric columns of the data set that the loss reads, with the interval of their values.
+        running: statistics that outlive a step, as `(init, update)`: `init()` gives each its first value, and
+            `update(pairs, statistics, **hyper-parameters it names)` its next, from the global batch and before the loss.
+        start: loss per pair at policy = reference, a number or a function of hyper-parameters.
+        grids: grids of further hyper-parameters.
+        bounds: intervals of hyper-parameters; the strength is in "(0, inf)" unless said otherwise.
+        baseline: whether the loss learns from the chosen answers alone. It is then trained beside every comparison, at its defaults,
+            to show what comparing answers adds.
+    """
+    declared: dict[str, Any] = {"source": source, "strength": strength, "unit": unit, "gradient": gradient}
+    declared |= {"reference": reference, "couples_batch": couples_batch, "stops_gradient": stops_gradient}
+    declared |= {
+        "states_probability": states_probability,
+        "baseline": baseline,
+        "beta_grid": tuple(beta_grid),
+        "needs": tuple(needs),
+        "columns": dict(columns or {}),
+        "running": running,
+        "start": start,
+        "grids": {strength: tuple(beta_grid), **(grids or {})},
+        "bounds": {strength: "(0, inf)", **(bounds or {})},
+    }
+    return declare("variant", declared)
+
+
+@dataclass
+class LossRegistry(Registry):
+    """The losses, and sums of them by name, such as `dpo:0.8+sft:0.2`."""
+
+    kind: str = "variant"
+    package: str = "dpobench.variants"
+    declaration: Callable[..., Any] = loss
+
+    def build(self, name: str, function: Callable[..., Any], declared: Mapping[str, Any], file: Path) -> Plugin:
+        """A loss."""
+        return Variant(self.kind, name, function, declared, file)
+
+    def positional(self, declared: Mapping[str, Any]) -> int:
+        """The pairs."""
+        return 1
+
+    def get(self, name: str) -> Any:
+        """Load a loss, or a sum of them.
+
+        Raises:
+            UnknownName: nobody registered the name.
+            PluginRefused: its file does not import, or does not define it.
+        """
+        if name not in self._loaded and is_mixture(name):
+            self._loaded[name] = mixture(name, self.get)
+        return super().get(name)
+
+    def require(self, name: str) -> None:
+        """Refuse a name that nobody registered; nothing is imported. A sum's is not looked into.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        if not is_mixture(name):
+            super().require(name)
+
+
+variants = LossRegistry()

@@ -1,0 +1,3 @@
+"""Finding plugins of any kind and checking what they declare."""
+
+__all__ = ["plugin", "registry"]

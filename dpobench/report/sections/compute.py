@@ -1,0 +1,97 @@
+"""What the runs cost: time, passes, memory, and what an hour bought."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpobench.analysis.findings import Findings, put
+from dpobench.analysis.results import REFERENCE, Run
+from dpobench.report.table import Column, Table
+from dpobench.stats.crossed import Estimate
+
+
+def compute(f: Findings) -> Table:
+    """Where the time went, per variant."""
+    rows = []
+    for variant in f.variants:
+        done = [run for c in f.configurations if c.variant == variant for run in c.done]
+        seconds = {
+            s: sum(float((r.fields.get("seconds") or {}).get(s, 0)) for r in done)
+            for s in ("train", "sampling", "evaluate")
+        }
+        tokens = sum(int(r.fields.get("tokens") or 0) for r in done)
+        row: dict[str, Any] = {
+            "variant": variant,
+            "runs_done": len(done),
+            "steps": sum(int(r.fields.get("steps") or 0) for r in done),
+        }
+        row |= {f"{stage}_seconds": value for stage, value in seconds.items()}
+        row |= {"tokens": tokens, "tokens_per_second": tokens / seconds["train"] if seconds["train"] else None}
+        row |= _passes(done)
+        put(row, "gain_per_hour", _gain_per_hour(f, variant))
+        rows.append(row)
+    columns = [
+        Column("Variant", "variant"),
+        Column("Finished runs", "runs_done", 0),
+        Column("Training, s", "train_seconds", 1),
+        Column("Sampling, s", "sampling_seconds", 1),
+        Column("Scoring, s", "evaluate_seconds", 1),
+        Column("Tokens/s", "tokens_per_second", 0),
+        Column("Forward passes a pair", "forwards", 2),
+        Column("Backward passes a pair", "backwards", 2),
+        Column("Peak memory, MB", "peak_megabytes", 0),
+        Column(
+            f"{f.results.heading(f.ranking or '')} gained per {_hour(f)} of training",
+            "gain_per_hour",
+            1,
+            interval=True,
+            signed=True,
+        ),
+    ]
+    note = (
+        "Sums over the finished runs of a variant. Passes per pair and step, policy and live reference together; log-probabilities of the "
+        "reference that are computed once for all variants are not counted. Peak memory: the largest of any run, while it trained; on a "
+        "CPU the whole process, on a GPU what its allocator gave out. Gain: the selected cell's difference to the reference over the mean "
+        "training time of its runs; it says what a short training bought, not what a longer one would."
+    )
+    title = "Compute: sums over the finished runs of a variant"
+    return Table("compute", title, pd.DataFrame(rows, dtype=object), columns, note)
+
+
+def _passes(runs: Sequence[Run]) -> dict[str, Any]:
+    """Passes per pair and step, and the highest peak, of the runs that tell them."""
+    costs = [(run.fields["cost"], run.fields) for run in runs if run.fields.get("cost")]
+    pairs = sum(int(fields.get("steps") or 0) * int(fields["recipe"]["batch"]) for _, fields in costs)
+    peaks = [cost["peak_bytes"] for cost, _ in costs if cost.get("peak_bytes")]
+    found = {
+        name: sum(cost[name] for cost, _ in costs) / pairs if pairs else None for name in ("forwards", "backwards")
+    }
+    return found | {"peak_megabytes": max(peaks) / 1e6 if peaks else None}
+
+
+def _hour(f: Findings) -> str:
+    """What an hour is paid for: a core, or a GPU."""
+    devices = {str((run.fields.get("provenance") or {}).get("device", "cpu")) for run in f.results.runs}
+    return "CPU core-hour" if devices <= {"cpu"} else "GPU-hour"
+
+
+def _gain_per_hour(f: Findings, variant: str) -> Estimate | None:
+    """Ranking metric gained over the reference in an hour of one core or GPU, at the selected strength."""
+    c = f.chosen.get(variant)
+    gain = f.difference(c.ids, [REFERENCE]) if c else None
+    if c is None or gain is None:
+        return None
+    hours = []
+    for run in c.done:
+        made = run.fields.get("provenance") or {}
+        width = int(made.get("world_size") or 1) * (
+            int(made.get("threads") or 1) if made.get("device", "cpu") == "cpu" else 1
+        )
+        hours.append(width * float((run.fields.get("seconds") or {}).get("train", 0)) / 3600)
+    mean = float(np.mean(hours))
+    if mean <= 0:
+        return None
+    return replace(gain, value=gain.value / mean, low=gain.low / mean, high=gain.high / mean, se=gain.se / mean)

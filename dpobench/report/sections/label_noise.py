@@ -1,0 +1,10 @@
+"""What becomes of each variant where training labels are turned round."""
+
+from dpobench.analysis.findings import Findings
+from dpobench.report.section import Topic
+from dpobench.report.sections.studies import section
+
+
+def topic(f: Findings) -> Topic | None:
+    """The section; None without this study."""
+    return section(f, "label_noise")

@@ -1,0 +1,145 @@
+"""Numerical trouble inside training, and how far seeds lie apart."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpobench.analysis.findings import TEST, Configuration, Findings
+from dpobench.report.section import Topic
+from dpobench.report.sections.training_dynamics import MARGIN, SATURATED, counted
+from dpobench.report.table import Column, Table
+from dpobench.stats.reliability import spread_between
+
+NORM = "gradient_norm"
+# A step whose gradient is so many times the median of its run is called a spike.
+SPIKE = 5.0
+# Shares of the steps above and below which a training is called clipped throughout, or hardly.
+OFTEN, SELDOM = 0.9, 0.5
+
+
+def topic(f: Findings) -> Topic | None:
+    """The section, where there are training logs."""
+    tables = [numerical(f), spread(f)]
+    if not any(len(table.frame) for table in tables):
+        return None
+    broken = sum(c.count("diverged") for c in f.configurations)
+    said = [f"{broken} of {len(f.results.runs)} trainings stopped at a loss or gradient that was not finite."]
+    return Topic("numbers", "Numerical trouble, and spread between seeds", tables, said, notes=_unlike(f))
+
+
+def _unlike(f: Findings) -> list[str]:
+    """That the steps of some candidates were set by the clip and those of others were not."""
+    shares = {v: _gradients(c).get("clipped") for v, c in f.chosen.items() if v in f.candidates}
+    always = [v for v, share in shares.items() if share is not None and share > OFTEN]
+    rarely = [v for v, share in shares.items() if share is not None and share < SELDOM]
+    if not always or not rarely:
+        return []
+    return [
+        f"Gradients were clipped in nearly every step of {', '.join(always)} and seldom for {', '.join(rarely)}: these did not take "
+        "steps of one kind, and a learning rate of its own may serve each better (--lr-grid)."
+    ]
+
+
+def numerical(f: Findings) -> Table:
+    """Gradients before clipping, largest margins, the checks of every run, per cell."""
+    rows = []
+    for c in f.configurations:
+        logs = [run.log for run in c.runs if len(run.log)]
+        if not logs:
+            continue
+        row: dict[str, Any] = {
+            "variant": c.variant,
+            "beta": c.beta,
+            "learning_rate": c.learning_rate,
+            "runs": len(logs),
+        }
+        row |= _gradients(c) | {"largest_margin": _largest_margin(f, c)}
+        checks = [run.fields.get("checks") or {} for run in c.runs]
+        row["start_gap"] = max((abs(x["start_loss"] - x["start_declared"]) for x in checks if _known(x)), default=None)
+        row["reload_difference"] = max((x["reload_max_difference"] for x in checks if x.get("reload_max_difference") is not None), default=None)  # fmt: skip  # noqa: E501
+        row["not_finite"] = c.count("diverged")
+        row["trouble"] = "; ".join(text for text in (*_flags(c), c.reasons) if text)
+        rows.append(row | {"selected": f.chosen.get(c.variant) == c})
+    columns = [
+        Column("Variant", "variant"),
+        Column("β", "beta"),
+        Column("Runs", "runs", 0),
+        Column("Gradient norm, median", "norm_median", 2),
+        Column("99 %", "norm_high", 2),
+        Column("largest", "norm_largest", 2),
+        Column("Steps clipped", "clipped", 2),
+        Column("Spikes", "spikes", 0),
+        Column("Largest margin, nats", "largest_margin", 1),
+        Column("Start loss off by", "start_gap", 6),
+        Column("Reload differs by", "reload_difference", 6),
+        Column("Trouble", "trouble"),
+    ]
+    columns, size = counted(rows, columns, {"runs": "runs a cell"})
+    note = size + (
+        "Norms before clipping, all steps of all runs of a cell; a spike is a step above "
+        f"{SPIKE:g} times the median of its run. Largest margin: of any held-out pair, either sign. Start loss: from what the loss "
+        "declares where the policy is the reference. Counts and extremes of these runs, no estimates."
+    )
+    title, marked = "Numerical trouble", "selected" if rows else ""
+    return Table("numerical", title, pd.DataFrame(rows, dtype=object), columns, note, marked=marked)
+
+
+def _flags(c: Configuration) -> list[str]:
+    """What the trainings of a cell say of themselves, and of how many of them where not of all."""
+    told = Counter(str(flag) for run in c.runs for flag in run.fields.get("flags") or ())
+    return [
+        flag if count == len(c.runs) else f"{flag} ({count} of {len(c.runs)} runs)"
+        for flag, count in sorted(told.items())
+    ]
+
+
+def _gradients(c: Configuration) -> dict[str, Any]:
+    clip = (c.runs[0].fields.get("recipe") or {}).get("clip")
+    norms = [run.log[NORM].astype(float).to_numpy() for run in c.runs if NORM in run.log]
+    finite = [norm[np.isfinite(norm)] for norm in norms]
+    steps = np.concatenate(finite) if finite else np.empty(0)
+    if not len(steps):
+        return {}
+    spikes = sum(int((norm > SPIKE * np.median(norm)).sum()) for norm in finite if len(norm))
+    found = {"norm_median": float(np.median(steps)), "norm_high": float(np.quantile(steps, 0.99))}
+    found |= {"norm_largest": float(steps.max()), "spikes": spikes}
+    return found | ({"clipped": float(np.mean([(norm > clip).mean() for norm in norms]))} if clip else {})
+
+
+def _known(checks: dict[str, Any]) -> bool:
+    return checks.get("start_loss") is not None and checks.get("start_declared") is not None
+
+
+def _largest_margin(f: Findings, c: Configuration) -> float | None:
+    scores = f.results.scores
+    found = scores[(scores["metric"] == MARGIN) & scores["run"].isin(c.ids)]["value"]
+    return float(found.abs().max()) if len(found) else None
+
+
+def spread(f: Findings) -> Table:
+    """Standard deviation between seeds of what the report compares, selected cells."""
+    metrics = list(dict.fromkeys(m for m in (f.ranking, f.preference, f.distance, f.length, SATURATED) if m))
+    rows = []
+    for variant, c in f.chosen.items():
+        row: dict[str, Any] = {"variant": variant, "beta": c.beta, "seeds": len(c.done)}
+        for metric in metrics if len(c.done) > 1 else ():
+            table = f.results.table(metric, c.ids, None, TEST)
+            if table.shape[1] > 1:
+                found = spread_between(table.to_numpy(dtype=float).mean(1))
+                row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
+        if any(metric in row for metric in metrics):
+            rows.append(row)
+    columns = [Column("Variant", "variant"), Column("β", "beta")]
+    for metric in metrics:
+        known = f.results.metrics.get(metric)
+        unit = f", {known.unit}" if known and known.unit != "share" else ""
+        columns.append(Column(f"{f.results.heading(metric)}{unit}", metric, 3, interval=True))
+    columns, size = counted(rows, [*columns, Column("Seeds", "seeds", 0)], {"seeds": "seeds"})
+    note = size + (
+        "Standard deviation between the seeds' means over test prompts; answers are drawn anew for each seed, and their chance is in it. "
+        "Interval from chi-squared, seeds taken as normal: few seeds say little about their own spread, and that is why a difference "
+        "between methods needs several."
+    )
+    return Table("seed_spread", "Spread between seeds", pd.DataFrame(rows, dtype=object), columns, note)

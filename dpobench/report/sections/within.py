@@ -1,0 +1,217 @@
+"""What the training's end has over its checkpoints: over-optimisation along the steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpobench.analysis.findings import SELECTION, TEST, Configuration, Findings, put
+from dpobench.analysis.points import Point, earlier, end
+from dpobench.analysis.results import REFERENCE
+from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.section import Topic
+from dpobench.report.sections.optimisation import GOLD, LOG_RATIO, listed, over_reference
+from dpobench.report.sections.training_dynamics import counted
+from dpobench.report.table import Column, Table, interval
+from dpobench.stats.crossed import Estimate, crossed_mean, share_difference
+
+_CAPTION = "Left: the way of every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
+
+
+def topic(f: Findings) -> Topic | None:
+    """The section, where checkpoints within trainings were scored."""
+    cells = [c for c in f.configurations if c.done and earlier(f, c)]
+    if not cells or f.ranking is None:
+        return None
+    selected = [c for c in cells if f.chosen.get(c.variant) == c]
+    tables = [
+        _table(f, selected, "within", "Along the training: selected cells"),
+        _table(f, cells, "within_cells", "Along the training: every cell"),
+    ]
+    return Topic("within", "Along the training", tables, _said(f, cells), {"within": (_CAPTION, _figure(f, cells))})
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint within the trainings of a cell.
+
+    Args:
+        point: the one that all trainings together pick, by the ranking metric on the selection prompts.
+        of: for each training, by seed, the one that the others pick; its own where there is one training.
+    """
+
+    point: Point
+    of: Sequence[Point]
+
+
+def best_earlier(f: Findings, cell: Configuration) -> Best | None:
+    """Pick a checkpoint of a cell; None where none was scored.
+
+    One that a training picks by its own luck flatters it, on whatever prompts it is then read: so each is read at the choice of the
+    others.
+    """
+    sign = -1.0 if f.direction == "lower" else 1.0
+    ways = earlier(f, cell)
+    tables = [p.findings.results.table(f.ranking or "", list(p.ids), None, SELECTION) for p in ways]
+    known = [
+        (p, sign * table.to_numpy(dtype=float).mean(1)) for p, table in zip(ways, tables, strict=True) if table.size
+    ]
+    if not known:
+        return None
+    seen = np.stack([means for _, means in known])
+    others = seen if seen.shape[1] == 1 else seen.sum(1, keepdims=True) - seen
+    return Best(known[int(seen.sum(1).argmax())][0], [known[place][0] for place in others.argmax(0)])
+
+
+def gained(f: Findings, cell: Configuration, then: Sequence[Point], metric: str | None) -> Estimate | None:
+    """The end of a cell's trainings less a checkpoint within each, on the test prompts all have.
+
+    Args:
+        f: the findings.
+        cell: whose trainings.
+        then: for each of them, by seed, where it is compared with its end.
+        metric: of the difference.
+    """
+    if metric is None:
+        return None
+    now = f.results.table(metric, cell.ids, None, TEST)
+    was = [p.findings.results.table(metric, [p.ids[place]], None, TEST) for place, p in enumerate(then)]
+    shared = [prompt for prompt in now.columns if all(prompt in table.columns for table in was)]
+    if len(shared) < 2:
+        return None
+    # A seed's end and its checkpoint are one training: their difference has one spread between seeds.
+    base = np.concatenate([table[shared].to_numpy(dtype=float) for table in was])
+    found = crossed_mean([now[shared].to_numpy(dtype=float) - base])
+    return share_difference(found) if f.results.metrics[metric].unit == "share" else found
+
+
+def _said(f: Findings, cells: Sequence[Configuration]) -> list[str]:
+    sign, count, better, gaps = -1.0 if f.direction == "lower" else 1.0, 0, [], []
+    for cell in cells:
+        best = best_earlier(f, cell)
+        lost = gained(f, cell, best.of, f.ranking) if best else None
+        if best is None or lost is None:
+            continue
+        count, name = count + 1, f"{cell.variant} at β {best.point.label}"
+        if sign * lost.value < 0 and lost.low * lost.high > 0:
+            better.append(f"{name} ({interval(lost.value, lost.low, lost.high, 3, signed=True)} by the end)")
+        farther, paid = gained(f, cell, best.of, LOG_RATIO), gained(f, cell, best.of, GOLD)
+        if farther is not None and paid is not None and farther.low > 0 and paid.high < 0:
+            gaps.append(name)
+    return [*_better(f, count, better), *_gaps(gaps)] if count else []
+
+
+def _better(f: Findings, count: int, better: Sequence[str]) -> list[str]:
+    metric = f.results.label(f.ranking or "")
+    alone = all(len(c.done) == 1 for c in f.configurations if c.done)
+    whose = "With one seed this is said of these trainings, not of the methods. " if alone else ""
+    if not better:
+        return [f"No cell of {count} is shown to have had a better {metric} before its end than at it. {whose}".strip()]
+    return [
+        f"Of {count} cells, {len(better)} had a better {metric} before the end than at it: {listed(better, 6)}. Checkpoints are picked on "
+        "the selection prompts, for each training by the others, and read on the test prompts; intervals are not adjusted for the "
+        f"number of cells. {whose}".strip()
+    ]
+
+
+def _gaps(gaps: Sequence[str]) -> list[str]:
+    if not gaps:
+        return []
+    return [
+        f"From the checkpoint named to the end, the policy's own reward rose while the judge's fell: {listed(gaps, 6)}. That is "
+        "over-optimisation within a training, both intervals clear of zero and not adjusted. Whether a shorter training would do better "
+        "was not tried."
+    ]
+
+
+def _table(f: Findings, cells: Sequence[Configuration], name: str, title: str) -> Table:
+    rows = [_row(f, point) for cell in cells for point in [*earlier(f, cell), end(f, cell)]]
+    columns = [
+        Column("Variant", "variant"),
+        Column("β", "beta"),
+        Column("Steps", "taken", 0),
+        Column(f.results.heading(f.ranking or ""), "ranking", 2, interval=True),
+        Column("End less this", "gained", 3, interval=True, signed=True),
+        Column(f.results.heading(f.distance or ""), "distance", 2, interval=True),
+        Column("Log-ratio of own answers, nats", "log_ratio", 2, interval=True),
+        Column("Judge's reward", "reward", 3, interval=True),
+        Column(f.results.heading(f.length or ""), "length", 1, interval=True),
+        Column("Prompts", "n_prompts", 0),
+        Column("Seeds", "seeds", 0),
+    ]
+    shown, size = counted(rows, columns, {"n_prompts": "test prompts", "seeds": "seeds"})
+    note = size + (
+        "Checkpoints are kept as the training passes them, under the learning rate it had there: one that ended there would have let it "
+        "run down first. The log-ratio of an answer that the policy drew is its implicit reward over β."
+    )
+    return Table(name, title, pd.DataFrame(rows, dtype=object), shown, note, marked="at_end" if rows else "",
+                 hidden=("at_end",))  # fmt: skip
+
+
+def _row(f: Findings, point: Point) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": point.cell.variant, "beta": f.label(point.cell)}
+    row |= {"taken": point.steps if point.step is None else point.step, "at_end": point.step is None}
+    found = point.findings.estimate(point.ids, f.ranking)
+    put(row, "ranking", found)
+    before = [point] * len(point.ids)
+    put(row, "gained", gained(f, point.cell, before, f.ranking) if point.step is not None else None)
+    for name, metric in (("distance", f.distance), ("log_ratio", LOG_RATIO), ("reward", GOLD), ("length", f.length)):
+        put(row, name, point.findings.estimate(point.ids, metric))
+    return row | {"n_prompts": found.n_prompts if found else 0, "seeds": len(point.ids)}
+
+
+def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
+    figure, (path, along) = canvas(2, 1, 8.2, 3.6)
+    shown: list[float] = []
+    for cell in cells:
+        ways = [*earlier(f, cell), end(f, cell)]
+        style, selected = look(f, cell.variant), f.chosen.get(cell.variant) == cell
+        strength = {"lw": 1.6, "alpha": 0.95} if selected else {"lw": 0.7, "alpha": 0.35}
+        label = entry(f, cell.variant) if selected else "_nolegend_"
+        shown += _path(f, path, ways, style | strength | {"label": label}, selected)
+        _along(f, along, ways, style | strength, selected)
+    base = f.estimate([REFERENCE], f.ranking)
+    if base is not None:
+        path.axhline(base.value, color=GREY, lw=1.2, label=REFERENCE, zorder=1)
+    if shown:
+        path.set_xscale("log")
+        log_axis(path.xaxis, shown)
+    path.set_xlabel(plain(f.results.label(f.distance or "")))
+    path.set_ylabel(plain(f.results.label(f.ranking or "")))
+    along.axhline(0, color=GREY, lw=1.2, zorder=1)
+    along.set_xlabel("share of the training")
+    along.set_ylabel(f"{plain(f.results.label(_paid(f)))} less the reference's")
+    legend(figure, path)
+    return figure
+
+
+def _path(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> list[float]:
+    """Draw value against distance; returns the distances."""
+    found = [[p.findings.estimate(p.ids, metric) for metric in (f.distance, f.ranking)] for p in ways]
+    at = [(x.value, y.value) for x, y in found if x is not None and y is not None and x.value > 0]
+    if at:
+        axis.plot(*zip(*at, strict=True), **(style | {"marker": ""}))
+        sizes = {"ms": 6.5 if selected else 3, "ls": "", "label": "_nolegend_"}
+        axis.plot(*at[-1], **(style | sizes))
+    return [x for x, _ in at]
+
+
+def _paid(f: Findings) -> str:
+    return GOLD if f.results.groups(GOLD) else f.ranking or ""
+
+
+def _along(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> None:
+    shares, found = [0.0], [(0.0, 0.0, 0.0)]
+    for point in ways:
+        one = over_reference(point.findings, point.ids, _paid(f))
+        if one is not None:
+            shares.append(1.0 if point.step is None else point.step / point.steps)
+            found.append((one.value, one.low, one.high))
+    value, low, high = np.array(found).T
+    axis.plot(shares, value, **(style | {"ms": 4 if selected else 0}))
+    if selected:
+        axis.fill_between(shares, low, high, color=style["color"], alpha=0.13, lw=0)

@@ -1,0 +1,54 @@
+"""The report: a pure function of an experiment's folder, in HTML, Markdown, CSV, LaTeX, SVG and PNG."""
+
+from pathlib import Path
+
+from dpobench.artifacts.files import building, write_bytes
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of an experiment; what was there before is replaced at once, or not at all.
+
+    Args:
+        folder: what `dpobench run --out` was given.
+
+    Returns: the path of `report/report.html`.
+
+    Raises:
+        UserError: the folder holds no experiment.
+        Damaged: one of its files cannot be read.
+    """
+    # Drawing and statistics are imported when a report is written: `dpobench --help` needs neither.
+    from dpobench.analysis.findings import read
+    from dpobench.analysis.results import load
+    from dpobench.report import figures, page, words
+    from dpobench.report.sections import leaderboard, topics, training_dynamics
+
+    findings = read(load(folder))
+    made = [leaderboard.leaderboard(findings), leaderboard.grid(findings), leaderboard.benchmarks(findings)]
+    made += [leaderboard.compute(findings), leaderboard.trials(findings), *training_dynamics.diagnostics(findings)]
+    with figures.drawing():
+        sections = topics(findings)
+    made += [table for section in sections for table in section.tables]
+    tables = {table.name: table for table in made}
+    drawn = figures.draw(findings)
+    for section in sections:
+        drawn |= section.figures
+    alarms = [alarm for section in sections for alarm in section.alarms]
+    notes = [*alarms, *words.notes(findings), *(note for section in sections for note in section.notes)]
+    with building(folder / "report") as place:
+        for table in made:
+            if not len(table.frame.columns):  # nothing was measured: an empty file would only puzzle its reader
+                continue
+            write_bytes(place / "tables" / f"{table.name}.csv", table.csv().encode())
+            write_bytes(place / "tables" / f"{table.name}.tex", table.latex().encode())
+        inline = {}
+        for name, (caption, figure) in drawn.items():
+            markup = figures.svg(figure)
+            write_bytes(place / "figures" / f"{name}.svg", markup.encode())
+            write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
+            inline[name] = (caption, figures.inline(markup, name))
+        write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *notes, ""]).encode())
+        given = page.context(findings, tables, inline, sections) | {"notes": notes, "alarms": alarms}
+        write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
+        write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
+    return folder / "report" / "report.html"

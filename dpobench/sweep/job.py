@@ -1,0 +1,345 @@
+"""One run, from nothing to a sealed folder: train, publish, score, seal. Done twice, it does only what is missing."""
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dpobench.artifacts import provenance, scores
+from dpobench.artifacts.files import MANIFEST, building, publish, read_json, seal, sealed, verify, write_json
+from dpobench.data.perturb import treated
+from dpobench.data.tokens import TokenPair, read_pairs
+from dpobench.errors import Diverged, DpobenchError
+from dpobench.evaluation import judge_cache
+from dpobench.evaluation.plan import Plan, plan
+from dpobench.evaluation.score import score
+from dpobench.evaluation.settings import Evaluation
+from dpobench.experiment.plugin_files import register
+from dpobench.experiment.studies import ROUND
+from dpobench.losses.registry import variants
+from dpobench.models.checkpoint import Checkpoint, model_hash
+from dpobench.sweep.collectives import agreed
+from dpobench.sweep.inputs import Inputs
+from dpobench.sweep.prepare import need_folders
+from dpobench.sweep.rounds import COUNTS, Round, write_round
+from dpobench.training.accelerate import accelerator_for
+from dpobench.training.reference import PAIRS, completed
+from dpobench.training.run import Run
+from dpobench.training.state import Saving
+from dpobench.training.train import Trained, train
+
+_TRAINED = ("done", "unscored")
+# Behind the name of a part of scoring that was done for checkpoints within the training.
+WITHIN = ", checkpoints within"
+Report = Callable[[dict[str, Any]], None]
+
+
+class Job(BaseModel):
+    """All a worker needs to do one run; plain data, so that it travels between processes.
+
+    Args:
+        run: what to train.
+        out: the experiment's folder.
+        model: folder of the reference that every checkpoint is scored against; the start policy, but in a later round.
+        shared: folder of training tokens and reference log-probabilities.
+        needs: folders of what else was prepared for this run's loss.
+        heldout: folder of the held-out inputs.
+        evaluation: how to score.
+        plugins: files to register first.
+        device: "cpu" or "cuda".
+        data_hash: content key of the training pairs.
+        model_hash: content key of the start policy.
+        scored_as: content key of everything that decides a score beside the checkpoint.
+        save_every: seconds between resumable states of a long training.
+        cache: where judges' replies are kept between experiments.
+        predecessor: of a later round: id of the run whose policy answers, and from which this one starts.
+        asked: of a later round: folder of the training prompts.
+        answers: of a later round: how many the policy gives to each prompt.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    run: Run
+    out: Path
+    model: Path
+    shared: Path
+    needs: dict[str, Path] = {}
+    heldout: Path
+    evaluation: Evaluation
+    plugins: tuple[str, ...] = ()
+    device: str = "cpu"
+    data_hash: str = ""
+    model_hash: str = ""
+    scored_as: str = ""
+    save_every: float = 600.0
+    cache: Path | None = None
+    predecessor: str = ""
+    asked: Path | None = None
+    answers: int = 2
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out / "runs" / self.run.id
+
+    @property
+    def start(self) -> Path:
+        """Folder of the start policy."""
+        return self.out / "runs" / self.predecessor / "checkpoint" if self.predecessor else self.model
+
+
+def keep_replies(cache: Path, out: Path) -> None:
+    """Choose where this process keeps what judges reply; what they cost is put on the experiment's account."""
+    judge_cache.use(cache / "replies.sqlite", account=str(out.resolve()))
+
+
+@lru_cache(maxsize=2)
+def _read(folder: Path) -> list[TokenPair]:
+    return read_pairs(folder / PAIRS)
+
+
+@lru_cache(maxsize=2)
+def _completed(folder: Path, needs: tuple[tuple[str, Path], ...]) -> list[TokenPair]:
+    return completed(_read(folder), dict(needs))
+
+
+def training_pairs(job: Job) -> tuple[list[TokenPair], dict[str, Any]]:
+    """The pairs a run is trained on, and what `run.json` says of them."""
+    pairs, told = treated(_completed(job.shared, tuple(sorted(job.needs.items()))), job.run.condition, job.run.seed)
+    made = job.shared / COUNTS
+    return pairs, told | ({"answered": read_json(made)} if job.predecessor else {})
+
+
+def is_done(job: Job) -> bool:
+    """Whether the run's folder is sealed, whole, and scored as asked now."""
+    if not sealed(job.folder):
+        return False
+    verify(job.folder, hashes=False)
+    note = read_json(job.folder / "run.json")
+    return note["status"] == "diverged" or note.get("scored_as") == job.scored_as
+
+
+def execute(job: Job, report: Report = lambda event: None) -> str:
+    """Do one run.
+
+    Returns: its status, "done", "diverged", "unscored" or "failed". A failure is written down with its traceback, not raised.
+    """
+    register(job.plugins)
+    if job.cache is not None:
+        keep_replies(job.cache, job.out)
+    accelerator = accelerator_for(job.device, job.run.recipe.precision)
+    if agreed(accelerator, is_done(job)):
+        return str(read_json(job.folder / "run.json")["status"])
+    try:
+        if not agreed(accelerator, is_trained(job)):
+            if job.predecessor:
+                job = _next_round(job, accelerator, report)
+            _train(job, accelerator, report)
+        if accelerator.is_main_process and status_of(job.folder) in _TRAINED:
+            _score(job, str(accelerator.device), report)
+    except Exception as error:
+        if accelerator.num_processes > 1:
+            # The other processes wait in a collective; only the launcher can end them all.
+            raise
+        if accelerator.is_main_process:
+            record_failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
+    accelerator.wait_for_everyone()
+    return status_of(job.folder)
+
+
+def _next_round(job: Job, accelerator: Any, report: Report) -> Job:
+    """Make the training pairs of a later round from the policy of the one before.
+
+    Raises:
+        DpobenchError: there is no such policy.
+    """
+    before = agreed(accelerator, status_of(job.start.parent))
+    if before not in _TRAINED:
+        raise DpobenchError(f"the run before it, {job.predecessor}, is {before}: there is no policy to go on from")
+    assert job.asked is not None
+    asked = Round(job.run.condition[ROUND], job.start, job.asked, job.answers, job.evaluation, job.run.recipe,
+                  job.run.seed, job.device)  # fmt: skip
+    planned = plan(job.evaluation, has_pairs=True, heldout=job.heldout.name)
+
+    def say(line: str) -> None:
+        report({"event": "score", "run": job.run.id, "part": line})
+
+    def needs() -> dict[str, Path]:
+        inputs = Inputs(job.start, "", _read(job.shared), (), (), job.evaluation, {})
+        names = variants.get(job.run.variant).needs
+        return need_folders(inputs, job.shared, names, job.run.recipe, job.device, say)
+
+    if accelerator.is_main_process:
+        write_round(job.shared, asked, planned, say)
+        needs()
+    accelerator.wait_for_everyone()
+    return job.model_copy(update={"needs": needs()})
+
+
+def is_trained(job: Job) -> bool:
+    """Whether the training is whole, with every checkpoint within it that is asked for now."""
+    status = status_of(job.folder)
+    if status not in _TRAINED:
+        return status == "diverged"
+    asked = scores.spread(job.evaluation.checkpoints, read_json(job.folder / "run.json")["steps"])
+    return all((scores.within(job.folder, step) / "checkpoint").is_dir() for step in asked)
+
+
+def status_of(folder: Path) -> str:
+    """What the run in a folder came to; "missing" where there is none."""
+    note = folder / "run.json"
+    return str(read_json(note)["status"]) if note.is_file() else "missing"
+
+
+def record_failure(job: Job, reason: str, trace: str = "") -> str:
+    """Write a failed run's folder: it stands in the report with its reason, and is tried again next time.
+
+    Returns: its status.
+    """
+    (job.folder / MANIFEST).unlink(missing_ok=True)
+    if status_of(job.folder) in _TRAINED:
+        # Training is whole; only its scoring failed. Keep the checkpoint and say so.
+        note = read_json(job.folder / "run.json") | {"status": "unscored", "reason": reason, "traceback": trace}
+        write_json(job.folder / "run.json", note)
+        return "unscored"
+    with building(job.folder) as part:
+        write_json(part / "run.json", _note(job, "failed", reason, Trained()) | {"traceback": trace})
+    return "failed"
+
+
+def _note(job: Job, status: str, reason: str | None, trained: Trained) -> dict[str, Any]:
+    recipe = job.run.recipe
+    return {
+        **job.run.describe(),
+        **({"predecessor": job.predecessor} if job.predecessor else {}),
+        "status": status,
+        "reason": reason,
+        "checks": trained.checks,
+        "seconds": {"train": round(trained.seconds, 3)},
+        "tokens": trained.tokens,
+        "steps": trained.steps,
+        "layout": trained.layout,
+        "cost": trained.cost,
+        "flags": trained.flags,
+        "provenance": {
+            **provenance.environment(job.device, recipe.precision),
+            "data_hash": job.data_hash,
+            "model_hash": job.model_hash,
+        },
+    }
+
+
+def _train(job: Job, accelerator: Any, report: Report) -> None:
+    """Train into a folder that appears whole, or not at all."""
+    # What is trained and scored stays until the new folder takes its place.
+    if accelerator.is_main_process and job.folder.exists() and status_of(job.folder) not in _TRAINED:
+        shutil.rmtree(job.folder)
+    bound = variants.get(job.run.variant).bind(**job.run.params)
+    pairs, told = training_pairs(job)
+    steps = job.run.recipe.steps(len(pairs))
+    saving = Saving(job.out / "states" / job.run.id, job.save_every, scores.spread(job.evaluation.checkpoints, steps))
+    part = job.folder.with_name(f".{job.run.id}.{os.environ.get('MASTER_PORT', os.getpid())}.part")
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    status, reason, trained = "done", None, Trained()
+
+    def progress(row: dict[str, Any]) -> None:
+        report({"event": "step", "run": job.run.id, "steps": steps, **row})
+
+    try:
+        trained = train(
+            job.run,
+            bound,
+            pairs,
+            job.start,
+            part,
+            accelerator=accelerator,
+            saving=saving,
+            progress=progress,
+        )
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if accelerator.is_main_process:
+        write_json(part / "run.json", _note(job, status, reason, trained) | told)
+        if status == "diverged":
+            seal(part)
+        else:
+            for step in saving.within:
+                scores.within(part, step).parent.mkdir(exist_ok=True)
+                (saving.kept / str(step)).rename(scores.within(part, step))
+            _carry(job.folder, part)
+        publish(part, job.folder)
+        _forget_state(job)
+    # Scoring loads policy and reference; the trained copy and its optimizer must not lie beside them.
+    accelerator.free_memory()
+    accelerator.wait_for_everyone()
+
+
+def _carry(old: Path, new: Path) -> None:
+    """Take over the samples and scores of a training that ended with the same weights."""
+    there = old / "checkpoint"
+    if not there.is_dir() or model_hash(there) != model_hash(new / "checkpoint"):
+        return
+    for file in [*old.glob("*.parquet"), old / "samples.json"]:
+        if file.is_file():
+            shutil.copy2(file, new / file.name)
+    if (old / "scores").is_dir():
+        shutil.copytree(old / "scores", new / "scores")
+
+
+def _forget_state(job: Job) -> None:
+    """Remove what a training kept on its way: it is whole now."""
+    saving = Saving(job.out / "states" / job.run.id)
+    shutil.rmtree(saving.folder, ignore_errors=True)
+    shutil.rmtree(saving.kept, ignore_errors=True)
+
+
+def _score(job: Job, device: str, report: Report) -> None:
+    """Score the checkpoint, and those within its training, and seal the folder."""
+    began = time.monotonic()
+    _forget_state(job)
+    planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
+    (job.folder / MANIFEST).unlink(missing_ok=True)
+    seconds: dict[str, float] = {}
+    clock = {"at": time.monotonic(), "part": ""}
+
+    def progress(name: str) -> None:
+        _lap(seconds, clock, name)
+        report({"event": "score", "run": job.run.id, "part": name})
+
+    def scored(place: Path, name: str, asked: Plan, what: str = "") -> None:
+        # Made anew each time: a checkpoint holds its models for as long as it is held.
+        told = {**job.run.describe(), "id": name}
+        policy = Checkpoint(place / "checkpoint", job.model, device, run=told, reference_hash=job.model_hash)
+        score(policy, place, job.heldout, job.evaluation, asked, seed=job.run.seed,
+              progress=lambda part: progress(part + what))  # fmt: skip
+
+    scored(job.folder, job.run.id, planned)
+    note = read_json(job.folder / "run.json")
+    for step in scores.spread(job.evaluation.checkpoints, note["steps"]):
+        scored(scores.within(job.folder, step), scores.step_of(job.run.id, step), planned.within, WITHIN)
+    _lap(seconds, clock, "")
+    note["seconds"] |= {name: round(value, 3) for name, value in seconds.items()}
+    drawing = sum(value for name, value in seconds.items() if name.startswith("sampling"))
+    note["seconds"]["evaluate"] = round(time.monotonic() - began - drawing, 3)
+    note |= {"status": "done", "reason": None}
+    note.pop("traceback", None)
+    note["scored_as"] = job.scored_as
+    write_json(job.folder / "run.json", note)
+    seal(job.folder)
+
+
+def _lap(seconds: dict[str, float], clock: dict[str, Any], part: str) -> None:
+    now = time.monotonic()
+    if clock["part"]:
+        seconds[clock["part"]] = seconds.get(clock["part"], 0.0) + now - clock["at"]
+    clock["at"], clock["part"] = now, part

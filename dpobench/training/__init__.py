@@ -1,0 +1,3 @@
+"""The one training harness."""
+
+__all__ = ["accelerate", "blocks", "gradient", "order", "reference", "run", "state", "train"]

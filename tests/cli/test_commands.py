@@ -1,0 +1,205 @@
+"""The command line as a user meets it: exact options, guesses at typing mistakes, no heavy import before it is needed."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from dpobench import UserError
+from dpobench.cli import commands
+
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "matplotlib", "scipy", "pydantic")
+
+
+def dpobench(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "dpobench", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def imported(*arguments):
+    code = f"import sys\nfrom dpobench.cli.commands import commands\ncommands.main({list(arguments)!r}, standalone_mode=False)\n"
+    code += f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("run", "--help"), ("variants", "--help"), ("report", "--help"), ("variants",)]
+)
+def test_help_and_the_list_of_variants_import_nothing_heavy(arguments):
+    assert imported(*arguments) == []
+
+
+@pytest.mark.parametrize("wrong", [("--variants", "dop"), ("--variants", "dpo", "--judge", "golt")])
+def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported(wrong):
+    asked = ["run", *wrong]
+    code = "import sys\nfrom dpobench.cli.commands import commands\nfrom dpobench.errors import UnknownName\n"
+    code += f"try:\n commands.main({asked!r}, standalone_mode=False)\nexcept UnknownName as error:\n print(error)\n"
+    code += f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, heavy = done.stdout.splitlines()
+    assert "Did you mean" in said
+    assert heavy == ""
+
+
+@pytest.mark.parametrize(
+    ("judge", "settings", "said"),
+    [
+        ("gold", "function=nowhere.py:f", "no such file nowhere.py"),
+        ("local", "model=nowhere/at/all", "no such folder"),
+        ("reward_model", "model=nowhere/at/all", "no such folder"),
+        ("imported", "file=nowhere.csv", "nowhere.csv"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_computed(judge, settings, said):
+    from dpobench.evaluation.settings import Evaluation
+    from dpobench.experiment.validate import check_judge
+
+    name, value = settings.split("=")
+    with pytest.raises(UserError, match=said):
+        check_judge(Evaluation(judge=judge, judge_settings={name: value}), free=True)
+
+
+def test_a_dry_run_tries_the_judge():
+    done = dpobench("run", "--preset", "tiny", "--variants", "dpo", "--dry-run", "--judge", "local")
+    assert done.returncode == 2
+    assert "the local judge needs a model" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_of_run_are_pinned():
+    names = {option for parameter in commands.run.params for option in parameter.opts}
+    assert names == {
+        "--variants", "--beta-grid", "--grid", "--lr-grid", "--seeds", "--control", "--preset", "--model", "--data", "--heldout",
+        "--judge", "--tasks", "--objectives", "--checkpoints", "--label-noise", "--train-size", "--reference-quality", "--rounds",
+        "--no-baselines",
+        "--out", "--plugin", "-c", "--config", "--set", "--device", "--workers", "--threads", "--dry-run",
+    }  # fmt: skip
+
+
+def test_options_about_losses_are_pinned():
+    listed = {"list": commands.variants, **commands.variants.commands}
+    names = {name: [o for p in command.params for o in p.opts if o.startswith("-")] for name, command in listed.items()}
+    assert names == {"list": ["--plugin"], "show": ["--plot"], "check": [], "new": ["--folder"]}
+
+
+def test_commands_are_pinned():
+    assert set(commands.commands.commands) == {
+        "run",
+        "report",
+        "evaluate",
+        "variants",
+        "status",
+        "doctor",
+        "bench",
+        "power",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (("--variants", "dpo,ipo", "--beta-grid"), 11),
+        (("--variants", "dpo,ipo", "--beta-grid", "0.05,0.1"), 5),
+        (("--variants", "dpo,ipo", "--beta-grid", "dpo=0.05,0.1", "--beta-grid", "ipo=0.1,0.5"), 5),
+        (("--beta-grid", "--variants", "dpo,ipo"), 11),
+        (("--variants", "cdpo", "--grid", "cdpo.flip=0.1,0.2"), 3),
+        (("--variants", "dpo", "--seeds", "0,1,2", "--lr-grid", "1e-4,5e-4"), 12),
+        (("--variants", "dpo"), 2),
+        (("--variants", "dpo", "--no-baselines"), 1),
+        # No noise, all pairs and the whole reference are the experiment proper: (1 + 2 + 1 + 2 + 2) conditions, dpo and the baseline.
+        (
+            (
+                "--variants",
+                "dpo",
+                "--label-noise",
+                "0,0.1,0.3",
+                "--train-size",
+                "500",
+                "--reference-quality",
+                "--rounds",
+                "3",
+            ),
+            16,
+        ),
+        (("--variants", "dpo", "--reference-quality", "0.2,1", "--seeds", "0,1"), 8),
+    ],
+)
+def test_grids_unfold_as_written(arguments, runs):
+    done = CliRunner().invoke(
+        commands.commands, ["run", *arguments, "--dry-run"], standalone_mode=False, catch_exceptions=False
+    )
+    assert f"\n{runs} runs;" in "\n" + done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--variants", "dppo"), "no variant is called 'dppo'. Did you mean 'dpo'?"),
+        (("run",), "no variant is chosen"),
+        (("rnu",), "no command is called 'rnu'. Did you mean 'run'?"),
+        (("run", "--variant", "dpo"), "--variants"),
+        (("run", "--variants", "dpo", "--set", "recipe.batchs=3"), "Did you mean 'recipe.batch'"),
+        (("run", "--variants", "dpo", "--seeds", "a"), "--seeds 'a'"),
+        (("run", "--variants", "dpo", "--model", "x", "--preset", "tiny"), "a preset brings its own model and data"),
+        (("run", "--variants", "dpo", "--judge", "golden"), "Did you mean 'gold'"),
+        (("run", "--variants", "dpo", "--plugin", "nowhere.py"), "no such file"),
+        (("run", "--variants", "dpo", "-c", "nowhere.toml"), "nowhere.toml"),
+        (("run", "--variants", "dpo", "--label-noise", "1.5"), "studies.label_noise.0 = 1.5"),
+        (("run", "--variants", "dpo", "--label-noise", "0.1,0.1"), "0.1 is named twice"),
+        (("run", "--variants", "dpo", "--train-size", "16"), "recipe.batch = 32"),
+        (("run", "--variants", "dpo", "--model", "x", "--data", "y", "--reference-quality"), "the embedded default"),
+        (("run", "--variants", "dpo", "--model", "x", "--data", "y", "--rounds", "2"), "name one with --judge"),
+        (("report", "nowhere"), "no plan.json"),
+        (("status", "nowhere"), "no plan.json"),
+        (("variants", "show", "dppo"), "Did you mean 'dpo'"),
+        (("variants", "show"), "no loss is named"),
+        (("variants", "show", "dpo:heavy+sft"), "'heavy' is no positive weight"),
+        (("variants", "check", "nowhere.py"), "no such file"),
+        (("variants", "new", "dpo"), "exists already"),
+        (("variants", "new", "My-Loss"), "no name for a loss"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, said, tmp_path):
+    done = dpobench(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_missing_model_is_named_before_anything_is_trained(tmp_path):
+    done = dpobench(
+        "run", "--variants", "dpo", "--model", "./nowhere", "--data", "x.jsonl", "--out", "out", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "model './nowhere': no such folder" in done.stderr
+
+
+def test_a_new_loss_passes_its_own_test_and_the_laws(tmp_path):
+    assert dpobench("variants", "new", "mine", "--folder", str(tmp_path)).returncode == 0
+    checked = dpobench("variants", "check", str(tmp_path / "mine.py"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "laws hold" in checked.stdout
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in tested.stdout, tested.stdout
+
+
+def test_a_portrait_names_source_grid_and_laws():
+    done = dpobench("variants", "show", "ipo")
+    assert "arXiv:2310.12036" in done.stdout
+    assert "sets a target margin in nats per token" in done.stdout
+    assert "BROKEN" not in done.stdout
+
+
+def test_doctor_finds_this_installation_ready():
+    done = dpobench("doctor")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "ready"

@@ -1,0 +1,48 @@
+"""What a reader is told about a training, in words."""
+
+import pytest
+
+from dpobench.training.log import flags
+
+CALM = {"loss": 0.6, "gradient_norm": 0.5, "saturation": 0.0, "chosen_logratio": 0.1}
+
+
+def log_of(steps=10, **columns):
+    """A calm log of ten steps; a column is a value for all steps or a list of one a step."""
+    rows = [dict(CALM) for _ in range(steps)]
+    for name, values in columns.items():
+        for row, value in zip(rows, values if isinstance(values, list) else [values] * steps, strict=True):
+            row[name] = value
+    return rows
+
+
+def test_a_calm_training_has_no_flag():
+    assert flags(log_of(), 1.0) == []
+    assert flags(log_of(steps=1), 1.0) == []
+
+
+@pytest.mark.parametrize(("clipped", "told"), [(10, True), (9, False), (0, False)])
+def test_clipping_at_more_than_nine_steps_of_ten_is_told(clipped, told):
+    found = flags(log_of(gradient_norm=[2.0] * clipped + [0.5] * (10 - clipped)), 1.0)
+    assert found == (
+        ["gradient clipped at 100% of the steps: the learning rate, not the loss, set the step size"] * told
+    )
+
+
+@pytest.mark.parametrize(("last", "told"), [(7.1, True), (6.9, False)])
+def test_a_loss_that_ends_tenfold_is_told(last, told):
+    found = flags(log_of(loss=[0.6] * 9 + [last]), 1.0)
+    assert found == ([f"loss rose from 0.6 to {last}: unstable"] * told)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.6, True), (0.5, False)])
+def test_saturated_pairs_in_the_last_fifth_are_told(share, told):
+    found = flags(log_of(saturation=[0.0] * 8 + [share] * 2), 1.0)
+    assert any("saturated" in flag for flag in found) == told
+    assert flags(log_of(saturation=[1.0] * 8 + [0.0] * 2), 1.0) == []
+
+
+@pytest.mark.parametrize(("ratio", "told"), [(-1.1, True), (-0.9, False)])
+def test_chosen_answers_that_became_unlikely_are_told(ratio, told):
+    found = flags(log_of(chosen_logratio=[0.0] * 8 + [ratio] * 2), 1.0)
+    assert found == (["the likelihood of chosen answers fell below the reference's"] * told)
