@@ -29,6 +29,7 @@ from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluation.plan import SAMPLES
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment import options
+from dpobench.experiment.config import parse
 from dpobench.sweep.job import execute, is_done
 from dpobench.sweep.plan import Machine, plan_jobs
 from dpobench.sweep.workers import import_all, quiet
@@ -86,8 +87,8 @@ def task(cells: int | None = None) -> Task:
     """Read the grid; `cells` keeps the first so many."""
     told = tomllib.loads(GRID.read_text(encoding="utf-8"))
     every = [Cell(one["name"], beta, one["trl"]) for one in told["variants"] for beta in one["betas"]]
-    preset = options.preset(told["preset"])
-    recipe, evaluation = Recipe(**preset["recipe"]), Evaluation(**preset["evaluation"])
+    preset = parse(options.preset(told["preset"]))
+    recipe, evaluation = preset.recipe, preset.evaluation
     batches = [number for number in told["micro_batches"] if recipe.batch % number == 0]
     return Task(
         told["preset"], told["longer"], tuple(every[:cells]), tuple(told["further"]), tuple(batches), recipe, evaluation
@@ -281,12 +282,12 @@ def share(began: float, marks: Sequence[tuple[float, Mapping[str, Any]]]) -> flo
 def _shares(out: Path, preset: str, grids: Mapping[str, Sequence[float]]) -> list[float]:
     """Body of a fresh process, made ready as a worker is: do what is missing of an experiment; the share of each run, in order."""
     betas = [f"{name}={_listed(values)}" for name, values in grids.items()]
-    told = options.Asked(variants=list(grids), beta_grid=betas, seeds=(SEED,), preset=preset)
+    told = options.Options(variants=list(grids), beta_grid=betas, seeds=(SEED,), preset=preset)
     from rich.console import Console
 
     quiet(1)
     import_all()
-    jobs = plan_jobs(options.experiment(told)[0], out, Machine("cpu", 1, 1, cache_folder()), Console(quiet=True))
+    jobs = plan_jobs(told.experiment()[0], out, Machine("cpu", 1, 1, cache_folder()), Console(quiet=True))
     found = []
     for job in [job for job in jobs if not is_done(job)]:
         marks: list[tuple[float, Mapping[str, Any]]] = []
@@ -337,7 +338,7 @@ def run(folder: Path, cells: int | None = None) -> Generator[str, None, dict[str
             raise UserError(f"the sweep is compared with {name}, which is not installed; pip install 'dpobench{extra}'")
     asked, ours, theirs = task(cells), folder / "ours", folder / "theirs"
     theirs.mkdir(parents=True)
-    embedded.build(options.preset(asked.preset)["world"], cache_folder())
+    embedded.build(parse(options.preset(asked.preset)).world, cache_folder())
     own = cpu_seconds(our_command(asked, ours), folder / "ours.log")
     yield f"one run of {len(asked.cells)} cells: {own:.1f} CPU seconds"
     peer = _Peer(asked, ours, theirs)

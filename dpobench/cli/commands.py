@@ -60,21 +60,36 @@ def commands(debug: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _list(text: str | None) -> list[str]:
+def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str]:
+    """Names between commas, as a callback of an option."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _numbers(text: str | None, option: str, kind: type[int] | type[float]) -> list[Any]:
-    try:
-        return [kind(part) for part in _list(text)]
-    except ValueError as error:
-        raise UserError(f"{option} {text!r}: numbers separated by commas are expected ({error})") from error
+def _numbers(
+    kind: type[int] | type[float], bare: Callable[[], Sequence[float]] | None = None
+) -> Callable[[click.Context, click.Parameter, str | None], Sequence[float]]:
+    """Numbers between commas, as a callback of an option.
+
+    Args:
+        kind: int or float.
+        bare: gives the numbers that the option means where it stands without a value.
+    """
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Sequence[float]:
+        if bare is not None and text == "auto":
+            return bare()
+        try:
+            return [kind(part) for part in _names(ctx, param, text)]
+        except ValueError as error:
+            raise UserError(f"{param.opts[0]} {text!r}: numbers separated by commas are expected ({error})") from error
+
+    return read
 
 
-def _qualities(text: str | None) -> Sequence[float]:
+def _qualities() -> Sequence[float]:
     from dpobench.experiment.studies import QUALITIES
 
-    return QUALITIES if text == "auto" else _numbers(text, "--reference-quality", float)
+    return QUALITIES
 
 
 def _console() -> Any:
@@ -84,28 +99,31 @@ def _console() -> Any:
 
 
 _RUN_OPTIONS: list[Callable[[Any], Any]] = [
-    click.option("--variants", "variant_names", metavar="NAMES", help="Losses to compare, e.g. dpo,ipo; the first is the control."),
+    click.option("--variants", callback=_names, metavar="NAMES", help="Losses to compare, e.g. dpo,ipo; the first is the control."),
     click.option("--beta-grid", multiple=True, is_flag=False, flag_value="auto", metavar="[GRID]",
                  help="Bare: each variant's own grid. '0.05,0.1': for all. 'dpo=0.05,0.1': for one (repeatable)."),
     click.option("--grid", multiple=True, metavar="VARIANT.PARAM=VALUES", help="Grid of any hyper-parameter (repeatable)."),
-    click.option("--lr-grid", metavar="VALUES", help="Grid of learning rates, alike for all variants."),
-    click.option("--seeds", metavar="NUMBERS", help="Seeds, e.g. 0,1,2. With one seed the report claims nothing about methods."),
+    click.option("--lr-grid", callback=_numbers(float), metavar="VALUES", help="Grid of learning rates, alike for all variants."),
+    click.option("--seeds", callback=_numbers(int), metavar="NUMBERS",
+                 help="Seeds, e.g. 0,1,2. With one seed the report claims nothing about methods."),
     click.option("--control", metavar="NAME", help="Variant the others are tested against (default: the first)."),
     click.option("--preset", type=click.Choice(PRESETS), help="Embedded default (without --model and --data: small)."),
     click.option("--model", metavar="FOLDER|HUB", help="Start policy, which is also the reference."),
-    click.option("--data", "data_source", metavar="FILE|HUB", help="Preference pairs; the layout is found out by itself."),
+    click.option("--data", metavar="FILE|HUB", help="Preference pairs; the layout is recognised."),
     click.option("--heldout", metavar="FILE|HUB", help="Held-out pairs (default: a tenth of the prompts of --data)."),
     click.option("--judge", metavar="NAME", help="Judge of the win-rate."),
-    click.option("--tasks", metavar="NAMES", help="lm-eval tasks."),
+    click.option("--tasks", callback=_names, metavar="NAMES", help="lm-eval tasks."),
     click.option("--objectives", multiple=True, is_flag=False, flag_value="auto", metavar="[NAME=VALUE,...]",
                  help="Several aims: a=JUDGE:SETTING,b=PAIRS.jsonl; bare: those of the embedded default."),
     click.option("--checkpoints", type=click.IntRange(0, 50), help="Checkpoints scored within each training, beside its end."),
-    click.option("--label-noise", metavar="SHARES", help="Study: shares of the training labels turned round, e.g. 0,0.1,0.3."),
-    click.option("--train-size", metavar="NUMBERS", help="Study: numbers of training pairs, e.g. 1000,5000."),
-    click.option("--reference-quality", is_flag=False, flag_value="auto", metavar="[SHARES]",
+    click.option("--label-noise", callback=_numbers(float), metavar="SHARES",
+                 help="Study: shares of flipped training labels, e.g. 0,0.1,0.3."),
+    click.option("--train-size", callback=_numbers(int), metavar="NUMBERS",
+                 help="Study: numbers of training pairs, e.g. 1000,5000."),
+    click.option("--reference-quality", callback=_numbers(float, _qualities), is_flag=False, flag_value="auto", metavar="[SHARES]",
                  help="Study: shares of the embedded base model's training; bare: 0.1,0.3."),
     click.option("--rounds", type=click.IntRange(1), help="Study: rounds of training on the policy's own answers, as judged."),
-    click.option("--no-baselines", is_flag=True, help="Train the variants alone."),
+    click.option("--no-baselines", "baselines", flag_value=False, default=None, help="Train the variants alone."),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: one under results/)."),
     click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss, evaluator or judge of yours."),
     click.option("-c", "--config", type=click.Path(path_type=Path), help="Experiment file (TOML); options go before it."),
@@ -122,16 +140,17 @@ def _with(decorators: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(decorators), function)
 
 
-def _check_names(asked: Mapping[str, Any]) -> None:
+def _refuse_unknown_names(given: Mapping[str, Any]) -> None:
     """Refuse a mistyped loss or judge before anything heavy is imported; files of the user's may bring names of their own."""
     from dpobench.evaluation.registry import judges
     from dpobench.losses.registry import variants
 
-    if asked["plugins"] or asked["config"]:
+    if given["plugins"] or given["config"]:
         return
-    for registry, names in ((variants, _list(asked["variant_names"])), (judges, _list(asked["judge"]))):
-        for name in names:
-            registry.require(name)
+    for name in given["variants"]:
+        variants.require(name)
+    if given["judge"] is not None:
+        judges.require(given["judge"])
 
 
 @commands.command()
@@ -139,41 +158,22 @@ def _check_names(asked: Mapping[str, Any]) -> None:
 @_with(_MACHINE_OPTIONS)
 @click.option("--dry-run", is_flag=True, help="Check names, settings, grids and plugins, and list the runs.")
 def run(
-    dry_run: bool, device: str | None, workers: int | None, threads: int | None, out: Path | None, **asked: Any
+    dry_run: bool, device: str | None, workers: int | None, threads: int | None, out: Path | None, **given: Any
 ) -> int:
     """Train every variant over its grid, score the checkpoints, write the report. Again: only what is missing."""
-    _check_names(asked)
-    from dpobench.experiment import options
+    _refuse_unknown_names(given)
+    from dpobench.experiment.options import Options, default_folder
     from dpobench.sweep import preview, run
 
     console = _console()
-    experiment, warnings = options.experiment(
-        options.Asked(
-            variants=_list(asked["variant_names"]),
-            beta_grid=asked["beta_grid"],
-            grid=asked["grid"],
-            learning_rates=_numbers(asked["lr_grid"], "--lr-grid", float),
-            seeds=_numbers(asked["seeds"], "--seeds", int),
-            tasks=_list(asked["tasks"]),
-            objectives=asked["objectives"],
-            label_noise=_numbers(asked["label_noise"], "--label-noise", float),
-            train_size=_numbers(asked["train_size"], "--train-size", int),
-            reference_quality=_qualities(asked["reference_quality"]),
-            baselines=False if asked["no_baselines"] else None,
-            **{
-                name: asked[name]
-                for name in ("control", "preset", "model", "data_source", "heldout", "judge", "rounds", "checkpoints")
-            },
-            **{name: asked[name] for name in ("plugins", "config", "assignments")},
-        )
-    )
+    experiment, warnings = Options(**given).experiment()
     for warning in warnings:
         console.print(f"warning: {warning}", highlight=False, markup=False)
     if dry_run:
         preview.dry_run(experiment, console)
         return 0
     where = run.machine(device, workers, threads)
-    return run.run(experiment, out or options.default_folder(experiment), where, console)
+    return run.run(experiment, out or default_folder(experiment), where, console)
 
 
 @commands.command()
@@ -202,11 +202,11 @@ def status(folder: Path) -> None:
 
 @commands.command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="[NAME=]FOLDER[,FOLDER]...")
-@click.option("--reference", required=True, metavar="FOLDER|HUB", help="The policy they all started from.")
-@click.option("--data", "data_source", required=True, metavar="FILE|HUB", help="Held-out preference pairs.")
+@click.option("--reference", "model", required=True, metavar="FOLDER|HUB", help="The policy they all started from.")
+@click.option("--data", required=True, metavar="FILE|HUB", help="Held-out preference pairs.")
 @click.option("--control", metavar="NAME", help="Checkpoint the others are tested against (default: the first).")
 @click.option("--judge", metavar="NAME", help="Judge of the win-rate.")
-@click.option("--tasks", metavar="NAMES", help="lm-eval tasks.")
+@click.option("--tasks", callback=_names, metavar="NAMES", help="lm-eval tasks.")
 @click.option("--objectives", multiple=True, metavar="NAME=VALUE,...", help="Several aims: judges or files of pairs.")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with an evaluator or judge of yours.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. evaluation.draws=2.")
@@ -215,20 +215,18 @@ def status(folder: Path) -> None:
 )
 @_with(_MACHINE_OPTIONS)
 def evaluate(
-    checkpoints: tuple[str, ...], out: Path, device: str | None, workers: int | None, threads: int | None, **asked: Any
+    checkpoints: tuple[str, ...], out: Path, device: str | None, workers: int | None, threads: int | None, **given: Any
 ) -> int:
     """Score checkpoints trained elsewhere against their reference and write the same report. Again: only what is missing.
 
     A checkpoint is a folder or hub name of a model or of a peft adapter, or a run of `dpobench run`. NAME=FOLDER,FOLDER enters
     several seeds of one method, and so does a quoted pattern: NAME='FOLDER-*'.
     """
-    from dpobench.experiment import options
+    from dpobench.experiment.options import Options
     from dpobench.sweep import external, run
 
-    wanted = {name: asked[name] for name in ("data_source", "judge", "control", "objectives", "plugins", "assignments")}
-    experiment = options.scoring(options.Asked(model=asked["reference"], tasks=_list(asked["tasks"]), **wanted))
     where = run.machine(device, workers, threads)
-    return external.evaluate(checkpoints, experiment, out, where, _console())
+    return external.evaluate(checkpoints, Options(**given).scoring(), out, where, _console())
 
 
 @commands.group(cls=Group, invoke_without_command=True)

@@ -100,8 +100,6 @@ def objective_inputs(
 
 
 OBJECTIVE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-# Bare: those that the embedded default brings.
-BARE = "auto"
 _HUB, _FILES = re.compile(r"[\w.-]+/[\w.-]+"), (".jsonl", ".json", ".gz", ".csv", ".parquet")
 _EXAMPLE = "write for example helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
 
@@ -121,27 +119,6 @@ class ObjectiveSpec:
     judge: str = ""
     setting: str = ""
     source: str = ""
-
-
-def parse_objectives(texts: Sequence[str]) -> dict[str, str]:
-    """Read `OBJECTIVE_NAME=VALUE,OBJECTIVE_NAME=VALUE`, given once or several times.
-
-    A comma separates two objectives only where a name and an equals sign follow it.
-
-    Returns: values by name, in their order; `parse(["a=gold:x.py:f,b=p.jsonl"])` is {"a": "gold:x.py:f", "b": "p.jsonl"}.
-
-    Raises:
-        UserError: a part without a name or a value, a name that is no name, or one given twice.
-    """
-    found: dict[str, str] = {}
-    for part in (one for text in texts for one in re.split(r",(?=\s*[\w-]+\s*=)", text)):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value or not OBJECTIVE_NAME.fullmatch(name):
-            raise UserError(f"--objectives {part.strip()!r}: a name and a value are expected; {_EXAMPLE}")
-        if name in found:
-            raise UserError(f"--objectives: {name} is named twice")
-        found[name] = value
-    return found
 
 
 def read_objectives(values: Mapping[str, str], judges: Collection[str]) -> list[ObjectiveSpec]:

@@ -1,25 +1,27 @@
-"""What is asked for: an experiment, what all its runs share, and the runs it unfolds into."""
+"""What is requested: an experiment, and the runs that it unfolds into."""
 
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from dpobench.data.perturb import Condition
-from dpobench.errors import UnknownName, UserError
-from dpobench.experiment.studies import Studies
-from dpobench.losses.variant import Variant
-from dpobench.plugins.registry import Registry
-
-if TYPE_CHECKING:
-    pass
 from dpobench.artifacts.settings import Settings
+from dpobench.data.perturb import Condition
 from dpobench.data.settings import Data
+from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.settings import Evaluation
+from dpobench.experiment.studies import Studies
+from dpobench.losses.mixture import Mixture
+from dpobench.losses.registry import variants as losses
 from dpobench.training.run import Recipe, Run
+
+# Settings as they are written: sections within sections, values of TOML.
+Tree = dict[str, JsonValue]
+# Values of a grid, by variant and hyper-parameter.
+Grid = dict[str, dict[str, tuple[bool | int | float | str, ...]]]
 
 
 class Experiment(Settings):
@@ -27,28 +29,33 @@ class Experiment(Settings):
 
     Args:
         variants: names of the losses; the first is the control unless `control` says otherwise.
-        control: the variant others are tested against.
+        control: the variant that the others are tested against.
         grid: values of hyper-parameters, by variant and parameter; what is absent keeps its default.
-        learning_rates: grid of learning rates, alike for all variants; empty for the recipe's.
+        learning_rates: grid of learning rates, the same for all variants; empty for the recipe's.
         seeds: one training of every configuration per seed.
         preset: embedded default to use where no model or data are given.
         world: settings of the embedded default.
         model: folder or hub name of the start policy, which is also the reference.
-        plugins: files with losses, evaluators or judges of your own.
+        plugins: files with losses, evaluators or judges of the user's.
         data: where pairs come from.
         recipe: how runs are trained.
         evaluation: how checkpoints are scored.
-        studies: what is changed beside the experiment proper.
+        studies: conditions that are trained beside the main experiment.
         baselines: whether losses declared as baselines are trained too, at their defaults; they are no candidates.
+
+    Example:
+        >>> experiment = Experiment(variants=("dpo", "ipo"), grid={"dpo": {"beta": (0.1, 0.3)}}, seeds=(0, 1))
+        >>> [(run.variant, run.beta, run.seed) for run in experiment.runs("reference")][:3]
+        [('dpo', 0.1, 0), ('dpo', 0.1, 1), ('dpo', 0.3, 0)]
     """
 
     variants: tuple[str, ...] = ()
     control: str | None = None
-    grid: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
+    grid: Grid = Field(default_factory=dict)
     learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     seeds: tuple[int, ...] = (0,)
     preset: str | None = None
-    world: dict[str, Any] = Field(default_factory=dict)
+    world: Tree = Field(default_factory=dict)
     model: str | None = None
     plugins: tuple[str, ...] = ()
     data: Data = Field(default_factory=Data)
@@ -57,8 +64,57 @@ class Experiment(Settings):
     studies: Studies = Field(default_factory=Studies)
     baselines: bool = True
 
+    def runs(self, reference: str, condition: Condition | None = None) -> list[Run]:
+        """All runs in one condition: variants x grids x learning rates x seeds.
 
-def read_toml(path: Path) -> dict[str, Any]:
+        Args:
+            reference: key of what the runs share.
+            condition: of a study; none is the main experiment.
+
+        Raises:
+            UserError: a hyper-parameter or value that the variant does not take.
+        """
+        runs = []
+        for name in self.variants:
+            variant, grid = losses.get(name), self.grid.get(name, {})
+            rates = self.learning_rates or (self.recipe.learning_rate,)
+            for *values, rate, seed in itertools.product(*grid.values(), rates, self.seeds):
+                runs.append(
+                    Run(
+                        variant=name,
+                        code=variant.code_hash,
+                        params=variant.arguments(dict(zip(grid, values, strict=True))),
+                        strength=variant.strength,
+                        unit=variant.unit,
+                        seed=seed,
+                        learning_rate=rate,
+                        recipe=self.recipe.model_copy(update={"learning_rate": rate}),
+                        reference=reference,
+                        condition=dict(condition or {}),
+                    )
+                )
+        return runs
+
+    def baseline_names(self) -> tuple[str, ...]:
+        """Losses that are trained beside the variants because they are declared baselines, and are none of the variants."""
+        if not self.baselines:
+            return ()
+        compared = set()
+        for name in self.variants:
+            variant = losses.get(name)
+            if not isinstance(variant, Mixture):
+                compared.add(name)
+            elif len(variant.recipe) == 1:  # a mixture of one loss is that loss
+                compared |= set(variant.recipe)
+        return tuple(name for name in losses.names() if name not in compared and losses.get(name).declared["baseline"])
+
+    def with_baselines(self) -> "Experiment":
+        """The experiment with its baselines among the variants, to be trained like them; the control stays the same."""
+        control = self.control or next(iter(self.variants), None)
+        return self.model_copy(update={"variants": (*self.variants, *self.baseline_names()), "control": control})
+
+
+def read_toml(path: Path) -> Tree:
     """Read an experiment file.
 
     Raises:
@@ -72,16 +128,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Tree, over: Tree) -> Tree:
     """Lay one tree of settings over another; tables are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
     return merged
 
 
-def set_path(tree: dict[str, Any], assignment: str) -> None:
+def set_path(tree: Tree, assignment: str) -> None:
     """Apply one `section.key=value` (the value in TOML, or plain text) to a tree of settings.
 
     Raises:
@@ -96,13 +152,14 @@ def set_path(tree: dict[str, Any], assignment: str) -> None:
         value = text
     *sections, key = path.strip().split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
             raise UserError(f"--set {assignment!r}: {section} is a value, not a section")
+        tree = below
     tree[key] = value
 
 
-def parse(tree: Mapping[str, Any]) -> Experiment:
+def parse(tree: Tree) -> Experiment:
     """Turn a tree of settings into an experiment.
 
     Raises:
@@ -127,35 +184,6 @@ def _known(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield prefix + name
 
 
-def unfold(experiment: Experiment, registry: Registry, reference: str, condition: Condition | None = None) -> list[Run]:
-    """All runs of an experiment in one condition: variants x grids x learning rates x seeds.
-
-    Args:
-        experiment: what was asked for.
-        registry: where variants are found.
-        reference: key of what the runs share.
-        condition: of a study; none is the experiment proper.
-
-    Raises:
-        UserError: a variant named twice, a parameter or value it does not take, no seeds, a control that is not among the variants.
-    """
-    check_experiment(experiment)
-    runs = []
-    for name in experiment.variants:
-        variant: Variant = registry.get(name)
-        grid = experiment.grid.get(name, {})
-        for values in itertools.product(*grid.values()):
-            params = variant.arguments(dict(zip(grid, values, strict=True)))
-            for rate, seed in itertools.product(
-                experiment.learning_rates or (experiment.recipe.learning_rate,), experiment.seeds
-            ):
-                run = Run(variant=name, code=variant.code_hash, params=params, strength=variant.strength, unit=variant.unit,
-                          seed=seed, learning_rate=rate, reference=reference, condition=dict(condition or {}),
-                          recipe=experiment.recipe.model_copy(update={"learning_rate": rate}))  # fmt: skip
-                runs.append(run)
-    return runs
-
-
 def unequal_trials(runs: Sequence[Run]) -> str | None:
     """A warning where variants have unequal numbers of configurations, seeds not counted; None where all have one number."""
     tried = [variant for variant, *_ in {(run.variant, repr(run.params), run.learning_rate): 0 for run in runs}]
@@ -164,30 +192,3 @@ def unequal_trials(runs: Sequence[Run]) -> str | None:
         return None
     told = ", ".join(f"{variant} {count}" for variant, count in counts.items())
     return f"unequal numbers of configurations ({told}): the best of more tries looks better by luck alone; even them out with --grid"
-
-
-def check_experiment(experiment: Experiment) -> None:
-    """Refuse what no run could mend.
-
-    Raises:
-        UserError: no variant, one named twice, no seed, or a control or grid that is not among the variants.
-    """
-    if not experiment.variants:
-        raise UserError("no variant is chosen; write for example --variants dpo,ipo")
-    for label, values in (
-        ("variants", experiment.variants),
-        ("seeds", experiment.seeds),
-        ("learning_rates", experiment.learning_rates),
-    ):
-        twice = [value for value in set(values) if list(values).count(value) > 1]
-        if twice:
-            raise UserError(f"{label}: {twice[0]} is named twice")
-    if not experiment.seeds or any(not 0 <= seed < 2**32 for seed in experiment.seeds):
-        raise UserError(f"seeds = {list(experiment.seeds)}: at least one, each from 0 to {2**32 - 1}")
-    for name, grid in experiment.grid.items():
-        for parameter, values in grid.items():
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"grid.{name}.{parameter} = {list(values)}: at least one value, each once")
-    for name in [experiment.control or experiment.variants[0], *experiment.grid]:
-        if name not in experiment.variants:
-            raise UnknownName("chosen variant", name, experiment.variants)

@@ -2,37 +2,32 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dpobench.errors import UnknownName, UserError
+from dpobench.experiment.config import Grid
 from dpobench.losses.variant import UNITS, Variant
-from dpobench.plugins.registry import Registry
 
 
-def parse_grids(
-    betas: Sequence[str], grids: Sequence[str], names: Sequence[str], registry: Registry
-) -> tuple[dict[str, dict[str, tuple[Any, ...]]], list[str]]:
+def parse_grids(betas: Sequence[str], grids: Sequence[str], losses: Mapping[str, Variant]) -> tuple[Grid, list[str]]:
     """Unfold `--beta-grid` and `--grid`.
 
     Args:
         betas: "auto" (each variant's own grid), "0.05,0.1" (these for every variant) or "dpo=0.05,0.1" (for one).
         grids: "cdpo.flip=0.1,0.2".
-        names: the chosen variants.
-        registry: where variants are found.
+        losses: the chosen variants, by name.
 
     Returns: values by variant and parameter, and warnings to show.
 
     Raises:
         UserError: a variant that was not chosen, an unknown parameter, a value that is no number or out of bounds.
     """
-    chosen: dict[str, Variant] = {name: registry.get(name) for name in names}
-    found: dict[str, dict[str, tuple[Any, ...]]] = {name: {} for name in chosen}
+    grid: Grid = {name: {} for name in losses}
     warnings = []
     for text in sorted(betas, key=lambda text: ("=" in text, text != "auto")):
         owner, sign, values = text.rpartition("=")
-        for name in [owner] if sign else chosen:
-            variant = _one_of(chosen, name, f"--beta-grid {text}")
-            found[name][variant.strength] = (
+        for name in [owner] if sign else losses:
+            variant = _one_of(losses, name, f"--beta-grid {text}")
+            grid[name][variant.strength] = (
                 variant.beta_grid if text == "auto" else _numbers(values, variant, variant.strength)
             )
             if not sign and text != "auto" and variant.unit != "nat":
@@ -41,26 +36,26 @@ def parse_grids(
     for text in grids:
         path, sign, values = text.partition("=")
         # A mixture has dots in its name.
-        owner = max((name for name in chosen if path.startswith(f"{name}.")), key=len, default=path.partition(".")[0])
+        owner = max((name for name in losses if path.startswith(f"{name}.")), key=len, default=path.partition(".")[0])
         name, parameter = owner, path[len(owner) + 1 :]
         if not sign or not parameter:
             raise UserError(f"--grid {text!r}: write VARIANT.PARAMETER=VALUE,VALUE")
-        variant = _one_of(chosen, name, f"--grid {text}")
-        found[name][parameter] = _numbers(values, variant, parameter)
-    return found, warnings
+        variant = _one_of(losses, name, f"--grid {text}")
+        grid[name][parameter] = _numbers(values, variant, parameter)
+    return grid, warnings
 
 
-def _one_of(chosen: Mapping[str, Variant], name: str, option: str) -> Variant:
-    if name not in chosen:
-        raise UnknownName("chosen variant", name, chosen, f" ({option}; add it to --variants, or mend the name)")
-    return chosen[name]
+def _one_of(losses: Mapping[str, Variant], name: str, option: str) -> Variant:
+    if name not in losses:
+        raise UnknownName("chosen variant", name, losses, f" ({option}; add it to --variants, or mend the name)")
+    return losses[name]
 
 
-def _numbers(text: str, variant: Variant, parameter: str) -> tuple[Any, ...]:
-    values: list[Any] = []
+def _numbers(text: str, variant: Variant, parameter: str) -> tuple[bool | int | float | str, ...]:
+    values = []
     for part in text.split(","):
         try:
-            value: Any = tomllib.loads(f"value = {part.strip()}")["value"]
+            value = tomllib.loads(f"value = {part.strip()}")["value"]
         except tomllib.TOMLDecodeError:
             value = part.strip()
         values.append(variant.arguments({parameter: value})[parameter])

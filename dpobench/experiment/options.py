@@ -1,25 +1,26 @@
 """From options, files and presets to one experiment: defaults < preset < file < --set < options."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from dpobench.artifacts.files import digest
-from dpobench.data.perturb import NOISE, SIZE
 from dpobench.errors import UnknownName, UserError
-from dpobench.evaluation.objectives import BARE, parse_objectives
-from dpobench.experiment.arms import check_studies
-from dpobench.experiment.config import Experiment, check_experiment, merge, parse, read_toml, set_path
+from dpobench.evaluation.objectives import OBJECTIVE_NAME
+from dpobench.experiment.config import Experiment, Tree, merge, parse, read_toml, set_path
 from dpobench.experiment.grids import parse_grids
 from dpobench.experiment.plugin_files import register
-from dpobench.experiment.studies import QUALITY
 from dpobench.losses.registry import variants
 from dpobench.training.run import Recipe
 
 PRESETS = Path(__file__).resolve().parents[1] / "synthetic" / "presets"
+# `--objectives` without a value: those that the embedded default brings.
+BARE = "auto"
 # Settings that only a training reads, by section.
-_TRAINED = {
+_READ_BY_TRAINING = {
     "": {"variants", "grid", "learning_rates", "seeds", "preset", "world", "studies", "baselines"},
     "data": {"heldout", "heldout_share", "limit"},
     "evaluation": {"checkpoints"},
@@ -28,124 +29,222 @@ _TRAINED = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What stood on the command line; empty where nothing did."""
+class Options:
+    """What the command line or a caller of `dpobench.run` gives; empty or None where nothing is given.
+
+    Args:
+        variants: names of losses; the first is the control.
+        beta_grid: "auto" for each variant's own grid, "0.05,0.1" for all variants, "dpo=0.05,0.1" for one.
+        grid: grids of any hyper-parameter, "VARIANT.PARAMETER=VALUE,VALUE".
+        lr_grid: learning rates, the same for all variants.
+        seeds: of the trainings.
+        control: the variant that the others are tested against.
+        preset: an embedded default.
+        model: folder or hub name of the start policy.
+        data: file, folder or hub name of preference pairs.
+        heldout: the same for held-out pairs.
+        judge: name of the judge.
+        tasks: lm-eval task names.
+        objectives: "NAME=VALUE,...", or `BARE`.
+        checkpoints: number of checkpoints scored within each training.
+        label_noise: shares of flipped training labels, a study.
+        train_size: numbers of training pairs, a study.
+        reference_quality: shares of the embedded base model's training, a study.
+        rounds: of training on the policy's own answers, a study.
+        baselines: whether baselines are trained beside the variants.
+        plugins: files with losses, evaluators or judges.
+        config: experiment file in TOML.
+        assignments: "section.key=value", any setting.
+    """
 
     variants: Sequence[str] = ()
     beta_grid: Sequence[str] = ()
     grid: Sequence[str] = ()
-    learning_rates: Sequence[float] = ()
+    lr_grid: Sequence[float] = ()
     seeds: Sequence[int] = ()
-    tasks: Sequence[str] = ()
-    checkpoints: int | None = None
     control: str | None = None
     preset: str | None = None
     model: str | None = None
-    data_source: str | None = None
+    data: str | None = None
     heldout: str | None = None
     judge: str | None = None
+    tasks: Sequence[str] = ()
     objectives: Sequence[str] = ()
-    plugins: Sequence[str] = ()
-    config: Path | None = None
-    assignments: Sequence[str] = ()
+    checkpoints: int | None = None
     label_noise: Sequence[float] = ()
     train_size: Sequence[int] = ()
     reference_quality: Sequence[float] = ()
     rounds: int | None = None
     baselines: bool | None = None
+    plugins: Sequence[str | Path] = ()
+    config: Path | None = None
+    assignments: Sequence[str] = ()
 
-    def tree(self) -> dict[str, Any]:
-        """As settings, where something was said."""
-        plain = {
+    def experiment(self) -> tuple[Experiment, list[str]]:
+        """The experiment that is requested, every setting resolved. What cannot work is refused by `validate`.
+
+        Returns: the experiment, and warnings to show.
+
+        Raises:
+            UserError: an unknown name, key or value; only one of model and data; a preset beside them.
+        """
+        tree = self._tree()
+        given = parse(tree)
+        brings_its_own = given.model is not None or given.data.source is not None
+        if brings_its_own and (given.preset or given.world):
+            raise UserError(
+                "a preset brings its own model and data; leave out --preset and [world], or --model and --data"
+            )
+        if not brings_its_own:
+            if given.data.heldout or given.data.prompts:
+                raise UserError("held-out data need --model and --data; the embedded default brings its own")
+            name = given.preset or "small"
+            experiment = parse(merge(_for_judge(preset(name), given.evaluation.judge), {**tree, "preset": name}))
+        else:
+            experiment = given
+        if self.asks_for_embedded_objectives:
+            experiment = _with_embedded_objectives(experiment)
+        register(experiment.plugins)
+        losses = {name: variants.get(name) for name in experiment.variants}
+        grid, warnings = parse_grids(self.beta_grid, self.grid, losses)
+        grids = dict(experiment.grid)
+        for name, values in grid.items():
+            if values:
+                grids[name] = {**grids.get(name, {}), **values}
+        return experiment.model_copy(update={"grid": grids}), warnings
+
+    def scoring(self) -> Experiment:
+        """The settings of scoring alone: no variants, nothing to train.
+
+        Raises:
+            UserError: a setting is unknown, wrong, or without effect where nothing is trained.
+        """
+        if self.asks_for_embedded_objectives:
+            raise UserError(
+                "a bare --objectives takes those of the embedded default, which is no part of this; write for example "
+                "--objectives helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
+            )
+        tree = self._tree()
+        for section, read_by_training in _READ_BY_TRAINING.items():
+            inside = tree if section == "" else tree.get(section)
+            if isinstance(inside, dict) and (without_effect := sorted(inside.keys() & read_by_training)):
+                name = f"{section}.{without_effect[0]}" if section else without_effect[0]
+                raise UserError(
+                    f"--set {name}: it has no effect where checkpoints are scored and nothing is trained; leave it out"
+                )
+        return parse(tree)
+
+    @property
+    def asks_for_embedded_objectives(self) -> bool:
+        """Whether the embedded default's own objectives are requested."""
+        return BARE in self.objectives
+
+    def _tree(self) -> Tree:
+        """File, `--set` and options as one tree of settings; absent where nothing was given."""
+        tree: Tree = read_toml(self.config) if self.config else {}
+        for assignment in self.assignments:
+            set_path(tree, assignment)
+        if self.asks_for_embedded_objectives and len(self.objectives) > 1:
+            raise UserError("--objectives is given bare and with values; choose one of both")
+        objectives = {} if self.asks_for_embedded_objectives else parse_objectives(self.objectives)
+        top: Mapping[str, object] = {
             "variants": list(self.variants),
-            "learning_rates": list(self.learning_rates),
+            "learning_rates": list(self.lr_grid),
             "seeds": list(self.seeds),
             "control": self.control,
             "preset": self.preset,
             "model": self.model,
             "plugins": [str(Path(file).resolve()) for file in self.plugins],
-            "data": {name: value for name, value in (("source", self.data_source), ("heldout", self.heldout)) if value},
-            "evaluation": {
-                name: value
-                for name, value in (("judge", self.judge), ("tasks", list(self.tasks)), ("objectives", self._aims()))
-                if value
-            }
-            | ({} if self.checkpoints is None else {"checkpoints": self.checkpoints}),
+            "baselines": self.baselines,
         }
-        studies = {name: list(getattr(self, name)) for name in (NOISE, SIZE, QUALITY)} | {"rounds": self.rounds}
-        plain["studies"] = {name: value for name, value in studies.items() if value}
-        said = {name: value for name, value in plain.items() if value}
-        return said if self.baselines is None else said | {"baselines": self.baselines}
+        sections: Mapping[str, Mapping[str, object]] = {
+            "": top,
+            "data": {"source": self.data, "heldout": self.heldout},
+            "evaluation": {
+                "judge": self.judge,
+                "tasks": list(self.tasks),
+                "objectives": objectives,
+                "checkpoints": self.checkpoints,
+            },
+            "studies": {
+                "label_noise": list(self.label_noise),
+                "train_size": list(self.train_size),
+                "reference_quality": list(self.reference_quality),
+                "rounds": self.rounds,
+            },
+        }
+        options: Tree = {}
+        for section, values in sections.items():
+            given = {key: _plain(value) for key, value in values.items() if value not in (None, "", [], {})}
+            if given:
+                options |= {section: given} if section else given
+        return merge(tree, options)
 
-    def _aims(self) -> dict[str, str]:
-        if self.bare_objectives and len(self.objectives) > 1:
-            raise UserError("--objectives is given bare and with values; choose one of both")
-        return {} if self.bare_objectives else parse_objectives(self.objectives)
 
-    @property
-    def bare_objectives(self) -> bool:
-        """Whether the embedded default's own objectives are asked for."""
-        return BARE in self.objectives
+def _plain(value: object) -> JsonValue:
+    """A value of an option as JSON has it."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    assert isinstance(value, list)
+    return [_plain(one) for one in value]
 
 
-def experiment(asked: Asked) -> tuple[Experiment, list[str]]:
-    """Merge everything that was said.
+def parse_objectives(texts: Sequence[str]) -> dict[str, str]:
+    """Read `NAME=VALUE,NAME=VALUE`, given once or several times.
 
-    Returns: the experiment, and warnings to show.
+    A comma separates two objectives only where a name and an equals sign follow it.
+
+    Returns: values by name, in their order.
 
     Raises:
-        UserError: an unknown name, key or value; only one of model and data; nothing to compare.
+        UserError: a part without a name or a value, a name that is no name, or one given twice.
+
+    Example:
+        >>> parse_objectives(["a=gold:x.py:f,b=p.jsonl"])
+        {'a': 'gold:x.py:f', 'b': 'p.jsonl'}
     """
-    said: dict[str, Any] = read_toml(asked.config) if asked.config else {}
-    for assignment in asked.assignments:
-        set_path(said, assignment)
-    said = merge(said, asked.tree())
-    alone = parse(said)
-    own = alone.model is not None or alone.data.source is not None
-    if own and (alone.preset or alone.world):
-        raise UserError("a preset brings its own model and data; leave out --preset and [world], or --model and --data")
-    if not own and (alone.data.heldout or alone.data.prompts):
-        raise UserError("held-out data need --model and --data; the embedded default brings its own")
-    base = {} if own else _for_judge(preset(alone.preset or "small"), alone.evaluation.judge)
-    found = alone if own else parse(merge(base, {**said, "preset": alone.preset or "small"}))
-    if asked.bare_objectives:
-        found = _with_own_objectives(found)
-    register(found.plugins)
-    for name in found.variants:
-        variants.get(name)
-    grid, warnings = parse_grids(asked.beta_grid, asked.grid, found.variants, variants)
-    found = found.model_copy(
-        update={"grid": merge(found.grid, {name: values for name, values in grid.items() if values})}
-    )
-    check_experiment(found)
-    check_studies(found)
-    return found, warnings
+    objectives: dict[str, str] = {}
+    for part in (one for text in texts for one in re.split(r",(?=\s*[\w-]+\s*=)", text)):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value or not OBJECTIVE_NAME.fullmatch(name):
+            raise UserError(
+                f"--objectives {part.strip()!r}: a name and a value are expected; "
+                "write for example helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
+            )
+        if name in objectives:
+            raise UserError(f"--objectives: {name} is named twice")
+        objectives[name] = value
+    return objectives
 
 
-def _with_own_objectives(found: Experiment) -> Experiment:
+def _with_embedded_objectives(experiment: Experiment) -> Experiment:
     """The embedded default's objectives, the parts of its reward.
 
     Raises:
         UserError: the data are the user's own.
     """
-    if found.preset is None:
+    if experiment.preset is None:
         raise UserError(
             "a bare --objectives takes those of the embedded default; with --model and --data write for example "
             "--objectives helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
         )
-    aims = read_toml(PRESETS.parent / "objectives.toml")[found.preset]
-    return found.model_copy(update={"evaluation": found.evaluation.model_copy(update={"objectives": aims})})
+    objectives = read_toml(PRESETS.parent / "objectives.toml")[experiment.preset]
+    evaluation = experiment.evaluation.model_copy(update={"objectives": objectives})
+    return experiment.model_copy(update={"evaluation": evaluation})
 
 
-def _for_judge(base: dict[str, Any], judge: str | None) -> dict[str, Any]:
-    """A preset without the settings of its own judge, where another one is asked for."""
-    if judge in (None, base["evaluation"]["judge"]):
+def _for_judge(base: Tree, judge: str | None) -> Tree:
+    """A preset without the settings of its own judge, where another one is requested."""
+    evaluation = base["evaluation"]
+    assert isinstance(evaluation, dict)
+    if judge in (None, evaluation["judge"]):
         return base
-    kept = {name: value for name, value in base["evaluation"].items() if name != "judge_settings"}
-    return base | {"evaluation": kept}
+    return base | {"evaluation": {name: value for name, value in evaluation.items() if name != "judge_settings"}}
 
 
-def preset(name: str) -> dict[str, Any]:
+def preset(name: str) -> Tree:
     """Settings of an embedded default.
 
     Raises:
@@ -157,32 +256,8 @@ def preset(name: str) -> dict[str, Any]:
     return read_toml(PRESETS / f"{name}.toml")
 
 
-def scoring(asked: Asked) -> Experiment:
-    """The settings of scoring alone: no variants, nothing to train.
-
-    Raises:
-        UserError: a setting is unknown, wrong, or without effect where nothing is trained.
-    """
-    if asked.bare_objectives:
-        raise UserError(
-            "a bare --objectives takes those of the embedded default, which is no part of this; write for example "
-            "--objectives helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
-        )
-    said: dict[str, Any] = {}
-    for assignment in asked.assignments:
-        set_path(said, assignment)
-    found = parse(merge(said, asked.tree()))
-    for section, known in _TRAINED.items():
-        inside = said if section == "" else said.get(section, {})
-        if idle := sorted(set(inside) & known):
-            name = f"{section}.{idle[0]}" if section else idle[0]
-            raise UserError(
-                f"--set {name}: it has no effect where checkpoints are scored and nothing is trained; leave it out"
-            )
-    return found
-
-
-def default_folder(asked: Experiment) -> Path:
-    """Where an experiment lands that named no folder: the same for the same experiment, so that it goes on there."""
-    what = asked.preset or Path(asked.model or "model").name
-    return Path("results") / f"{what}-{'-'.join(asked.variants)[:40]}-{digest(asked.model_dump(mode='json'))[:6]}"
+def default_folder(experiment: Experiment) -> Path:
+    """Where an experiment lands that named no folder: the same for the same experiment, so that it resumes there."""
+    start = experiment.preset or Path(experiment.model or "model").name
+    key = digest(experiment.model_dump(mode="json"))[:6]
+    return Path("results") / f"{start}-{'-'.join(experiment.variants)[:40]}-{key}"

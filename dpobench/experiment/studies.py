@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dpobench.artifacts.files import digest
 from dpobench.data.perturb import NOISE, SIZE, Condition
 from dpobench.errors import UserError
+from dpobench.training.run import Run
 
 QUALITY, ROUND = "reference_quality", "round"
 # Tried where the study is asked for without values.
@@ -79,3 +81,14 @@ def describe(condition: Condition) -> str:
     return " ".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in condition.items()
     )
+
+
+def successor(run: Run, number: int, key: str) -> Run:
+    """The run of a later round, which starts from the policy of another one.
+
+    Args:
+        run: the one before it.
+        number: of the round.
+        key: of all else that decides its training pairs: the prompts, how answers are drawn, the judge.
+    """
+    return run.model_copy(update={"reference": digest("round", run.id, key), "condition": {ROUND: number}})

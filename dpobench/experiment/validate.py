@@ -1,90 +1,154 @@
-"""What is refused before anything is computed."""
+"""What is refused before anything is computed: in one place, once, for a run, a dry run, `evaluate` and the public functions alike."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from dpobench.errors import UserError
+from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.benchmark_tasks import check_tasks
 from dpobench.evaluation.objectives import judged
 from dpobench.evaluation.plan import plan
 from dpobench.evaluation.registry import judges
 from dpobench.evaluation.settings import Evaluation
-from dpobench.experiment.arms import check_studies, with_baselines
-from dpobench.experiment.config import Experiment, check_experiment, unfold
+from dpobench.experiment.config import Experiment
 from dpobench.experiment.plugin_files import register
+from dpobench.experiment.studies import Studies
 from dpobench.losses.mixture import Mixture
 from dpobench.losses.registry import variants
+from dpobench.losses.variant import Variant
 from dpobench.models.checkpoint import resolve
 from dpobench.synthetic.abilities import DESCRIPTIONS
 from dpobench.testing import require
+from dpobench.training.run import Recipe
 
 
-def check_judge(asked: Evaluation, *, free: bool = False) -> None:
-    """Try the judges, of the win-rate and of objectives, before anything is computed, where they can be tried.
+def validate(experiment: Experiment, *, trains: bool = True, may_pay: bool = True) -> None:
+    """Refuse what cannot work.
+
+    What only the data or the weights can tell is refused later, when they are read, still before any training.
 
     Args:
-        asked: the judges and their settings.
-        free: only those that no call is paid for.
+        experiment: every setting resolved.
+        trains: whether its variants are trained; without, only what scoring needs is looked at.
+        may_pay: whether judges whose calls cost money may be tried.
 
     Raises:
-        UserError: one cannot be asked as it is set.
-    """
-    named = judges.get(asked.judge) if asked.judge else None
-    found = [(named, named.arguments(asked.judge_settings))] if named is not None else []
-    for judge, arguments in [*found, *judged(asked).values()]:
-        if judge.declared["check"] is not None and not (free and judge.declared["estimate"]):
-            judge.declared["check"](**arguments)
-
-
-def check(experiment: Experiment) -> None:
-    """Refuse what cannot work before anything is computed.
-
-    Raises:
-        UserError: an unknown name or value; a plugin that breaks its laws.
+        UserError: an unknown name, an impossible value, a setting without effect, a plugin that breaks its laws, a judge that does
+            not answer.
     """
     register(experiment.plugins)
-    check_experiment(experiment)
-    check_studies(experiment)
-    if experiment.model is not None:
-        resolve(experiment.model)
-    # The laws look at variant and hyper-parameters: once for all seeds and learning rates.
-    once = experiment.model_copy(update={"seeds": experiment.seeds[:1], "learning_rates": ()})
-    for one in unfold(with_baselines(once, variants), variants, reference=""):
-        require(variants.get(one.variant), one.params)
-    _check_twins(experiment.variants)
-    _check_moving_reference(experiment)
-    check_tasks(
-        experiment.evaluation.tasks,
-        experiment.evaluation.task_folders,
-        () if experiment.model else tuple(DESCRIPTIONS),
-    )
-    planned = plan(experiment.evaluation, has_pairs=True, heldout="")
-    if experiment.evaluation.checkpoints and not planned.within.chosen:
-        raise UserError(
-            f"evaluation.checkpoints = {experiment.evaluation.checkpoints} has no effect: none of the evaluators that are asked for "
-            "scores checkpoints within a training; add winrate, or leave it out"
+    if trains:
+        _check_design(experiment)
+        _check_studies(
+            experiment.studies, experiment.recipe, experiment.evaluation.judge, embedded=bool(experiment.world)
         )
+        if experiment.model is not None:
+            resolve(experiment.model)
+        # The laws look at variant and hyper-parameters: once for all seeds and learning rates.
+        once = experiment.model_copy(update={"seeds": experiment.seeds[:1], "learning_rates": ()})
+        for run in once.with_baselines().runs(reference=""):
+            require(variants.get(run.variant), run.params)
+        losses = {name: variants.get(name) for name in experiment.variants}
+        _check_twins(losses)
+        _check_moving_reference(experiment.recipe, losses.values())
+    _check_scoring(experiment.evaluation, () if experiment.model else tuple(DESCRIPTIONS))
+    check_judges(experiment.evaluation, may_pay=may_pay)
 
 
-def _check_twins(names: Sequence[str]) -> None:
+def _check_design(experiment: Experiment) -> None:
+    """Variants, seeds and grids."""
+    if not experiment.variants:
+        raise UserError("no variant is chosen; write for example --variants dpo,ipo")
+    lists: Mapping[str, Sequence[object]] = {
+        "variants": experiment.variants,
+        "seeds": experiment.seeds,
+        "learning_rates": experiment.learning_rates,
+    }
+    for label, values in lists.items():
+        if repeated := [value for value in set(values) if values.count(value) > 1]:
+            raise UserError(f"{label}: {repeated[0]} is named twice")
+    if not experiment.seeds or any(not 0 <= seed < 2**32 for seed in experiment.seeds):
+        raise UserError(f"seeds = {list(experiment.seeds)}: at least one, each from 0 to {2**32 - 1}")
+    for name, grid in experiment.grid.items():
+        for parameter, choices in grid.items():
+            if not choices or len(set(choices)) < len(choices):
+                raise UserError(f"grid.{name}.{parameter} = {list(choices)}: at least one value, each once")
+    for name in [experiment.control or experiment.variants[0], *experiment.grid]:
+        if name not in experiment.variants:
+            raise UnknownName("chosen variant", name, experiment.variants)
+
+
+def _check_studies(studies: Studies, recipe: Recipe, judge: str | None, *, embedded: bool) -> None:
+    """Studies that cannot be made of this experiment."""
+    studies.check(recipe.batch)
+    if studies.reference_quality and not embedded:
+        raise UserError(
+            "--reference-quality trains the base model of the embedded default for fewer steps; leave out --model and --data, "
+            "or run once per reference of your own"
+        )
+    if studies.rounds > 1 and judge is None:
+        raise UserError(
+            f"--rounds {studies.rounds}: from the second round on a judge makes the labels; name one with --judge"
+        )
+    for size in studies.train_size:
+        if 0 < recipe.steps(size) <= recipe.reference_every:
+            raise UserError(
+                f"recipe.reference_every = {recipe.reference_every} has no effect in the "
+                f"{recipe.steps(size)} steps of studies.train_size = {size}; choose a smaller number"
+            )
+
+
+def _check_twins(losses: Mapping[str, Variant]) -> None:
     """One loss under two names would be trained twice and counted twice."""
-    seen: dict[frozenset[Any], str] = {}
-    for name in names:
-        loss = variants.get(name)
+    first_name: dict[frozenset[tuple[str, float]], str] = {}
+    for name, loss in losses.items():
         parts = frozenset((loss.recipe if isinstance(loss, Mixture) else {name: 1.0}).items())
-        if parts in seen:
-            raise UserError(f"variants: {seen[parts]} and {name} are one loss; leave one out")
-        seen[parts] = name
+        if parts in first_name:
+            raise UserError(f"variants: {first_name[parts]} and {name} are one loss; leave one out")
+        first_name[parts] = name
 
 
-def _check_moving_reference(experiment: Experiment) -> None:
+def _check_moving_reference(recipe: Recipe, losses: Iterable[Variant]) -> None:
     """An option without effect is a mistake."""
-    recipe = experiment.recipe
     if recipe.reference_every == 0 and recipe.reference_mix != 1.0:
         raise UserError(
             f"recipe.reference_mix = {recipe.reference_mix} has no effect while the reference stays; set recipe.reference_every"
         )
-    if recipe.reference_every and not any(variants.get(name).declared["reference"] for name in experiment.variants):
+    if recipe.reference_every and not any(loss.declared["reference"] for loss in losses):
         raise UserError(
             f"recipe.reference_every = {recipe.reference_every} has no effect: none of the variants has a reference"
         )
+
+
+def _check_scoring(evaluation: Evaluation, embedded_tasks: Sequence[str]) -> None:
+    """Tasks and evaluators.
+
+    Args:
+        evaluation: what checkpoints are scored on.
+        embedded_tasks: names of tasks that the embedded default makes.
+    """
+    check_tasks(evaluation.tasks, evaluation.task_folders, embedded_tasks)
+    scoring = plan(evaluation, has_pairs=True, heldout="")
+    if evaluation.checkpoints and not scoring.within.chosen:
+        raise UserError(
+            f"evaluation.checkpoints = {evaluation.checkpoints} has no effect: none of the requested evaluators scores checkpoints "
+            "within a training; add winrate, or leave it out"
+        )
+
+
+def check_judges(evaluation: Evaluation, *, may_pay: bool = True) -> None:
+    """Try the judges, of the win-rate and of objectives, where they can be tried.
+
+    Args:
+        evaluation: the judges and their settings.
+        may_pay: whether those whose calls cost money are tried.
+
+    Raises:
+        UserError: one cannot answer with these settings.
+    """
+    requested = list(judged(evaluation).values())
+    if evaluation.judge:
+        judge = judges.get(evaluation.judge)
+        requested.insert(0, (judge, judge.arguments(evaluation.judge_settings)))
+    for judge, arguments in requested:
+        check, estimate = judge.declared["check"], judge.declared["estimate"]
+        if check is not None and (may_pay or not estimate):
+            check(**arguments)

@@ -24,12 +24,10 @@ from dpobench.artifacts.files import (
 )
 from dpobench.artifacts.scores import WITHIN
 from dpobench.errors import UnknownName, UserError
-from dpobench.evaluation.benchmark_tasks import check_tasks
 from dpobench.evaluation.plan import Plan, plan
 from dpobench.evaluation.score import score
 from dpobench.experiment.config import Experiment
-from dpobench.experiment.plugin_files import register
-from dpobench.experiment.validate import check_judge
+from dpobench.experiment.validate import validate
 from dpobench.losses.registry import variants
 from dpobench.models import adapters
 from dpobench.models.checkpoint import (
@@ -78,9 +76,7 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
         UserError: a checkpoint cannot be read or has another vocabulary than the reference, two are one, no such control; nothing
             has been scored then.
     """
-    register(experiment.plugins)
-    check_tasks(experiment.evaluation.tasks, experiment.evaluation.task_folders)
-    check_judge(experiment.evaluation)
+    validate(experiment, trains=False)
     keep_replies(where.cache, out)
     quiet(where.threads)
 

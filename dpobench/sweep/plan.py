@@ -14,9 +14,8 @@ from dpobench.data.perturb import Condition, unsided
 from dpobench.errors import UserError
 from dpobench.evaluation.plan import Plan, plan
 from dpobench.evaluation.settings import Evaluation
-from dpobench.experiment.arms import successor
-from dpobench.experiment.config import Experiment, unfold
-from dpobench.experiment.studies import QUALITY, ROUND
+from dpobench.experiment.config import Experiment
+from dpobench.experiment.studies import QUALITY, ROUND, successor
 from dpobench.losses.registry import variants
 from dpobench.losses.variant import Variant
 from dpobench.models.checkpoint import model_hash
@@ -105,7 +104,7 @@ def plan_jobs(
     jobs = [
         _job(run, one, experiment, out, where)
         for one in shared
-        for run in unfold(experiment, variants, one.training.name, one.condition)
+        for run in experiment.runs(one.training.name, one.condition)
     ]
     jobs += _later_rounds(experiment, shared[0], jobs)
     _write_plan(experiment, shared, [job.run for job in jobs], baselines, out)

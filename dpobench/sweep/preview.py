@@ -8,23 +8,18 @@ from rich.console import Console
 from dpobench.evaluation.plan import plan
 from dpobench.evaluation.registry import judges
 from dpobench.experiment import studies
-from dpobench.experiment.arms import baselines, successor, with_baselines
-from dpobench.experiment.config import Experiment, unequal_trials, unfold
-from dpobench.experiment.validate import check, check_judge
-from dpobench.losses.registry import variants
-from dpobench.sweep.plan import Machine as Machine
-from dpobench.sweep.plan import plan_jobs as plan_jobs
+from dpobench.experiment.config import Experiment, unequal_trials
+from dpobench.experiment.validate import validate
 from dpobench.sweep.progress import describe
 from dpobench.training.run import Run
 
 
 def dry_run(experiment: Experiment, console: Console) -> None:
     """Check everything that needs no model, list the runs and count them, condition by condition."""
-    check(experiment)
-    check_judge(experiment.evaluation, free=True)
-    beside = baselines(experiment, variants)
-    whole = with_baselines(experiment, variants)
-    proper = unfold(whole, variants, reference="")
+    validate(experiment, may_pay=False)
+    beside = experiment.baseline_names()
+    whole = experiment.with_baselines()
+    proper = whole.runs(reference="")
     runs = [*proper, *_beside(whole, proper)]
     for one in runs:
         console.print(describe(one), highlight=False, markup=False)
@@ -62,9 +57,9 @@ def _judge_estimate(experiment: Experiment, runs: int, proper: int) -> str:
 def _beside(experiment: Experiment, proper: Sequence[Run]) -> Iterator[Run]:
     """The runs of all studies, as a plan would have them."""
     for condition in experiment.studies.conditions():
-        yield from unfold(experiment, variants, reference="", condition=condition)
+        yield from experiment.runs(reference="", condition=condition)
     for number in experiment.studies.later_rounds:
-        yield from (successor(run, number, "") for run in proper)
+        yield from (studies.successor(run, number, "") for run in proper)
 
 
 def warn_of_unequal_trials(console: Console, runs: Sequence[Run], beside: Sequence[str]) -> None:

@@ -10,15 +10,11 @@ from rich.console import Console
 
 from dpobench.artifacts.files import cache_folder, locked, read_json, sweep_parts
 from dpobench.errors import UserError
-from dpobench.experiment.arms import baselines, with_baselines
 from dpobench.experiment.config import Experiment
 from dpobench.experiment.plugin_files import register
-from dpobench.experiment.validate import check, check_judge
-from dpobench.losses.registry import variants
+from dpobench.experiment.validate import validate
 from dpobench.sweep.job import Job, execute, is_done, is_trained, status_of
-from dpobench.sweep.plan import Machine as Machine
-from dpobench.sweep.plan import plan_jobs as plan_jobs
-from dpobench.sweep.plan import stages
+from dpobench.sweep.plan import Machine, plan_jobs, stages
 from dpobench.sweep.preview import warn_of_unequal_trials
 from dpobench.sweep.progress import Display
 from dpobench.sweep.status import summary_lines
@@ -57,13 +53,12 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_together(experiment, out, where, console)
-    check(experiment)
-    check_judge(experiment.evaluation)
-    beside = baselines(experiment, variants)
+    validate(experiment)
+    beside = experiment.baseline_names()
     with locked(out):
         sweep_parts(out)
         with Workers(where.workers, where.threads, _devices(where)) as workers:
-            jobs = plan_jobs(with_baselines(experiment, variants), out, where, console, beside)
+            jobs = plan_jobs(experiment.with_baselines(), out, where, console, beside)
             warn_of_unequal_trials(console, [job.run for job in jobs], beside)
             missing = [job for job in jobs if not is_done(job)]
             _check_disk(missing, out, where.workers)
@@ -153,12 +148,11 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
         )
     told: list[Any] = [None]
     if accelerator.is_main_process:
-        check(experiment)
-        check_judge(experiment.evaluation)
+        validate(experiment)
         with locked(out):
             sweep_parts(out)
-            beside = baselines(experiment, variants)
-            jobs = plan_jobs(with_baselines(experiment, variants), out, where, console, beside)
+            beside = experiment.baseline_names()
+            jobs = plan_jobs(experiment.with_baselines(), out, where, console, beside)
             warn_of_unequal_trials(console, [job.run for job in jobs], beside)
             _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
             told = [[job.model_dump_json() for job in jobs]]

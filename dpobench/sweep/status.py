@@ -6,8 +6,6 @@ from pathlib import Path
 
 from dpobench.artifacts.files import read_json, sealed
 from dpobench.errors import UserError
-from dpobench.sweep.plan import Machine as Machine
-from dpobench.sweep.plan import plan_jobs as plan_jobs
 
 
 def summary_lines(report: Path) -> Iterator[str]:

@@ -55,11 +55,11 @@ def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported(wrong):
 )
 def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_computed(judge, settings, said):
     from dpobench.evaluation.settings import Evaluation
-    from dpobench.experiment.validate import check_judge
+    from dpobench.experiment.validate import check_judges
 
     name, value = settings.split("=")
     with pytest.raises(UserError, match=said):
-        check_judge(Evaluation(judge=judge, judge_settings={name: value}), free=True)
+        check_judges(Evaluation(judge=judge, judge_settings={name: value}), may_pay=False)
 
 
 def test_a_dry_run_tries_the_judge():

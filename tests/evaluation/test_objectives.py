@@ -4,12 +4,13 @@ import pytest
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation import objectives
-from dpobench.evaluation.objectives import ObjectiveSpec, judged, parse_objectives, read_objectives
+from dpobench.evaluation.objectives import ObjectiveSpec, judged, read_objectives
 from dpobench.evaluation.plan import plan
 from dpobench.evaluation.registry import JudgeRegistry, judge
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment import options, validate
-from dpobench.experiment.validate import check_judge
+from dpobench.experiment.options import parse_objectives
+from dpobench.experiment.validate import check_judges
 
 JUDGES = ("gold", "reward_model")
 
@@ -60,7 +61,7 @@ def test_a_file_that_is_not_there_and_a_judge_that_is_none_are_told_apart():
 
 
 def asked(*objectives, **more):
-    return options.experiment(options.Asked(variants=["dpo"], objectives=objectives, **more))[0].evaluation.objectives
+    return options.Options(variants=["dpo"], objectives=objectives, **more).experiment()[0].evaluation.objectives
 
 
 def test_bare_objectives_are_the_parts_of_the_embedded_defaults_reward():
@@ -72,7 +73,7 @@ def test_bare_objectives_are_the_parts_of_the_embedded_defaults_reward():
 
 def test_bare_objectives_have_no_meaning_for_data_of_ones_own():
     with pytest.raises(UserError, match="takes those of the embedded default"):
-        asked("auto", model="m", data_source="d")
+        asked("auto", model="m", data="d")
     with pytest.raises(UserError, match="bare and with values"):
         asked("auto", "a=gold:x,b=gold:y", preset="tiny")
 
@@ -123,10 +124,10 @@ def test_the_judges_of_objectives_are_tried_before_anything_is_computed(tmp_path
     for module in (objectives, validate):
         monkeypatch.setattr(module, "judges", own)
     with pytest.raises(UserError, match="nobody answers for me"):
-        check_judge(Evaluation(objectives={"a": "tried:me", "b": "tried:you"}))
+        check_judges(Evaluation(objectives={"a": "tried:me", "b": "tried:you"}))
     known = tmp_path / "known.py"
     known.write_text("def f(prompt, answer):\n    return 0.0\n")
     asked = {"judge": "gold", "judge_settings": {"function": f"{known}:f"}}
-    check_judge(Evaluation(objectives={"a": f"gold:{known}:f", "b": f"gold:{known}:f"}, **asked))
+    check_judges(Evaluation(objectives={"a": f"gold:{known}:f", "b": f"gold:{known}:f"}, **asked))
     with pytest.raises(UserError, match="defines no 'g'"):
-        check_judge(Evaluation(objectives={"a": f"gold:{known}:f", "b": f"gold:{known}:g"}, **asked))
+        check_judges(Evaluation(objectives={"a": f"gold:{known}:f", "b": f"gold:{known}:g"}, **asked))

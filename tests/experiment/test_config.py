@@ -5,14 +5,15 @@ import math
 import pytest
 
 from dpobench.errors import UnknownName, UserError
-from dpobench.experiment.config import Experiment, merge, parse, set_path, unequal_trials, unfold
+from dpobench.experiment.config import Experiment, merge, parse, set_path, unequal_trials
 from dpobench.experiment.grids import parse_grids
+from dpobench.experiment.validate import validate
 from dpobench.losses.registry import variants
 from dpobench.training.run import Recipe
 
 
 def grids(betas=(), others=(), names=("dpo", "ipo")):
-    return parse_grids(betas, others, names, variants)
+    return parse_grids(betas, others, {name: variants.get(name) for name in names})
 
 
 def test_bare_beta_grid_gives_each_variant_its_own():
@@ -67,17 +68,15 @@ def test_runs_are_variants_times_grids_times_rates_times_seeds():
         seeds=(0, 1),
         learning_rates=(1e-4, 1e-3),
     )
-    runs = unfold(asked, variants, "key")
+    runs = asked.runs("key")
     assert len(runs) == (1 + 4) * 2 * 2
     assert len({run.id for run in runs}) == len(runs)
 
 
 def test_a_run_is_known_by_its_fields_alone():
     asked = Experiment(variants=("dpo",))
-    (run,) = unfold(asked, variants, "key")
-    (again,) = unfold(
-        asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"draws": 3})}), variants, "key"
-    )
+    (run,) = asked.runs("key")
+    (again,) = asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"draws": 3})}).runs("key")
     assert run.id == again.id  # scoring decides no weights
     for field, value in (
         ("seed", 1),
@@ -104,13 +103,13 @@ def test_a_run_is_known_by_its_fields_alone():
 )
 def test_impossible_settings_are_refused_by_name(tree, said):
     with pytest.raises(UserError) as caught:
-        unfold(parse(tree), variants, "key")
+        validate(parse(tree))
     assert said in str(caught.value)
 
 
 def test_unknown_variant_gets_the_nearest():
     with pytest.raises(UnknownName, match="Did you mean 'dpo'"):
-        unfold(Experiment(variants=("dppo",)), variants, "key")
+        validate(Experiment(variants=("dppo",)))
 
 
 def test_settings_are_laid_over_each_other():
@@ -134,7 +133,7 @@ def test_learning_rate_by_hand():
 
 def test_unequal_numbers_of_configurations_are_told_and_equal_ones_are_not():
     def told(grid, **more):
-        return unequal_trials(unfold(Experiment(variants=("dpo", "cdpo"), grid=grid, **more), variants, "key"))
+        return unequal_trials(Experiment(variants=("dpo", "cdpo"), grid=grid, **more).runs("key"))
 
     # 3 betas of dpo; 2 betas x 2 flips of cdpo: 3 and 4 configurations, however many seeds and learning rates.
     uneven = {"dpo": {"beta": (0.1, 0.3, 0.5)}, "cdpo": {"beta": (0.1, 0.3), "flip": (0.1, 0.2)}}

@@ -3,9 +3,9 @@
 import pytest
 
 from dpobench.errors import UnknownName, UserError
-from dpobench.experiment.options import Asked, scoring
+from dpobench.experiment.options import Options
 
-FOLDERS = {"model": "base", "data_source": "pairs.jsonl"}
+FOLDERS = {"model": "base", "data": "pairs.jsonl"}
 
 
 @pytest.mark.parametrize(
@@ -21,18 +21,18 @@ FOLDERS = {"model": "base", "data_source": "pairs.jsonl"}
 )
 def test_a_setting_that_only_training_reads_is_refused_where_nothing_is_trained(assignment):
     with pytest.raises(UserError, match=f"--set {assignment.partition('=')[0]}: it has no effect"):
-        scoring(Asked(**FOLDERS, assignments=[assignment]))
+        Options(**FOLDERS, assignments=[assignment]).scoring()
 
 
 def test_settings_that_scoring_reads_are_taken():
     told = ["evaluation.draws=2", "recipe.max_tokens=64", "recipe.max_prompt_tokens=32", "data.on_bad_row=drop"]
-    found = scoring(Asked(**FOLDERS, assignments=told, control="dpo"))
+    found = Options(**FOLDERS, assignments=told, control="dpo").scoring()
     assert (found.evaluation.draws, found.recipe.max_tokens, found.data.on_bad_row) == (2, 64, "drop")
     assert (found.model, found.data.source, found.control) == ("base", "pairs.jsonl", "dpo")
     with pytest.raises(UnknownName, match=r"evaluation\.draws"):
-        scoring(Asked(**FOLDERS, assignments=["evaluation.drawz=2"]))
+        Options(**FOLDERS, assignments=["evaluation.drawz=2"]).scoring()
 
 
 def test_bare_objectives_have_no_meaning_where_checkpoints_are_scored():
     with pytest.raises(UserError, match="--objectives helpful="):
-        scoring(Asked(**FOLDERS, objectives=["auto"]))
+        Options(**FOLDERS, objectives=["auto"]).scoring()

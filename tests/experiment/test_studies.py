@@ -15,9 +15,9 @@ from dpobench.data.prompts import Prompt
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluation.settings import Evaluation
-from dpobench.experiment.arms import baselines, check_studies, successor, with_baselines
-from dpobench.experiment.config import Experiment, parse, unfold
-from dpobench.experiment.studies import Studies
+from dpobench.experiment.config import Experiment, parse
+from dpobench.experiment.studies import Studies, successor
+from dpobench.experiment.validate import validate
 from dpobench.losses.pairs import Pairs, Side
 from dpobench.losses.registry import LossRegistry, variants
 from dpobench.sweep.rounds import Round, check_rounds, on_policy, write_asked, write_round
@@ -111,7 +111,7 @@ def test_a_condition_changes_the_id_of_a_run_and_no_condition_leaves_it_as_it_wa
 
 def test_every_condition_has_the_full_grid_and_all_seeds():
     asked = parse({"variants": ["dpo"], "grid": {"dpo": {"beta": [0.1, 0.3]}}, "seeds": [0, 1]})
-    runs = unfold(asked, variants, "key", {"label_noise": 0.1})
+    runs = asked.runs("key", {"label_noise": 0.1})
     assert {(run.params["beta"], run.seed) for run in runs} == {(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)}
     assert all(run.condition == {"label_noise": 0.1} for run in runs)
 
@@ -119,7 +119,7 @@ def test_every_condition_has_the_full_grid_and_all_seeds():
 def test_a_moving_reference_must_move_in_the_smallest_training_set_too():
     said = {"variants": ["dpo"], "recipe": {"reference_every": 4, "batch": 8}, "studies": {"train_size": [32]}}
     with pytest.raises(UserError, match=r"no effect in the 4 steps of studies\.train_size = 32"):
-        check_studies(parse(said))
+        validate(parse(said))
 
 
 BASELINES = [name for name in variants.names() if variants.get(name).declared["baseline"]]
@@ -128,14 +128,14 @@ BASELINES = [name for name in variants.names() if variants.get(name).declared["b
 def test_a_baseline_is_trained_beside_every_comparison_but_the_one_it_is_a_variant_of():
     assert BASELINES
     asked = Experiment(variants=("dpo", "ipo"))
-    assert list(baselines(asked, variants)) == BASELINES
-    whole = with_baselines(asked, variants)
+    assert list(asked.baseline_names()) == BASELINES
+    whole = asked.with_baselines()
     assert whole.variants == ("dpo", "ipo", *BASELINES)
     assert whole.control == "dpo"
-    assert baselines(asked.model_copy(update={"baselines": False}), variants) == ()
-    assert baselines(Experiment(variants=("dpo", *BASELINES)), variants) == ()
-    assert baselines(Experiment(variants=("dpo", f"{BASELINES[0]}:0.5")), variants) == ()
-    assert list(baselines(Experiment(variants=(f"dpo+{BASELINES[0]}",)), variants)) == BASELINES
+    assert asked.model_copy(update={"baselines": False}).baseline_names() == ()
+    assert Experiment(variants=("dpo", *BASELINES)).baseline_names() == ()
+    assert Experiment(variants=("dpo", f"{BASELINES[0]}:0.5")).baseline_names() == ()
+    assert list(Experiment(variants=(f"dpo+{BASELINES[0]}",)).baseline_names()) == BASELINES
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -7,7 +7,7 @@ import torch
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.experiment import validate
-from dpobench.experiment.config import Experiment, unfold
+from dpobench.experiment.config import Experiment
 from dpobench.experiment.grids import parse_grids
 from dpobench.losses.registry import LossRegistry, variants
 from dpobench.testing import check
@@ -102,20 +102,22 @@ def test_a_need_takes_the_setting_of_the_part_that_has_it_and_not_of_a_namesake(
 @pytest.mark.parametrize("twins", [("dpo", "dpo:1"), ("dpo+sft", "sft:1.0+dpo"), ("dpo:2+sft", "dpo:2.0+sft:1")])
 def test_one_loss_under_two_names_is_refused(twins):
     with pytest.raises(UserError, match="are one loss; leave one out"):
-        validate.check(Experiment(variants=twins))
+        validate.validate(Experiment(variants=twins))
 
 
 def test_of_two_mixtures_the_grid_reaches_the_one_with_the_longer_name():
     names = ["dpo+sft:1", "dpo+sft:1.5"]
-    found, _ = parse_grids([], ["dpo+sft:1.5.dpo.beta=0.2"], names, variants)
+    found, _ = parse_grids([], ["dpo+sft:1.5.dpo.beta=0.2"], {one: variants.get(one) for one in names})
     assert found == {"dpo+sft:1": {}, "dpo+sft:1.5": {"dpo.beta": (0.2,)}}
 
 
 def test_the_grids_of_a_mixture_are_reached_though_it_has_dots_in_its_name():
     name = "dpo:0.8+sft:0.5"
-    found, _ = parse_grids([f"{name}=0.05,0.1"], [f"{name}.sft.weight=1.0,2.0"], [name, "ipo"], variants)
+    found, _ = parse_grids(
+        [f"{name}=0.05,0.1"], [f"{name}.sft.weight=1.0,2.0"], {one: variants.get(one) for one in [name, "ipo"]}
+    )
     assert found[name] == {"dpo.beta": (0.05, 0.1), "sft.weight": (1.0, 2.0)}
-    runs = unfold(Experiment(variants=(name,), grid={name: found[name]}), variants, "none")
+    runs = Experiment(variants=(name,), grid={name: found[name]}).runs("none")
     assert len({run.id for run in runs}) == 4
     assert all(":" not in run.id and run.beta in (0.05, 0.1) for run in runs)
 

@@ -1,0 +1,64 @@
+"""What is refused before anything is computed, in one place."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dpobench.errors import PluginRefused, UserError
+from dpobench.experiment.options import Options
+from dpobench.experiment.plugin_files import register
+from dpobench.sweep import external, preview
+from dpobench.sweep import run as sweep
+from dpobench.sweep.plan import Machine
+
+HERE = Machine("cpu", 1, 1, Path("unused"))
+
+
+def test_a_plugin_file_without_a_plugin_is_refused_and_says_what_is_missing(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(pairs, *, beta=0.1):\n    return pairs.margin\n")
+    with pytest.raises(
+        PluginRefused, match=r"mine\.py holds no loss, evaluator or judge; decorate a function with @loss"
+    ):
+        register([str(file)])
+    with pytest.raises(PluginRefused, match="holds no loss"):
+        Options(variants=["dpo"], plugins=[file]).experiment()
+
+
+@pytest.mark.parametrize(
+    ("module", "begin"),
+    [
+        (sweep, lambda experiment, out, console: sweep.run(experiment, out, HERE, console)),
+        (preview, lambda experiment, out, console: preview.dry_run(experiment, console)),
+        (external, lambda experiment, out, console: external.evaluate(["a"], experiment, out, HERE, console)),
+    ],
+    ids=["run", "dry run", "evaluate"],
+)
+def test_every_way_in_validates_once_and_computes_nothing_before(module, begin, tmp_path, monkeypatch):
+    validated = []
+
+    def refuse(experiment, **how):
+        validated.append(experiment)
+        raise UserError("refused")
+
+    monkeypatch.setattr(module, "validate", refuse)
+    experiment, _ = Options(variants=["dpo"], preset="tiny").experiment()
+    with pytest.raises(UserError, match="refused"):
+        begin(experiment, tmp_path / "out", Console(file=io.StringIO()))
+    assert validated == [experiment]
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_go_before_set_before_the_file_before_the_preset(tmp_path):
+    file = tmp_path / "experiment.toml"
+    file.write_text("variants = ['ipo']\nseeds = [7]\n[recipe]\nepochs = 3.0\nclip = 0.5\n[grid.ipo]\nbeta = [0.5]\n")
+    options = Options(
+        preset="tiny", config=file, assignments=["recipe.clip=2.0", "seeds=[8]"], seeds=[9], grid=["ipo.beta=0.1,0.3"]
+    )
+    experiment, warnings = options.experiment()
+    assert warnings == []
+    assert (experiment.variants, experiment.seeds, experiment.grid) == (("ipo",), (9,), {"ipo": {"beta": (0.1, 0.3)}})
+    # 2e-3 is the preset's learning rate.
+    assert (experiment.recipe.epochs, experiment.recipe.clip, experiment.recipe.learning_rate) == (3.0, 2.0, 2e-3)
