@@ -10,7 +10,7 @@ import pytest
 from dpobench.gallery import portrait
 from dpobench.losses import quantities
 from dpobench.losses.registry import LossRegistry, variants
-from dpobench.losses.variant import UNITS
+from dpobench.losses.spec import UNITS
 from dpobench.testing import check
 from dpobench.testing.laws import LAWS
 

@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,11 @@ from dpobench.bench.works import word_tokenizer
 from dpobench.data.tokens import TokenPair
 from dpobench.losses.pairs import Pairs, PerPair
 from dpobench.losses.registry import loss
+from dpobench.losses.spec import LossSpec
 from dpobench.losses.variant import Bound, Variant
 from dpobench.models.logprobs import score_sequences
 from dpobench.models.packing import adopt
+from dpobench.plugins.registry import spec_of
 from dpobench.training.accelerate import accelerator_for
 from dpobench.training.blocks import Beside
 from dpobench.training.gradient import gradient
@@ -35,8 +36,7 @@ def logistic(pairs: Pairs, *, beta: float = BETA) -> PerPair:
 
 def logistic_loss() -> Bound:
     """The same, bound to its beta."""
-    declared = MappingProxyType(logistic.__dpobench__[1])  # type: ignore[attr-defined]
-    return Variant("variant", "logistic", logistic, declared, Path(__file__)).bind(beta=BETA)
+    return Variant("variant", "logistic", logistic, spec_of(logistic, LossSpec), Path(__file__)).bind(beta=BETA)
 
 
 class Ours:

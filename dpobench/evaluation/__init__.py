@@ -11,5 +11,6 @@ __all__ = [
     "registry",
     "score",
     "settings",
+    "spec",
     "table_cache",
 ]

@@ -15,9 +15,10 @@ from dpobench.evaluation import pairwise
 from dpobench.evaluation.heldout import Aim, Once
 from dpobench.evaluation.registry import judges
 from dpobench.evaluation.settings import Evaluation
+from dpobench.evaluation.spec import JudgeSpec
 from dpobench.plugins.plugin import Plugin
 
-Judge = tuple[Plugin, Mapping[str, Any]]
+Judge = tuple[Plugin[JudgeSpec], Mapping[str, Any]]
 
 
 def judged(evaluation: Evaluation) -> dict[str, Judge]:
@@ -28,7 +29,7 @@ def judged(evaluation: Evaluation) -> dict[str, Judge]:
     Raises:
         UserError: an objective that is neither a judge nor a file, a setting for a judge that takes none, or a wrong one.
     """
-    found = {}
+    found: dict[str, Judge] = {}
     for spec in read_objectives(evaluation.objectives, judges.names()):
         if not spec.judge:
             continue
@@ -60,7 +61,7 @@ def objectives_key(
 def judge_key(judge: Judge, content: Callable[[Mapping[str, Any]], Any]) -> str:
     """Content key of a judge: code, the settings that decide, the files that these name, and of one that compares how it is asked."""
     plugin, arguments = judge[0], judge[0].deciding(judge[1])
-    asked = [] if plugin.declared["pointwise"] else [code_hash(Path(pairwise.__file__))]
+    asked = [] if plugin.spec.pointwise else [code_hash(Path(pairwise.__file__))]
     return digest(plugin.name, plugin.code_hash, arguments, content(arguments), *asked)
 
 
@@ -93,9 +94,7 @@ def objective_inputs(
             continue
         plugin, arguments = asked[name]
         call, identity = partial(plugin.function, **arguments), judge_key(asked[name], content)
-        found[name] = (
-            Aim(judge=call, key=identity) if plugin.declared["pointwise"] else Aim(pairwise=call, key=identity)
-        )
+        found[name] = Aim(judge=call, key=identity) if plugin.spec.pointwise else Aim(pairwise=call, key=identity)
     return found
 
 

@@ -14,6 +14,7 @@ from dpobench.evaluation.benchmark_tasks import tasks_key
 from dpobench.evaluation.objectives import Judge, judge_key, judged, objectives_key
 from dpobench.evaluation.registry import evaluators, judges
 from dpobench.evaluation.settings import Evaluation
+from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.checkpoint import known_hash, stamp_of
 from dpobench.plugins.plugin import Plugin
 
@@ -38,9 +39,9 @@ class Plan:
         objectives: judges of several aims, with their settings.
     """
 
-    chosen: Sequence[tuple[Plugin, Mapping[str, Any]]]
+    chosen: Sequence[tuple[Plugin[EvaluatorSpec], Mapping[str, Any]]]
     left_out: Sequence[Mapping[str, str]]
-    judge: tuple[Plugin, Mapping[str, Any]] | None
+    judge: Judge | None
     heldout: str
     needs: Mapping[str, str]
     opponents: Sequence[str] = OPPONENTS
@@ -55,21 +56,21 @@ class Plan:
     @property
     def within(self) -> "Plan":
         """The same for checkpoints within a training: what is declared for them, against the opponent that tables show."""
-        chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.declared.get("within")]
+        chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.spec.within]
         return replace(self, chosen=chosen, opponents=self.opponents[:1], objectives={})
 
-    def told(self, plugin: Plugin, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def told(self, plugin: Plugin[EvaluatorSpec], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides one evaluator's scores beside the checkpoint; written beside them."""
-        read = {*plugin.declared["needs"], *(("pool", "pairs") if scores_reference_only(plugin) else ())}
+        read = {*plugin.spec.needs, *(("pool", "pairs") if scores_reference_only(plugin) else ())}
         needs = {name: key for name, key in self.needs.items() if name in read}
         shown = {"heldout": self.heldout, "needs": needs, "code": plugin.code_hash, "arguments": dict(arguments)}
         told: dict[str, Any] = json.loads(json.dumps(shown | {"content": content_hashes(arguments)}, default=str))
         return told
 
 
-def scores_reference_only(plugin: Plugin) -> bool:
+def scores_reference_only(plugin: Plugin[EvaluatorSpec]) -> bool:
     """Whether an evaluator scores the reference alone."""
-    return bool(plugin.declared.get("reference_only"))
+    return plugin.spec.reference_only
 
 
 def content_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -144,8 +145,8 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     """
     judge = None
     if settings.judge is not None:
-        plugin = judges.get(settings.judge)
-        judge = (plugin, plugin.arguments(settings.judge_settings))
+        named = judges.get(settings.judge)
+        judge = (named, named.arguments(settings.judge_settings))
     objectives = judged(settings)
     there = {"judge": judge is not None, "pairs": has_pairs, "tasks": bool(settings.tasks), "pool": settings.pool > 0}
     there |= {"objectives": bool(settings.objectives), OWN_DISTRIBUTION: True}
@@ -159,7 +160,7 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     chosen, left_out = [], []
     for name in settings.evaluators or evaluators.names():
         plugin = evaluators.get(name)
-        missing = [need for need in plugin.declared["needs"] if not there.get(need, False)]
+        missing = [need for need in plugin.spec.needs if not there.get(need, False)]
         if missing and name in settings.evaluators:
             raise UserError(f"evaluator {name!r} needs {missing[0]}; {remedies.get(missing[0], 'leave it out')}")
         if missing == ["objectives"]:
@@ -181,9 +182,9 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     return Plan(chosen, left_out, judge, heldout, needs, opponents, objectives)
 
 
-def _opponents(settings: Evaluation, judge: tuple[Plugin, Mapping[str, Any]] | None) -> tuple[str, ...]:
+def _opponents(settings: Evaluation, judge: Judge | None) -> tuple[str, ...]:
     """Those asked for; without a word the reference alone where every comparison costs a call, else all."""
     asked = tuple(getattr(settings, "opponents", ()))
     if not asked:
-        return OPPONENTS if judge is None or judge[0].declared["pointwise"] else OPPONENTS[:1]
+        return OPPONENTS if judge is None or judge[0].spec.pointwise else OPPONENTS[:1]
     return tuple(name for name in OPPONENTS if name in asked)

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dpobench.evaluation.spec import EvaluatorSpec, JudgeSpec
+from dpobench.plugins.plugin import Plugin
 from dpobench.plugins.registry import Function, Registry, declare
+
+if TYPE_CHECKING:
+    from dpobench.artifacts.scores import Metric
 
 
 def evaluator(
     *,
-    metrics: Mapping[str, Any],
+    metrics: "Mapping[str, Metric]",
     needs: Sequence[str] = (),
     reference_only: bool = False,
     within: bool = False,
@@ -24,8 +29,8 @@ def evaluator(
         reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.
         within: whether it scores checkpoints within a training, too; of these there are many.
     """
-    declared = {"metrics": dict(metrics), "needs": tuple(needs), "reference_only": reference_only, "within": within}
-    return declare("evaluator", declared)
+    spec = EvaluatorSpec(metrics=dict(metrics), needs=tuple(needs), reference_only=reference_only, within=within)
+    return declare(spec)
 
 
 def judge(
@@ -52,24 +57,31 @@ def judge(
         idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
             scores nothing anew.
     """
-    declared = {
-        "pointwise": pointwise,
-        "needs": tuple(needs),
-        "check": check,
-        "estimate": estimate,
-        "idle": tuple(idle),
-    }
-    return declare("judge", declared)
+    spec = JudgeSpec(pointwise=pointwise, needs=tuple(needs), check=check, estimate=estimate, idle=tuple(idle))
+    return declare(spec)
 
 
 @dataclass
-class JudgeRegistry(Registry):
-    """The judges, some of which compare two answers."""
+class EvaluatorRegistry(Registry[EvaluatorSpec, Plugin[EvaluatorSpec]]):
+    """The evaluators."""
 
-    def positional(self, declared: Mapping[str, Any]) -> int:
-        """Prompts and completions, or prompts and two completions each."""
-        return 2 if declared["pointwise"] else 3
+    kind: str = "evaluator"
+    package: str = "dpobench.evals"
+    declaration: Callable[..., Any] = evaluator
+    spec_type: type[EvaluatorSpec] = EvaluatorSpec
+    plugin_type: type[Plugin[EvaluatorSpec]] = Plugin
 
 
-evaluators = Registry("evaluator", "dpobench.evals", evaluator)
-judges = JudgeRegistry("judge", "dpobench.evals.judges", judge)
+@dataclass
+class JudgeRegistry(Registry[JudgeSpec, Plugin[JudgeSpec]]):
+    """The judges."""
+
+    kind: str = "judge"
+    package: str = "dpobench.evals.judges"
+    declaration: Callable[..., Any] = judge
+    spec_type: type[JudgeSpec] = JudgeSpec
+    plugin_type: type[Plugin[JudgeSpec]] = Plugin
+
+
+evaluators = EvaluatorRegistry()
+judges = JudgeRegistry()

@@ -55,7 +55,7 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
     if not (folder / SAMPLES).is_file():
         progress("sampling")
         _draw(checkpoint, prompts, settings.sampling, seed, folder / SAMPLES)
-    if any(OWN_DISTRIBUTION in plugin.declared["needs"] for plugin, _ in planned.chosen):
+    if any(OWN_DISTRIBUTION in plugin.spec.needs for plugin, _ in planned.chosen):
         _draw_unaltered(checkpoint, folder, prompts, settings, key, progress)
     if folder == heldout:
         _draw_pool(checkpoint, folder, prompts, settings, key, progress)
@@ -69,8 +69,8 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         progress(plugin.name)
         with _own_random_state(seed):
             frame = plugin.function(checkpoint, held_out, **arguments)
-        scores.check(frame, plugin.declared["metrics"], plugin.name)
-        scores.write(folder, plugin.name, frame, plugin.declared["metrics"], told)
+        scores.check(frame, plugin.spec.metrics, plugin.name)
+        scores.write(folder, plugin.name, frame, plugin.spec.metrics, told)
 
 
 def _stamp(folder: Path, name: str = "samples.json") -> Any:
@@ -178,7 +178,7 @@ def _held_out(
         return held_out
     plugin, arguments = planned.judge
     asked = partial(plugin.function, **arguments)
-    return replace(held_out, judge=asked) if plugin.declared["pointwise"] else replace(held_out, pairwise=asked)
+    return replace(held_out, judge=asked) if plugin.spec.pointwise else replace(held_out, pairwise=asked)
 
 
 def _keep(folder: Path, name: str, frame: pd.DataFrame) -> None:

@@ -106,7 +106,7 @@ class Experiment(Settings):
                 compared.add(name)
             elif len(variant.recipe) == 1:  # a mixture of one loss is that loss
                 compared |= set(variant.recipe)
-        return tuple(name for name in losses.names() if name not in compared and losses.get(name).declared["baseline"])
+        return tuple(name for name in losses.names() if name not in compared and losses.get(name).spec.baseline)
 
     def with_baselines(self) -> "Experiment":
         """The experiment with its baselines among the variants, to be trained like them; the control stays the same."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.experiment.config import Grid
-from dpobench.losses.variant import UNITS, Variant
+from dpobench.losses.spec import UNITS
+from dpobench.losses.variant import Variant
 
 
 def parse_grids(betas: Sequence[str], grids: Sequence[str], losses: Mapping[str, Variant]) -> tuple[Grid, list[str]]:

@@ -112,7 +112,7 @@ def _check_moving_reference(recipe: Recipe, losses: Iterable[Variant]) -> None:
         raise UserError(
             f"recipe.reference_mix = {recipe.reference_mix} has no effect while the reference stays; set recipe.reference_every"
         )
-    if recipe.reference_every and not any(loss.declared["reference"] for loss in losses):
+    if recipe.reference_every and not any(loss.spec.reference for loss in losses):
         raise UserError(
             f"recipe.reference_every = {recipe.reference_every} has no effect: none of the variants has a reference"
         )
@@ -149,6 +149,6 @@ def check_judges(evaluation: Evaluation, *, may_pay: bool = True) -> None:
         judge = judges.get(evaluation.judge)
         requested.insert(0, (judge, judge.arguments(evaluation.judge_settings)))
     for judge, arguments in requested:
-        check, estimate = judge.declared["check"], judge.declared["estimate"]
+        check, estimate = judge.spec.check, judge.spec.estimate
         if check is not None and (may_pay or not estimate):
             check(**arguments)

@@ -163,10 +163,10 @@ def target(variant: Variant, params: Mapping[str, Any]) -> float | None:
 def axis(variant: Variant) -> Axis:
     """The margin that a loss is a function of; where its unit does not say, the tokens are doubled to find out."""
     if variant.unit != "weight":
-        return Axis(variant.unit.endswith("per token"), variant.declared["reference"])
+        return Axis(variant.unit.endswith("per token"), variant.spec.reference)
     bound, apart = variant.bind(), torch.tensor([-0.4, 0.4], dtype=torch.float64)
     once, twice = (_taken(bound, apart, -1.0, length)[0] for length in (LENGTH, 2 * LENGTH))
-    return Axis(torch.allclose(once, twice, rtol=1e-9), variant.declared["reference"])
+    return Axis(torch.allclose(once, twice, rtol=1e-9), variant.spec.reference)
 
 
 def _tokens(shown: Axis) -> float:

@@ -14,7 +14,8 @@ from typing import Any
 from dpobench.errors import DpobenchError, UserError
 from dpobench.losses.mixture import Mixture
 from dpobench.losses.registry import variants
-from dpobench.losses.variant import UNITS, Variant
+from dpobench.losses.spec import UNITS
+from dpobench.losses.variant import Variant
 
 # Short for the list; `UNITS` has them in full.
 _SHORT_UNITS = MappingProxyType(
@@ -124,8 +125,19 @@ def cards() -> tuple[list[Card], list[str]]:
 
 
 def _installed(name: str) -> Card:
-    variant: Variant = variants.get(name)
-    return _card(name, variant.declared, variant.parameters[variant.strength].default)
+    variant = variants.get(name)
+    spec, default = variant.spec, variant.parameters[variant.strength].default
+    return Card(
+        name,
+        source=spec.source,
+        grid=spec.beta_grid,
+        default=default,
+        unit=spec.unit,
+        gradient=spec.gradient,
+        reference=spec.reference,
+        beside=(*spec.needs, *spec.columns),
+        batch=("batch",) * spec.couples_batch + ("running",) * (spec.running is not None),
+    )
 
 
 def _read(name: str, file: Path) -> Card:
@@ -144,7 +156,18 @@ def _read(name: str, file: Path) -> Card:
     declared = {word.arg: _literal(word.value, constants) for word in marks[0].keywords if word.arg}
     given = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     defaults = {argument.arg: value and _literal(value, constants) for argument, value in given}
-    return _card(name, declared, defaults.get(declared.get("strength", "beta")))
+    default = defaults.get(declared.get("strength", "beta"))
+    return Card(
+        name,
+        source=str(declared.get("source") or "see the file"),
+        grid=tuple(value for value in declared.get("beta_grid") or () if isinstance(value, int | float)),
+        default=default if isinstance(default, int | float) else None,
+        unit=str(declared.get("unit", "nat")),
+        gradient=str(declared.get("gradient", "monotone")),
+        reference=declared.get("reference") is not False,
+        beside=(*(declared.get("needs") or ()), *(declared.get("columns") or ())),
+        batch=tuple(word for word, key in (("batch", "couples_batch"), ("running", "running")) if declared.get(key)),
+    )
 
 
 def _called(call: ast.Call) -> str:
@@ -160,21 +183,6 @@ def _literal(node: ast.expr, constants: Mapping[str, Any]) -> Any:
     except ValueError:
         # What cannot be read is there all the same: two functions are running statistics.
         return tuple(_literal(one, constants) for one in node.elts) if isinstance(node, ast.Tuple) else None
-
-
-def _card(name: str, declared: Mapping[str, Any], default: Any) -> Card:
-    batch = [word for word, key in (("batch", "couples_batch"), ("running", "running")) if declared.get(key)]
-    return Card(
-        name,
-        source=str(declared.get("source") or "see the file"),
-        grid=tuple(value for value in declared.get("beta_grid") or () if isinstance(value, int | float)),
-        default=default if isinstance(default, int | float) else None,
-        unit=str(declared.get("unit", "nat")),
-        gradient=str(declared.get("gradient", "monotone")),
-        reference=declared.get("reference") is not False,
-        beside=(*(declared.get("needs") or ()), *(declared.get("columns") or ())),
-        batch=tuple(batch),
-    )
 
 
 def listing(width: int | None = None) -> list[str]:
@@ -234,7 +242,7 @@ def portrait(name: str, plot: str | None = None) -> list[str]:
         UserError: it cannot be drawn.
     """
     # A name that is not known is told before torch is imported.
-    variant: Variant = variants.get(name)
+    variant = variants.get(name)
     from dpobench.testing import check
 
     laws = check(variant)
@@ -266,19 +274,18 @@ def _drawn(variant: Variant, plot: str) -> list[str]:
 def _origin(variant: Variant) -> Iterator[str]:
     if isinstance(variant, Mixture):
         for loss, weight in variant.parts:
-            yield f"  part      {weight:g} {loss.name} ({_short_path(loss.file)}): {loss.declared['source']}"
+            yield f"  part      {weight:g} {loss.name} ({_short_path(loss.file)}): {loss.spec.source}"
     else:
-        yield f"  source    {variant.declared['source']}"
+        yield f"  source    {variant.spec.source}"
         yield f"  file      {_short_path(variant.file)}"
 
 
 def _declared(variant: Variant) -> Iterator[str]:
-    declared = variant.declared
     yield f"  strength  {variant.strength}: {UNITS[variant.unit]}"
-    yield f"  class     {declared['gradient']}: {_CLASSES[declared['gradient']]}"
+    yield f"  class     {variant.spec.gradient}: {_CLASSES[variant.spec.gradient]}"
     start = variant.start(variant.arguments({}))
     yield f"  start     {'no fixed value' if start is None else f'{start:.6g} per pair'} where the policy equals the reference"
-    if declared["stops_gradient"]:
+    if variant.spec.stops_gradient:
         yield "  gradient  holds a part of the formula constant, so it is not the slope of the value"
 
 
@@ -290,7 +297,7 @@ def _short_path(file: Path) -> str:
 def _takes(variant: Variant) -> Iterator[str]:
     """What a loss needs and what that costs, a line each."""
     yield "the policy's log-probabilities of both answers"
-    if variant.declared["reference"]:
+    if variant.spec.reference:
         yield "the reference's log-probabilities; cost: once per experiment"
     table = costs()
     for need in variant.needs:

@@ -1,3 +1,3 @@
 """The contract of a loss: what it is given, what it declares, and where it is found."""
 
-__all__ = ["mixture", "pairs", "quantities", "registry", "standalone", "variant"]
+__all__ = ["mixture", "pairs", "quantities", "registry", "spec", "standalone", "variant"]

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpobench.errors import UserError
+from dpobench.losses.spec import LossSpec
 from dpobench.losses.variant import Variant
-from dpobench.plugins.plugin import Parameter
+from dpobench.plugins.plugin import Parameter, Settings
+
+if TYPE_CHECKING:
+    from dpobench.losses.pairs import Objective, Pairs
+
+Value = TypeVar("Value")
 
 
 def is_mixture(name: str) -> bool:
@@ -32,49 +38,46 @@ def mixture(name: str, find: Callable[[str], Variant]) -> "Mixture":
     if re.search(r"\s", name):
         raise UserError(f"mixture {name!r}: write it without blanks")
     for text in name.split("+"):
-        owner, sign, weight = text.partition(":")
+        loss_name, sign, weight = text.partition(":")
         try:
             value = float(weight) if sign else 1.0
         except ValueError:
             value = 0.0
         if not 0 < value < float("inf"):
             raise UserError(
-                f"mixture {name!r}: {weight!r} is no positive weight; write for example {owner or 'LOSS'}:0.5"
+                f"mixture {name!r}: {weight!r} is no positive weight; write for example {loss_name or 'LOSS'}:0.5"
             )
-        if owner in parts:
-            raise UserError(f"mixture {name!r}: {owner!r} is named twice; add the weights")
-        parts[owner] = find(owner), value
+        if loss_name in parts:
+            raise UserError(f"mixture {name!r}: {loss_name!r} is named twice; add the weights")
+        parts[loss_name] = find(loss_name), value
     losses = [loss for loss, _ in parts.values()]
     for column in {column for loss in losses for column in loss.columns}:
         allowed = {loss.columns[column].text for loss in losses if column in loss.columns}
         if len(allowed) > 1:
             raise UserError(f"mixture {name!r}: its parts want {column} in {' and in '.join(sorted(allowed))}")
-    return Mixture("variant", name, losses[0].function, _declared(name, losses), losses[0].file, tuple(parts.values()))
+    return Mixture("variant", name, losses[0].function, _spec(losses), losses[0].file, tuple(parts.values()))
 
 
-def _declared(name: str, losses: list[Variant]) -> Mapping[str, Any]:
+def _spec(losses: list[Variant]) -> LossSpec:
     """What a sum of losses can promise, from what each of them does."""
-    first, every = losses[0], [loss.declared for loss in losses]
-    monotone = all(one["gradient"] == "monotone" for one in every)
-    declared = {
-        **first.declared,
-        "source": " + ".join(dict.fromkeys(one["source"] for one in every)),
-        "strength": f"{first.name}.{first.strength}",
-        "gradient": "monotone" if monotone else "free",
-        "needs": tuple(dict.fromkeys(need for loss in losses for need in loss.needs)),
-        "columns": {column: text for one in every for column, text in one["columns"].items()},
-        "running": None,
-        "states_probability": False,
-        "baseline": False,
-        "start": None,
-    }
-    for flag in ("reference", "couples_batch", "stops_gradient"):
-        declared[flag] = any(one[flag] for one in every)
-    for table in ("grids", "bounds"):
-        declared[table] = {
-            f"{loss.name}.{key}": value for loss in losses for key, value in loss.declared[table].items()
-        }
-    return MappingProxyType(declared)
+    first, specs = losses[0], [loss.spec for loss in losses]
+    return replace(
+        first.spec,
+        source=" + ".join(dict.fromkeys(spec.source for spec in specs)),
+        strength=f"{first.name}.{first.strength}",
+        gradient="monotone" if all(spec.gradient == "monotone" for spec in specs) else "free",
+        reference=any(spec.reference for spec in specs),
+        couples_batch=any(spec.couples_batch for spec in specs),
+        stops_gradient=any(spec.stops_gradient for spec in specs),
+        states_probability=False,
+        baseline=False,
+        needs=tuple(dict.fromkeys(need for spec in specs for need in spec.needs)),
+        columns={name: interval for spec in specs for name, interval in spec.columns.items()},
+        running=None,
+        start=None,
+        grids={f"{loss.name}.{name}": grid for loss in losses for name, grid in loss.spec.grids.items()},
+        bounds={f"{loss.name}.{name}": interval for loss in losses for name, interval in loss.spec.bounds.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -97,46 +100,47 @@ class Mixture(Variant):
     @cached_property
     def code_hash(self) -> str:
         """Hash of the parts' code and weights."""
-        told = [(loss.name, loss.code_hash, weight) for loss, weight in self.parts]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+        parts = [(loss.name, loss.code_hash, weight) for loss, weight in self.parts]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     @property
     def keeps_statistics(self) -> bool:
         """Whether those of any part outlive a step."""
         return any(loss.keeps_statistics for loss, _ in self.parts)
 
-    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(self, params: Settings) -> dict[str, Any]:
         """Complete and check hyper-parameters.
 
         Raises:
             UserError: as for one loss; or parts ask for one need at two settings.
         """
-        found = super().arguments(params)
+        arguments = super().arguments(params)
         for name in self.given_to_needs():
-            self.pick(name, found)
-        return found
+            self.pick(name, arguments)
+        return arguments
 
     @cached_property
     def recipe(self) -> Mapping[str, float]:
         """Weight of each part: what makes two mixtures the same however they are written."""
         return {loss.name: weight for loss, weight in self.parts}
 
-    def objective(self, pairs: Any, params: Mapping[str, Any]) -> Any:
+    def objective(self, pairs: "Pairs", params: Settings) -> "Objective":
         """Sum of the parts' objectives, each with its own hyper-parameters and statistics."""
         from dpobench.losses.pairs import Objective
 
-        found, ratios = 0.0, []
+        total: Any = 0.0
+        ratios = []
         for loss, weight in self.parts:
-            one = loss.objective(replace(pairs, statistics=_of(loss, pairs.statistics)), _of(loss, params))
-            found = found + weight * one.losses
-            ratios += [replace(ratio, weight=weight * ratio.weight) for ratio in one.ratios]
-        return Objective(found, tuple(ratios))  # type: ignore[arg-type]  # at least one part made it a tensor
+            part = loss.objective(replace(pairs, statistics=_of(loss, pairs.statistics)), _of(loss, params))
+            total = total + weight * part.losses
+            ratios += [replace(ratio, weight=weight * ratio.weight) for ratio in part.ratios]
+        return Objective(total, tuple(ratios))
 
     def initial(self) -> dict[str, float]:
         """First values of every part's statistics."""
         return {f"{loss.name}.{key}": value for loss, _ in self.parts for key, value in loss.initial().items()}
 
-    def update(self, pairs: Any, statistics: Mapping[str, float], params: Mapping[str, Any]) -> dict[str, float]:
+    def update(self, pairs: "Pairs", statistics: Mapping[str, float], params: Settings) -> dict[str, float]:
         """Next values of every part's statistics."""
         return {
             f"{loss.name}.{key}": value
@@ -144,14 +148,14 @@ class Mixture(Variant):
             for key, value in loss.update(pairs, _of(loss, statistics), _of(loss, params)).items()
         }
 
-    def start(self, params: Mapping[str, Any]) -> float | None:
+    def start(self, params: Settings) -> float | None:
         """Weighted sum of the parts' values at policy = reference; None where one declares none."""
         values = [loss.start(_of(loss, params)) for loss, _ in self.parts]
         weights = [weight for _, weight in self.parts]
         known = [value for value in values if value is not None]
         return sum(w * v for w, v in zip(weights, known, strict=True)) if len(known) == len(values) else None
 
-    def pick(self, name: str, params: Mapping[str, Any]) -> Any:
+    def pick(self, name: str, params: Settings) -> Any:
         """Value of a need's hyper-parameter, which the parts that have it must agree on.
 
         Raises:
@@ -165,8 +169,8 @@ class Mixture(Variant):
         return values.pop()
 
 
-def _of(loss: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
-    """One part's own values, without its name before them."""
+def _of(loss: Variant, values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of one part, without its name before them."""
     return {
         key.removeprefix(f"{loss.name}."): value for key, value in values.items() if key.startswith(f"{loss.name}.")
     }

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from dpobench.losses.mixture import is_mixture, mixture
-from dpobench.losses.variant import Gradient, Unit, Variant
-from dpobench.plugins.plugin import Plugin
+from dpobench.losses.spec import Gradient, LossSpec, RunningStatistics, Unit
+from dpobench.losses.variant import Variant
+from dpobench.plugins.plugin import Interval
 from dpobench.plugins.registry import Function, Registry, declare
 
 
@@ -24,7 +24,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
     states_probability: bool = False,
     needs: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
-    running: tuple[Callable[[], Mapping[str, float]], Callable[..., Mapping[str, Any]]] | None = None,
+    running: tuple[Callable[[], Mapping[str, float]], Callable[..., Mapping[str, SupportsFloat]]] | None = None,
     start: float | Callable[..., float] | None = None,
     grids: Mapping[str, Sequence[float]] | None = None,
     bounds: Mapping[str, str] | None = None,
@@ -48,47 +48,45 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
         states_probability: whether sigmoid(beta x margin) is the loss's probability of the label; reports then calibrate it.
         needs: what is computed for this loss beyond log-probabilities; the names of `dpobench.losses.quantities`.
         columns: numeric columns of the data set that the loss reads, with the interval of their values.
-        running: statistics that outlive a step, as `(init, update)`: `init()` gives each its first value, and
-            `update(pairs, statistics, **hyper-parameters it names)` its next, from the global batch and before the loss.
+        running: `(init, update)` of statistics that outlive a step: `init()` gives first values, `update(pairs, statistics,
+            **hyper-parameters it names)` the next ones, from the global batch and before the loss.
         start: loss per pair at policy = reference, a number or a function of hyper-parameters.
         grids: grids of further hyper-parameters.
         bounds: intervals of hyper-parameters; the strength is in "(0, inf)" unless said otherwise.
-        baseline: whether the loss learns from the chosen answers alone. It is then trained beside every comparison, at its defaults,
-            to show what comparing answers adds.
+        baseline: whether the loss learns from the chosen answers alone; it is then trained, at its defaults, in every experiment.
     """
-    declared: dict[str, Any] = {"source": source, "strength": strength, "unit": unit, "gradient": gradient}
-    declared |= {"reference": reference, "couples_batch": couples_batch, "stops_gradient": stops_gradient}
-    declared |= {
-        "states_probability": states_probability,
-        "baseline": baseline,
-        "beta_grid": tuple(beta_grid),
-        "needs": tuple(needs),
-        "columns": dict(columns or {}),
-        "running": running,
-        "start": start,
-        "grids": {strength: tuple(beta_grid), **(grids or {})},
-        "bounds": {strength: "(0, inf)", **(bounds or {})},
-    }
-    return declare("variant", declared)
+    spec = LossSpec(
+        source=source,
+        beta_grid=tuple(beta_grid),
+        strength=strength,
+        unit=unit,
+        gradient=gradient,
+        reference=reference,
+        couples_batch=couples_batch,
+        stops_gradient=stops_gradient,
+        states_probability=states_probability,
+        baseline=baseline,
+        needs=tuple(needs),
+        columns={name: Interval(text) for name, text in (columns or {}).items()},
+        running=None if running is None else RunningStatistics.of(running),
+        start=start,
+        grids={name: tuple(grid) for name, grid in {strength: beta_grid, **(grids or {})}.items()},
+        bounds={name: Interval(text) for name, text in {strength: "(0, inf)", **(bounds or {})}.items()},
+    )
+    return declare(spec)
 
 
 @dataclass
-class LossRegistry(Registry):
+class LossRegistry(Registry[LossSpec, Variant]):
     """The losses, and sums of them by name, such as `dpo:0.8+sft:0.2`."""
 
     kind: str = "variant"
     package: str = "dpobench.variants"
     declaration: Callable[..., Any] = loss
+    spec_type: type[LossSpec] = LossSpec
+    plugin_type: type[Variant] = Variant
 
-    def build(self, name: str, function: Callable[..., Any], declared: Mapping[str, Any], file: Path) -> Plugin:
-        """A loss."""
-        return Variant(self.kind, name, function, declared, file)
-
-    def positional(self, declared: Mapping[str, Any]) -> int:
-        """The pairs."""
-        return 1
-
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> Variant:
         """Load a loss, or a sum of them.
 
         Raises:

@@ -4,93 +4,80 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from dpobench.plugins.plugin import Interval, Plugin, keywords
+from dpobench.losses.spec import LossSpec, Unit
+from dpobench.plugins.plugin import Interval, Plugin, Settings, keywords
 
-Unit = Literal["nat", "nat per token", "target nat", "target nat per token", "weight"]
-Gradient = Literal["monotone", "target", "free"]
-
-UNITS: Mapping[str, str] = MappingProxyType(
-    {
-        "nat": "per nat of summed log-ratio",
-        "nat per token": "per nat of mean log-ratio per token",
-        "target nat": "sets a target margin in summed nats",
-        "target nat per token": "sets a target margin in nats per token",
-        "weight": "weight beside another term",
-    }
-)
+if TYPE_CHECKING:
+    from dpobench.losses.pairs import Objective, Pairs, PerPair
 
 
 @dataclass(frozen=True)
-class Variant(Plugin):
+class Variant(Plugin[LossSpec]):
     """A registered preference loss."""
 
     @property
     def strength(self) -> str:
         """Name of the parameter that `--beta-grid` sets."""
-        return str(self.declared["strength"])
+        return self.spec.strength
 
     @property
     def beta_grid(self) -> tuple[float, ...]:
-        """The loss's own grid over its strength."""
-        return tuple(self.declared["beta_grid"])
+        """The loss's declared grid over its strength."""
+        return self.spec.beta_grid
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """Unit of the strength, a key of `UNITS`."""
-        return str(self.declared["unit"])
+        return self.spec.unit
 
     @property
     def couples_batch(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of the batch."""
-        return bool(self.declared["couples_batch"])
+        return self.spec.couples_batch
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What is computed for this loss beyond log-probabilities; names of `dpobench.losses.quantities`."""
-        return tuple(self.declared["needs"])
+        return self.spec.needs
 
     @property
     def columns(self) -> Mapping[str, Interval]:
         """Numeric columns of the data set that the loss reads, and the values they may take."""
-        return {name: Interval(text) for name, text in self.declared["columns"].items()}
+        return self.spec.columns
 
     @property
     def keeps_statistics(self) -> bool:
         """Whether statistics outlive a step."""
-        return self.declared["running"] is not None
+        return self.spec.running is not None
 
     @property
     def sees_whole_batch(self) -> bool:
         """Whether the loss is taken on the global batch at once: pairs are coupled, or statistics run."""
         return self.couples_batch or self.keeps_statistics
 
-    def objective(self, pairs: Any, params: Mapping[str, Any]) -> Any:
-        """What the loss makes of pairs that may be a part of the batch: an `Objective`."""
+    def objective(self, pairs: "Pairs", params: Settings) -> "Objective":
+        """The loss of pairs that may be a part of the batch."""
         from dpobench.losses.pairs import Objective
 
-        found = self.function(pairs, **params)
-        return found if isinstance(found, Objective) else Objective(found)
+        value = self.function(pairs, **params)
+        return value if isinstance(value, Objective) else Objective(value)
 
     def initial(self) -> dict[str, float]:
         """First values of the running statistics; empty where none are declared."""
-        running = self.declared["running"]
-        return {} if running is None else {name: float(value) for name, value in running[0]().items()}
+        return {} if self.spec.running is None else self.spec.running.initial()
 
-    def update(self, pairs: Any, statistics: Mapping[str, float], params: Mapping[str, Any]) -> dict[str, float]:
+    def update(self, pairs: "Pairs", statistics: Mapping[str, float], params: Settings) -> dict[str, float]:
         """Next values of the running statistics, from the global batch."""
-        if (running := self.declared["running"]) is None:
-            return {}
-        named = {name: params[name] for name in keywords(running[1])}
-        return {name: float(value) for name, value in running[1](pairs.detached(), statistics, **named).items()}
+        return {} if self.spec.running is None else self.spec.running.update(pairs, statistics, params)
 
-    def start(self, params: Mapping[str, Any]) -> float | None:
+    def start(self, params: Settings) -> float | None:
         """Declared loss per pair where the policy equals the reference; None where nothing is declared."""
-        declared = self.declared["start"]
-        if not callable(declared):
-            return None if declared is None else float(declared)
-        return float(declared(**{name: params[name] for name in inspect.signature(declared).parameters}))
+        start = self.spec.start
+        if not callable(start):
+            return None if start is None else float(start)
+        return float(start(**{name: params[name] for name in inspect.signature(start).parameters}))
 
     def given_to_needs(self) -> dict[str, str]:
         """Hyper-parameters that a declared need is computed with, each with the need."""
@@ -98,7 +85,7 @@ class Variant(Plugin):
 
         return {taken: need for need in self.needs if need in NEEDS for taken in keywords(NEEDS[need].compute)}
 
-    def pick(self, name: str, params: Mapping[str, Any]) -> Any:
+    def pick(self, name: str, params: Settings) -> Any:
         """Value of the hyper-parameter that a need of this loss takes."""
         return params[name]
 
@@ -116,21 +103,21 @@ class Bound:
     """A preference loss with its hyper-parameters fixed: `Pairs` in, one loss per pair out."""
 
     variant: Variant
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Settings = field(default_factory=dict)
 
-    def __call__(self, pairs: Any) -> Any:
+    def __call__(self, pairs: "Pairs") -> "PerPair":
         """Loss of each pair where these are the whole batch, shape [B]; their mean is what is minimised."""
         return self.objective(pairs).each()
 
-    def objective(self, pairs: Any) -> Any:
-        """What the loss makes of pairs that may be a part of the batch: an `Objective`."""
+    def objective(self, pairs: "Pairs") -> "Objective":
+        """The loss of pairs that may be a part of the batch."""
         return self.variant.objective(pairs, self.params)
 
     def initial(self) -> dict[str, float]:
         """First values of the running statistics; empty where none are declared."""
         return self.variant.initial()
 
-    def update(self, pairs: Any, statistics: Mapping[str, float]) -> dict[str, float]:
+    def update(self, pairs: "Pairs", statistics: Mapping[str, float]) -> dict[str, float]:
         """Next values of the running statistics, from the global batch; no gradient flows through them.
 
         Args:

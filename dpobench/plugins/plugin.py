@@ -3,15 +3,19 @@
 import inspect
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dpobench.artifacts.code_hash import code_hash
 from dpobench.errors import PluginRefused, UnknownName, UserError
+
+# Hyper-parameters by name: what a plugin's signature takes, of whatever type its defaults have.
+Settings: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,12 @@ class Parameter:
     bounds: Interval | None = None
     grid: tuple[float, ...] = ()
 
-    def accept(self, value: Any, owner: str) -> Any:
+    def accept(self, value: Any, plugin: str) -> Any:
         """Return the value with the type of the default.
+
+        Args:
+            value: what a user gave.
+            plugin: name of the plugin, for the message.
 
         Raises:
             UserError: the value has another type or lies out of bounds.
@@ -53,35 +61,65 @@ class Parameter:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if kind is not type(None) and type(value) is not kind:
-            raise UserError(f"{owner}.{self.name} = {value!r}: a {kind.__name__} is expected, as in {self.default!r}")
+            raise UserError(f"{plugin}.{self.name} = {value!r}: a {kind.__name__} is expected, as in {self.default!r}")
         if self.bounds is not None and value not in self.bounds:
-            raise UserError(f"{owner}.{self.name} = {value!r}: outside {self.bounds.text}")
+            raise UserError(f"{plugin}.{self.name} = {value!r}: outside {self.bounds.text}")
         return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spec(ABC):
+    """What a decorator declares about a plugin, whatever its kind.
+
+    Args:
+        bounds: interval of each bounded hyper-parameter.
+        grids: values to try of each hyper-parameter that has a grid.
+        idle: settings that do not change any result, such as a budget; an entry of a table is named "table.entry".
+    """
+
+    bounds: Mapping[str, Interval] = field(default_factory=dict)
+    grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def positional(self) -> int:
+        """How many arguments the function takes by position."""
+
+
+SpecT = TypeVar("SpecT", bound=Spec, covariant=True)
+
+
 @dataclass(frozen=True)
-class Plugin:
-    """A registered function together with what its decorator declared."""
+class Plugin(Generic[SpecT]):
+    """A registered function together with what its decorator declared.
+
+    Args:
+        kind: "variant", "evaluator" or "judge".
+        name: as registered, the name of the function.
+        function: the decorated function.
+        spec: what was declared.
+        file: where the function is defined.
+    """
 
     kind: str
     name: str
     function: Callable[..., Any]
-    declared: Mapping[str, Any]
+    spec: SpecT
     file: Path
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """Keyword-only arguments of the function, by name."""
-        bounds, grids = self.declared.get("bounds") or {}, self.declared.get("grids") or {}
-        found = {}
+        parameters = {}
         for name, argument in inspect.signature(self.function).parameters.items():
             if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
                 continue
             if argument.default is inspect.Parameter.empty:
                 raise PluginRefused(f"{self.kind} {self.name!r} ({self.file.name}): parameter {name!r} has no default")
-            interval = Interval(bounds[name]) if name in bounds else None
-            found[name] = Parameter(name, argument.default, interval, tuple(grids.get(name, ())))
-        return MappingProxyType(found)
+            bounds, grid = self.spec.bounds.get(name), self.spec.grids.get(name, ())
+            parameters[name] = Parameter(name, argument.default, bounds, grid)
+        return MappingProxyType(parameters)
 
     @cached_property
     def doc(self) -> str:
@@ -93,19 +131,18 @@ class Plugin:
         """Hash of the file's syntax tree and of the local modules it imports: comments and layout do not change it, code does."""
         return code_hash(self.file)
 
-    def deciding(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that decide what comes out: all but those declared idle."""
-        idle = set(self.declared.get("idle") or ())
-        found: dict[str, Any] = {}
+    def deciding(self, settings: Settings) -> dict[str, Any]:
+        """The settings that change results: all but those declared idle."""
+        deciding: dict[str, Any] = {}
         for name, value in settings.items():
-            within = {key.partition(".")[2] for key in idle if key.startswith(f"{name}.")}
-            if within:
-                value = {key: one for key, one in (value or {}).items() if key not in within} or None
-            if name not in idle:
-                found[name] = value
-        return found
+            idle_entries = {key.partition(".")[2] for key in self.spec.idle if key.startswith(f"{name}.")}
+            if idle_entries:
+                value = {key: entry for key, entry in (value or {}).items() if key not in idle_entries} or None
+            if name not in self.spec.idle:
+                deciding[name] = value
+        return deciding
 
-    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(self, params: Settings) -> dict[str, Any]:
         """Complete and check hyper-parameters.
 
         Returns: every keyword-only argument with its value, in the order of the signature.

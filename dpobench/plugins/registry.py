@@ -12,28 +12,48 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dpobench.errors import PluginRefused, UnknownName, UserError
-from dpobench.plugins.plugin import Plugin
+from dpobench.plugins.plugin import Plugin, Spec
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 Function = TypeVar("Function", bound=Callable[..., Any])
+SpecT = TypeVar("SpecT", bound=Spec)
+PluginT = TypeVar("PluginT", bound=Plugin[Any])
+# Where the function of a name is defined: a file, or an installed package.
+Source: TypeAlias = Path | importlib.metadata.EntryPoint
 
 
-def declare(kind: str, declared: Mapping[str, Any]) -> Callable[[Function], Function]:
+def declare(spec: Spec) -> Callable[[Function], Function]:
     """A decorator that leaves a function as it is and notes on it what was declared."""
 
     def mark(function: Function) -> Function:
-        function.__dpobench__ = (kind, declared)  # type: ignore[attr-defined]
+        function.__dpobench__ = spec  # type: ignore[attr-defined]
         return function
 
     return mark
+
+
+def spec_of(function: Callable[..., Any], kind: type[SpecT]) -> SpecT:
+    """What the decorator of a function declared.
+
+    Args:
+        function: a decorated function.
+        kind: the class of the declaration.
+
+    Raises:
+        PluginRefused: the function is not decorated, or registers a plugin of another kind.
+    """
+    spec = getattr(function, "__dpobench__", None)
+    if not isinstance(spec, kind):
+        raise PluginRefused(f"{function!r} declares no {kind.__name__}")
+    return spec
 
 
 def _decorated(file: Path, decorator: str) -> Sequence[str]:
@@ -44,32 +64,38 @@ def _decorated(file: Path, decorator: str) -> Sequence[str]:
 
 @lru_cache(maxsize=1024)
 def _read(file: Path, decorator: str, changed: int, size: int) -> Sequence[str]:
-    found = []
+    names = []
     for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
         if isinstance(node, ast.FunctionDef):
             for mark in node.decorator_list:
                 target = mark.func if isinstance(mark, ast.Call) else mark
                 if getattr(target, "id", getattr(target, "attr", None)) == decorator:
-                    found.append(node.name)
-    return tuple(found)
+                    names.append(node.name)
+    return tuple(names)
 
 
 @dataclass
-class Registry:
+class Registry(Generic[SpecT, PluginT]):
     """All plugins of one kind: the folder's files, installed entry points, and files named by the user.
 
     Args:
         kind: "variant", "evaluator" or "judge".
         package: dotted name of the folder, as importable.
         declaration: the decorator that its functions wear.
+        spec_type: the class of what this decorator declares.
+        plugin_type: the class that `get` returns.
+        extra_files: files named by the user.
+        broken: files of the folder that cannot be read, and why.
     """
 
     kind: str
     package: str
     declaration: Callable[..., Any]
+    spec_type: type[SpecT]
+    plugin_type: type[PluginT]
     extra_files: list[Path] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
-    _loaded: dict[str, Plugin] = field(default_factory=dict)
+    _loaded: dict[str, PluginT] = field(default_factory=dict)
 
     @property
     def decorator(self) -> str:
@@ -81,19 +107,19 @@ class Registry:
         """Folder of the shipped plugins."""
         package, _, rest = self.package.partition(".")
         for root in importlib.import_module(package).__path__:
-            if (found := Path(root, *rest.split("."))).is_dir():
-                return found
+            if (folder := Path(root, *rest.split("."))).is_dir():
+                return folder
         raise UserError(
             f"the folder {self.package.replace('.', '/')} is missing from this installation; reinstall dpobench"
         )
 
-    def sources(self) -> dict[str, Path | importlib.metadata.EntryPoint]:
+    def sources(self) -> dict[str, Source]:
         """Where each name comes from.
 
         Raises:
             PluginRefused: two sources claim one name, a name is not allowed, or the shipped folder is empty.
         """
-        found: dict[str, Path | importlib.metadata.EntryPoint] = {}
+        sources: dict[str, Source] = {}
         for file in [*sorted(self.folder.glob("*.py")), *self.extra_files]:
             try:
                 names = list(_decorated(file, self.decorator))
@@ -101,22 +127,22 @@ class Registry:
                 self.broken[file] = f"cannot be read: {error}"
                 continue
             for name in names:
-                self._claim(found, name, file)
-        if not found:
+                self._claim(sources, name, file)
+        if not sources:
             raise PluginRefused(
                 f"no {self.kind} found in {self.folder}; is another package called {self.package!r} in the way?"
             )
         for point in importlib.metadata.entry_points(group=f"dpobench.{self.kind}s"):
-            self._claim(found, point.name, point)
-        return found
+            self._claim(sources, point.name, point)
+        return sources
 
-    def _claim(self, found: dict[str, Any], name: str, source: Any) -> None:
+    def _claim(self, sources: dict[str, Source], name: str, source: Source) -> None:
         if not NAME.fullmatch(name):
             raise PluginRefused(f"{source}: {name!r} is no {self.kind} name; use lower case, digits and underscores")
         # An entry point cannot be compared with a path.
-        if name in found and (type(found[name]) is not type(source) or found[name] != source):
-            raise PluginRefused(f"{self.kind} {name!r} is defined twice: in {found[name]} and in {source}")
-        found[name] = source
+        if name in sources and (type(sources[name]) is not type(source) or sources[name] != source):
+            raise PluginRefused(f"{self.kind} {name!r} is defined twice: in {sources[name]} and in {source}")
+        sources[name] = source
 
     def names(self) -> list[str]:
         """All names, sorted; nothing is imported."""
@@ -162,7 +188,7 @@ class Registry:
             raise
         return names
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> PluginT:
         """Load a plugin.
 
         Raises:
@@ -186,42 +212,34 @@ class Registry:
             broken = "".join(f" ({file.name} {why})" for file, why in self.broken.items())
             raise UnknownName(self.kind, name, sources, broken)
 
-    def _load(self, name: str, source: Path | importlib.metadata.EntryPoint) -> Plugin:
+    def _load(self, name: str, source: Source) -> PluginT:
         try:
             function = source.load() if not isinstance(source, Path) else getattr(self._module(source), name)
+        except PluginRefused as error:
+            raise PluginRefused(f"{self.kind} {name!r} ({source}): {error}") from error
         except Exception as error:
             if word := re.search(rf"{self.decorator}\(\) got an unexpected keyword argument '(\w+)'", str(error)):
                 raise UnknownName("declaration", word[1], inspect.signature(self.declaration).parameters) from error
             raise PluginRefused(
                 f"{self.kind} {name!r} ({source}) does not import: {type(error).__name__}: {error}"
             ) from error
-        kind, declared = getattr(function, "__dpobench__", (None, {}))
-        if kind != self.kind or function.__name__ != name:
+        spec = getattr(function, "__dpobench__", None)
+        if not isinstance(spec, self.spec_type) or function.__name__ != name:
             raise PluginRefused(f"{source}: {name!r} is not a function decorated with @{self.decorator}(...)")
         file = source if isinstance(source, Path) else Path(inspect.getfile(function))
-        plugin = self.build(name, function, MappingProxyType(dict(declared)), file)
-        wanted = self.positional(plugin.declared)
-        if len(_positional(function)) != wanted:
+        plugin = self.plugin_type(self.kind, name, function, spec, file)
+        if len(_positional(function)) != spec.positional:
             raise PluginRefused(
-                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position, {wanted} expected; "
+                f"{self.kind} {name!r} ({file.name}) takes {_positional(function)} by position, {spec.positional} expected; "
                 "put '*,' before its hyper-parameters"
             )
-        idle = (setting.partition(".")[0] for setting in plugin.declared.get("idle", ()))
-        for declared_name in [*plugin.declared.get("bounds", ()), *plugin.declared.get("grids", ()), *idle]:
-            if declared_name not in plugin.parameters:
+        for declared in (*spec.bounds, *spec.grids, *(setting.partition(".")[0] for setting in spec.idle)):
+            if declared not in plugin.parameters:
                 raise PluginRefused(
-                    f"{self.kind} {name!r} ({file.name}) declares {declared_name!r}, which its function does not take; "
+                    f"{self.kind} {name!r} ({file.name}) declares {declared!r}, which its function does not take; "
                     'write strength="NAME" where the strength has another name'
                 )
         return plugin
-
-    def build(self, name: str, function: Callable[..., Any], declared: Mapping[str, Any], file: Path) -> Plugin:
-        """What a decorated function becomes."""
-        return Plugin(self.kind, name, function, declared, file)
-
-    def positional(self, declared: Mapping[str, Any]) -> int:
-        """How many arguments its functions take by position."""
-        return 2
 
     def _module(self, file: Path) -> ModuleType:
         if file.parent == self.folder:

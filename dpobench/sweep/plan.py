@@ -253,9 +253,7 @@ def _write_plan(
         "baselines": list(baselines),
         "left_out": list(proper.scoring.left_out),
         "given": {name: beyond_pairs(variants.get(name)) for name in experiment.variants},
-        "states_probability": [
-            name for name in experiment.variants if variants.get(name).declared["states_probability"]
-        ],
+        "states_probability": [name for name in experiment.variants if variants.get(name).spec.states_probability],
         "data": dict(proper.inputs.note),
         "model_hash": proper.inputs.model_hash,
         "reference": proper.heldout.name,

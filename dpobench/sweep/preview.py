@@ -44,13 +44,13 @@ def _judge_estimate(experiment: Experiment, runs: int, proper: int) -> str:
     """
     asked = experiment.evaluation
     judge = judges.get(asked.judge) if asked.judge else None
-    if judge is None or judge.declared["estimate"] is None:
+    if judge is None or judge.spec.estimate is None:
         return ""
     opponents = plan(asked, has_pairs=True, heldout="").opponents
     answered = len(opponents) * runs + len(opponents[:1]) * asked.checkpoints * proper
     comparisons = 2 * asked.prompts * asked.draws * answered
     lengths = experiment.recipe.max_prompt_tokens, asked.max_new_tokens
-    told = judge.declared["estimate"](comparisons, *lengths, **judge.arguments(asked.judge_settings))
+    told = judge.spec.estimate(comparisons, *lengths, **judge.arguments(asked.judge_settings))
     return f"{told} (win-rates alone: the judge card, the tournament, objectives and second questions come on top)"
 
 

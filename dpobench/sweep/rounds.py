@@ -18,6 +18,7 @@ from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluation.pairwise import compare, summary
 from dpobench.evaluation.plan import Plan
 from dpobench.evaluation.settings import Evaluation
+from dpobench.evaluation.spec import JudgeSpec
 from dpobench.experiment.studies import Studies
 from dpobench.losses.variant import Variant
 from dpobench.models.checkpoint import load_model, load_tokenizer
@@ -88,11 +89,11 @@ def check_rounds(studies: Studies, planned: Plan, losses: Iterable[Variant]) -> 
     """
     assert planned.judge is not None
     judge, _ = planned.judge
-    if studies.answers > 2 and not judge.declared["pointwise"]:
+    if studies.answers > 2 and not judge.spec.pointwise:
         raise UserError(
             f"studies.answers = {studies.answers}: the judge {judge.name} compares two answers; leave it at 2"
         )
-    given = _SCORES if judge.declared["pointwise"] else _CHANCE
+    given = _SCORES if judge.spec.pointwise else _CHANCE
     for loss in losses:
         if lacking := [name for name in loss.columns if name not in given]:
             raise UserError(
@@ -163,7 +164,7 @@ def on_policy(
     distinct = {p.id: rows[p.id].drop_duplicates("text") for p in prompts}
     open_ = [p for p in prompts if len(distinct[p.id]) > 1]
     texts = [distinct[p.id]["text"].tolist() for p in open_]
-    rank = _by_score if judge.declared["pointwise"] else _by_comparison
+    rank = _by_score if judge.spec.pointwise else _by_comparison
     ranked = rank(judge, settings, open_, texts)
     counts = {"prompts": len(prompts), "equal": len(prompts) - len(open_), "ties": 0, "no_verdict": 0, "pairs": 0}
     found: dict[str, TokenPair] = {}
@@ -184,7 +185,7 @@ def on_policy(
 
 
 def _by_score(
-    judge: Plugin, settings: Mapping[str, Any], prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+    judge: Plugin[JudgeSpec], settings: Mapping[str, Any], prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
 ) -> list[Ranking | str]:
     """Best and worst of each prompt's answers, by a judge that scores one at a time."""
     asked = [prompt for prompt, own in zip(prompts, texts, strict=True) for _ in own]
@@ -206,7 +207,7 @@ def _by_score(
 
 
 def _by_comparison(
-    judge: Plugin, settings: Mapping[str, Any], prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+    judge: Plugin[JudgeSpec], settings: Mapping[str, Any], prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
 ) -> list[Ranking | str]:
     """The better of each prompt's two answers, by a judge that compares; both orders count the same."""
     rows = compare(partial(judge.function, **settings), prompts, [own[0] for own in texts], [own[1] for own in texts])

@@ -81,7 +81,7 @@ def _place(out: Path, evaluation: Evaluation | None, say: Callable[[str], None])
     planned = plan(settings.model_copy(update={"evaluators": ()}), has_pairs=True, heldout="")
     assert planned.judge is not None
     plugin, arguments = planned.judge
-    if plugin.declared["pointwise"]:
+    if plugin.spec.pointwise:
         return None
     found = read(load(out))
     games = list(_games(found, round_robin=ROUND_ROBIN in tuple(getattr(settings, "opponents", ()))))

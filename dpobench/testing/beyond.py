@@ -226,7 +226,7 @@ def _with_need(pairs: Pairs, name: str, source: Pairs) -> Pairs:
 
 def probability(probe: Probe) -> str:
     """A loss that states sigmoid(beta x margin) changes, when a pair is turned round, in proportion to beta x margin."""
-    if not probe.variant.declared["states_probability"]:
+    if not probe.variant.spec.states_probability:
         return ""
     # Margins from one nat to a hundred: nearer to 0 every loss is a straight line, and far out rounding is all there is.
     size = probe.swept.margin.abs()

@@ -6,21 +6,22 @@ from typing import get_args
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.losses.quantities import NEEDS
-from dpobench.losses.variant import UNITS, Gradient, Variant
+from dpobench.losses.spec import UNITS, Gradient
+from dpobench.losses.variant import Variant
 from dpobench.plugins.plugin import keywords
 
 
 def declaration(variant: Variant) -> str:
     """What is declared makes sense by itself: source, unit, class, strength, grids within bounds, docstring."""
-    declared, strength = variant.declared, variant.strength
+    spec, strength = variant.spec, variant.strength
     if not variant.doc.strip():
         return "the function has no docstring; give the formula and say what each argument is"
-    if not str(declared["source"]).strip():
+    if not str(spec.source).strip():
         return "no source; name the paper and equation, or 'as implemented by ...'"
     if variant.unit not in UNITS:
         return f"unit={variant.unit!r} is none of {', '.join(map(repr, UNITS))}"
-    if declared["gradient"] not in get_args(Gradient):
-        return f"gradient={declared['gradient']!r} is none of {', '.join(map(repr, get_args(Gradient)))}"
+    if spec.gradient not in get_args(Gradient):
+        return f"gradient={spec.gradient!r} is none of {', '.join(map(repr, get_args(Gradient)))}"
     try:
         if strength not in variant.parameters:
             return f"strength={strength!r} is no keyword-only argument of the function"
@@ -31,13 +32,13 @@ def declaration(variant: Variant) -> str:
                 parameter.accept(value, variant.name)
     except UserError as error:
         return str(error)
-    for name in variant.declared["grids"]:
+    for name in spec.grids:
         grid = variant.parameters[name].grid
         if not grid:
             return f"the grid of {name} is empty; declare the values a user should try"
         if any(low >= high for low, high in pairwise(grid)):
             return f"the grid of {name} is {grid}; write distinct values in rising order"
-    if declared.get("baseline") and (declared["reference"] or variant.needs or variant.columns):
+    if spec.baseline and (spec.reference or variant.needs or variant.columns):
         return "baseline=True, but the loss has a reference, needs or columns; a baseline learns from the chosen answers alone"
     return _needs_declared(variant) or _running_declared(variant) or _start_declared(variant)
 
@@ -58,19 +59,14 @@ def _needs_declared(variant: Variant) -> str:
 
 
 def _running_declared(variant: Variant) -> str:
-    running = variant.declared["running"]
-    if running is None:
-        return ""
-    if not (isinstance(running, tuple) and len(running) == 2 and all(map(callable, running))):
-        return "running is no pair of functions; write running=(init, update)"
-    for taken in keywords(running[1]):
-        if taken not in variant.parameters:
-            return f"update takes {taken!r}, which is no hyper-parameter of the loss"
+    for name in [] if variant.spec.running is None else keywords(variant.spec.running.next):
+        if name not in variant.parameters:
+            return f"update takes {name!r}, which is no hyper-parameter of the loss"
     return ""
 
 
 def _start_declared(variant: Variant) -> str:
-    start = variant.declared["start"]
+    start = variant.spec.start
     if callable(start):
         unknown = [name for name in inspect.signature(start).parameters if name not in variant.parameters]
         if unknown:

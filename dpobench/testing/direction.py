@@ -9,7 +9,7 @@ from dpobench.testing.probe import Outcome, Probe, written
 
 def direction(probe: Probe) -> str:
     """The pull has the sign that its class promises, at every margin and all along the grids."""
-    promised = probe.variant.declared["gradient"]
+    promised = probe.variant.spec.gradient
     if promised == "free":
         return ""
     for point, outcome in zip(probe.points, probe.curves, strict=True):

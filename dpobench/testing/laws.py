@@ -180,7 +180,7 @@ def derivative(probe: Probe) -> str:
 
     In float64, along a direction that moves every token and every differentiable need; running statistics stay as they are.
     """
-    stops = probe.variant.declared["stops_gradient"]
+    stops = probe.variant.spec.stops_gradient
     tried = probe.home if stops else probe
     for point in tried.points if stops else [probe.centre]:
         slope, promised, slack = _slopes(tried, point)
@@ -282,20 +282,20 @@ def reference(probe: Probe) -> str:
             return redrawn[where].extras[what]
         return tensor
 
-    if probe.variant.declared["reference"]:
+    if probe.variant.spec.reference:
         probe = probe.home
     same = close(probe.value(batches.mapped(pairs, change)), probe.base.loss)
-    if probe.variant.declared["reference"] and same:
+    if probe.variant.spec.reference and same:
         return "the reference has no effect on the loss; use pairs.margin or a log-ratio, or declare reference=False"
-    if not probe.variant.declared["reference"] and not same:
+    if not probe.variant.spec.reference and not same:
         return "reference=False, but the reference changes the loss; leave the declaration out"
     return ""
 
 
 def shift(probe: Probe) -> str:
     """A loss that declares where it starts knows log-ratios only: policy and reference moved alike change nothing."""
-    declared = probe.variant.declared
-    if not declared["reference"] or declared["start"] is None or declared["couples_batch"]:
+    spec = probe.variant.spec
+    if not spec.reference or spec.start is None or spec.couples_batch:
         return ""
     if close(probe.value(batches.shifted(probe.ordinary, -0.7, -0.2)), probe.base.loss):
         return ""

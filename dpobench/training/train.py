@@ -138,7 +138,7 @@ def _beside(start: Path, bound: Bound, run: Run, policy: Any, pairs: Sequence[To
     A second copy of the start policy is there where a loss asks for both distributions or the reference moves. Layouts are compared
     before accelerate wraps the policy in a lower precision, whose rounding would hide what they differ by.
     """
-    moves, live = run.recipe.reference_every > 0 and bound.variant.declared["reference"], None
+    moves, live = run.recipe.reference_every > 0 and bound.variant.spec.reference, None
     if moves or any(NEEDS[name].source == "both" for name in bound.variant.needs):
         live = checkpoint.load_model(start, device=str(policy.device)).requires_grad_(requires_grad=False)
     refused = [adopt(one, pairs) for one in (policy, live) if one is not None]

@@ -18,7 +18,9 @@ from dpobench import UserError
 from dpobench.artifacts.scores import check
 from dpobench.evals import benchmarks as module
 from dpobench.evals.benchmarks import benchmarks
+from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.checkpoint import Checkpoint
+from dpobench.plugins.registry import spec_of
 
 CHOICE = """
 task: pick
@@ -127,7 +129,7 @@ def by_lm_eval(model_folder, folder, names):
 
 def test_every_document_scores_as_in_lm_eval_itself(checkpoint, model_folder, tasks, tiny):
     found = benchmarks(checkpoint, held(tiny, tasks, "pick", "write", "read"))
-    check(found, benchmarks.__dpobench__[1]["metrics"], "benchmarks")
+    check(found, spec_of(benchmarks, EvaluatorSpec).metrics, "benchmarks")
     theirs = by_lm_eval(model_folder, tasks, ("pick", "write", "read"))
     ours = {(row.group, row.metric, row.prompt): row.value for row in found.itertuples()}
     for sample in theirs["samples"]["pick"]:

@@ -11,6 +11,8 @@ from dpobench import DpobenchError
 from dpobench.artifacts.scores import check
 from dpobench.evals import best_of as module
 from dpobench.evals.best_of import best_of
+from dpobench.evaluation.spec import EvaluatorSpec
+from dpobench.plugins.registry import spec_of
 
 
 def judge_of(scores):
@@ -45,7 +47,7 @@ def test_a_pool_of_four_worked_out_by_hand(tiny):
     pool = tiny.samples_of({"p": [[1], [2], [3], [4]], "q": [[6], [6], [7], [8]]})
     judge = judge_of({"1": 1.0, "2": 2.0, "3": 3.0, "4": 4.0, "5": 2.5, "6": 0.0, "7": 0.0, "8": 8.0})
     found = best_of(tiny.checkpoint_of(None), tiny.held_out_of(own, pool=pool, judge=judge))
-    check(found, best_of.__dpobench__[1]["metrics"], "best_of")
+    check(found, spec_of(best_of, EvaluatorSpec).metrics, "best_of")
     rewards = by_group(found, "best_of_reward")
     # p: of the six pairs of 1 2 3 4 one has the maximum 2, two 3, three 4. q: three pairs hold no 8.
     assert rewards == pytest.approx(
@@ -99,7 +101,7 @@ def test_without_a_pool_or_under_a_judge_that_compares_there_is_nothing(tiny):
     own = tiny.samples_of({"p": [[1]]})
     assert not len(best_of(tiny.checkpoint_of(None), tiny.held_out_of(own, judge=judge_of({"1": 1.0}))))
     found = best_of(tiny.checkpoint_of(None), tiny.held_out_of(own, pool=own))
-    check(found, best_of.__dpobench__[1]["metrics"], "best_of")
+    check(found, spec_of(best_of, EvaluatorSpec).metrics, "best_of")
     assert not len(found)
 
 
@@ -114,5 +116,5 @@ def test_where_the_judge_says_nothing_at_all_there_is_nothing_to_show(tiny):
     own, pool = tiny.samples_of({"p": [[1]]}), tiny.samples_of({"p": [[2], [3]]})
     nothing = judge_of(dict.fromkeys("123", math.nan))
     found = best_of(tiny.checkpoint_of(None), tiny.held_out_of(own, pool=pool, judge=nothing))
-    check(found, best_of.__dpobench__[1]["metrics"], "best_of")
+    check(found, spec_of(best_of, EvaluatorSpec).metrics, "best_of")
     assert not len(found)

@@ -77,7 +77,7 @@ def pairs_of(reference):
 @pytest.mark.parametrize("name", evaluators.names())
 def test_the_table_fits_the_contract(scored, name, is_reference):
     frame = scored[name, is_reference]
-    check(frame, evaluators.get(name).declared["metrics"], name)
+    check(frame, evaluators.get(name).spec.metrics, name)
     assert len(frame)
     assert np.isfinite(frame["value"]).all()
 
@@ -92,10 +92,10 @@ def test_each_metric_declares_what_a_report_needs():
     roles = [
         metric.role
         for name in evaluators.names()
-        for key, metric in evaluators.get(name).declared["metrics"].items()
+        for key, metric in evaluators.get(name).spec.metrics.items()
         if metric.label and metric.unit and key
     ]
-    declared = sum(len(evaluators.get(name).declared["metrics"]) for name in evaluators.names())
+    declared = sum(len(evaluators.get(name).spec.metrics) for name in evaluators.names())
     assert len(roles) == declared
     assert {"headline", "distance", "benchmark", "preference", "length"} <= set(roles)
     assert roles.count("headline") == roles.count("distance") == roles.count("length") == 1

@@ -16,6 +16,8 @@ from dpobench.evals.judge_card import ATTACKS, CANARY, NOTHING, judge_card
 from dpobench.evaluation import judge_cache
 from dpobench.evaluation.annotations import read
 from dpobench.evaluation.registry import judges
+from dpobench.evaluation.spec import EvaluatorSpec
+from dpobench.plugins.registry import spec_of
 from dpobench.stats.reliability import agreement, kappa
 from tests.evals.small_judges import byte_tokenizer, save_judge
 
@@ -56,7 +58,7 @@ def card(inputs, rule, **settings):
 
     checkpoint, held_out = inputs
     found = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge), **settings)
-    check(found, judge_card.__dpobench__[1]["metrics"], "judge_card")
+    check(found, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
     return found, len(calls)
 
 
@@ -201,7 +203,7 @@ def test_a_judge_that_scores_is_examined_too_but_for_the_orders(inputs):
         return pd.DataFrame({"score": [1.0 if text.startswith("right") else 0.0 for text in completions]})
 
     found = judge_card(checkpoint, dataclasses.replace(held_out, judge=judge))
-    check(found, judge_card.__dpobench__[1]["metrics"], "judge_card")
+    check(found, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
     assert len(asked) == len(set(asked))
     assert not {"judge_first_shown", "judge_inconsistent"} & set(found["metric"])
     wide = by_pair(found, "labels")
@@ -243,7 +245,7 @@ def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(input
         checkpoint, held_out = inputs
         asked = dataclasses.replace(held_out, pairwise=lambda *shown: function(*shown, model=str(folder)))
         found = judge_card(checkpoint, asked, comparisons=40)
-        check(found, judge_card.__dpobench__[1]["metrics"], "judge_card")
+        check(found, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
         known = means(found)
         # Random weights know nothing: every number is a share, none is missing, and both orders were read.
         assert known["control", "judge_missing"] == known["labels", "judge_unparsable"] == 0

@@ -21,8 +21,10 @@ from dpobench import UserError
 from dpobench.artifacts.scores import check
 from dpobench.evals import kl as module
 from dpobench.evals.kl import divergences, kl
+from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.generate import Sampling
 from dpobench.models.logprobs import Batch, Head, completion_hidden
+from dpobench.plugins.registry import spec_of
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
@@ -125,7 +127,7 @@ def test_the_company_in_a_batch_does_not_change_the_result(run, tiny):
 
 def test_rows_are_complete_and_stretches_add_up(run, tiny):
     found = run()
-    check(found, kl.__dpobench__[1]["metrics"], "kl")
+    check(found, spec_of(kl, EvaluatorSpec).metrics, "kl")
     lengths = np.array([3, 10, 1, 6])
     whole = np.array(tiny.values(found, "kl"))
     assert tiny.values(found, "kl_per_token") == pytest.approx(whole / lengths)

@@ -12,7 +12,9 @@ from dpobench.artifacts.scores import check
 from dpobench.data.tokens import TokenPair
 from dpobench.evals.objectives import objectives
 from dpobench.evaluation.heldout import Aim
+from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.logprobs import score_sequences
+from dpobench.plugins.registry import spec_of
 
 
 def by_scores(scores):
@@ -43,7 +45,7 @@ HARMLESS = {text: -score for text, score in HELPFUL.items()}
 def test_each_judge_gives_its_own_verdicts_on_the_same_answers(answers, tiny):
     aims = {"helpful": Aim(judge=by_scores(HELPFUL), key="h"), "harmless": Aim(judge=by_scores(HARMLESS), key="s")}
     found = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims), most_missing=0.25)
-    check(found, objectives.__dpobench__[1]["metrics"], "objectives")
+    check(found, spec_of(objectives, EvaluatorSpec).metrics, "objectives")
     # 2 > 1; identical texts; equal scores; a missing verdict.
     assert rows_of(found, "objective_win_rate", "helpful") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
     assert rows_of(found, "objective_win_rate", "harmless") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 0.5}

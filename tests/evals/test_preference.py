@@ -7,7 +7,9 @@ from dpobench import DpobenchError
 from dpobench.artifacts.scores import check
 from dpobench.data.tokens import TokenPair
 from dpobench.evals.preference import preference
+from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.logprobs import score_sequences
+from dpobench.plugins.registry import spec_of
 
 CHOSEN, REJECTED, PROMPT = np.array([3, 4, 0]), np.array([5, 0]), np.array([1, 2])
 
@@ -27,7 +29,7 @@ def pair(policy, chosen_shifts, rejected_shifts, name="pair"):
 def scored(tiny, policy, pairs, reference=None):
     held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs)
     found = preference(tiny.checkpoint_of(policy, reference), held_out)
-    check(found, preference.__dpobench__[1]["metrics"], "preference")
+    check(found, spec_of(preference, EvaluatorSpec).metrics, "preference")
     return found
 
 

@@ -11,6 +11,8 @@ from dpobench.artifacts.scores import check
 from dpobench.data.tokens import TokenPair
 from dpobench.evals import samples as module
 from dpobench.evals.samples import distinct, repetition, samples
+from dpobench.evaluation.spec import EvaluatorSpec
+from dpobench.plugins.registry import spec_of
 
 SONG = ["row", "row", "row", "your", "boat", "row", "row", "row", "your", "boat"]
 
@@ -37,7 +39,7 @@ def test_the_end_token_is_no_part_of_the_answer(tiny):
     frame = tiny.samples_of({"p": [[5, 6, 0], [5, 6, 7]]})
     frame["text"] = ["five six", "five six seven"]
     found = samples(tiny.checkpoint_of(None), tiny.held_out_of(frame), entropies=0)
-    check(found, samples.__dpobench__[1]["metrics"], "samples")
+    check(found, spec_of(samples, EvaluatorSpec).metrics, "samples")
     assert tiny.values(found, "length") == [2, 3]
     assert tiny.values(found, "words") == [2, 3]
     assert tiny.values(found, "ended") == [1, 0]
@@ -65,7 +67,7 @@ def test_the_entropy_is_that_of_the_whole_next_token_distribution(tiny):
             expected.append(-(p * p.log()).sum(-1).mean().item())
     held_out = tiny.held_out_of(tiny.samples_of(answers), prompts=asked)
     found = samples(tiny.checkpoint_of(policy), held_out)
-    check(found, samples.__dpobench__[1]["metrics"], "samples")
+    check(found, spec_of(samples, EvaluatorSpec).metrics, "samples")
     assert tiny.values(found, "entropy") == pytest.approx(expected, abs=1e-5)
     assert max(expected) < math.log(11)
     few = samples(tiny.checkpoint_of(policy), held_out, entropies=2)

@@ -9,6 +9,8 @@ import pytest
 from dpobench import DpobenchError, UserError
 from dpobench.artifacts.scores import check
 from dpobench.evals.winrate import winrate
+from dpobench.evaluation.spec import EvaluatorSpec
+from dpobench.plugins.registry import spec_of
 
 
 def scripted(scores):
@@ -41,7 +43,7 @@ def by_draw(frame, metric, group):
 
 def test_wins_ties_and_losses_are_counted_against_the_same_draw(held_out, tiny):
     found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    check(found, winrate.__dpobench__[1]["metrics"], "winrate")
+    check(found, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
     # 2 > 1; 0 < 3; the texts are identical; equal scores of different texts; two verdicts are missing.
     assert by_draw(found, "win_rate", "reference") == {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
     assert by_draw(found, "tie", "reference") == {("p", 0): 0, ("p", 1): 0, ("p", 2): 1, ("q", 0): 1}
@@ -163,7 +165,7 @@ def compared(tiny):
 def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
     held_out, asked, kept = compared
     found = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.25)
-    check(found, winrate.__dpobench__[1]["metrics"], "winrate")
+    check(found, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
     assert asked == [6, 2], "three comparisons that are no ties, both orders; then the two without a verdict again"
     assert by_draw(found, "win_rate", "reference") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 1}
     assert by_draw(found, "missing", "reference") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}

@@ -122,7 +122,7 @@ def test_a_moving_reference_must_move_in_the_smallest_training_set_too():
         validate(parse(said))
 
 
-BASELINES = [name for name in variants.names() if variants.get(name).declared["baseline"]]
+BASELINES = [name for name in variants.names() if variants.get(name).spec.baseline]
 
 
 def test_a_baseline_is_trained_beside_every_comparison_but_the_one_it_is_a_variant_of():
@@ -189,7 +189,7 @@ def asked(answers):
 
 
 def judge(function, *, pointwise):
-    plugin = SimpleNamespace(name="a judge", function=function, declared={"pointwise": pointwise})
+    plugin = SimpleNamespace(name="a judge", function=function, spec=JudgeSpec(pointwise=pointwise))
     return SimpleNamespace(judge=(plugin, {"scale": 2.0}))
 
 

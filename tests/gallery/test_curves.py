@@ -87,8 +87,8 @@ def test_targets_by_hand(name, params, by_hand):
 @pytest.mark.parametrize("name", variants.names())
 def test_the_pull_turns_where_a_target_is_declared_and_nowhere_where_the_sign_is_kept(name):
     variant = variants.get(name)
-    if variant.declared["gradient"] != "free":
-        assert (curves.target(variant, {}) is not None) == (variant.declared["gradient"] == "target")
+    if variant.spec.gradient != "free":
+        assert (curves.target(variant, {}) is not None) == (variant.spec.gradient == "target")
 
 
 @pytest.mark.parametrize("name", [*variants.names(), "dpo:0.8+bco_pair:0.2+sft"])

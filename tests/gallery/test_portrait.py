@@ -11,7 +11,7 @@ from dpobench.cli import commands
 from dpobench.errors import UnknownName, UserError
 from dpobench.gallery import portrait, starter
 from dpobench.losses.registry import LossRegistry, variants
-from dpobench.losses.variant import UNITS
+from dpobench.losses.spec import UNITS
 from dpobench.testing.laws import LAWS
 
 # Beside these the declaration is one.
@@ -76,10 +76,10 @@ def test_what_is_read_from_a_file_is_what_the_loss_declares(name):
     assert card.default == variant.parameters[variant.strength].default
     assert (card.unit, card.gradient, card.source) == (
         variant.unit,
-        variant.declared["gradient"],
-        variant.declared["source"],
+        variant.spec.gradient,
+        variant.spec.source,
     )
-    assert card.reference == variant.declared["reference"]
+    assert card.reference == variant.spec.reference
     assert card.beside == (*variant.needs, *variant.columns)
     assert card.batch == ("batch",) * variant.couples_batch + ("running",) * variant.keeps_statistics
 
@@ -183,8 +183,8 @@ def test_a_portrait_of_a_sum_names_the_parts():
     told = portrait.portrait("dpo:0.8+sft")
     assert told[:3] == [
         "dpo:0.8+sft",
-        f"  part      0.8 dpo ({portrait._short_path(variants.get('dpo').file)}): {variants.get('dpo').declared['source']}",
-        f"  part      1 sft ({portrait._short_path(variants.get('sft').file)}): {variants.get('sft').declared['source']}",
+        f"  part      0.8 dpo ({portrait._short_path(variants.get('dpo').file)}): {variants.get('dpo').spec.source}",
+        f"  part      1 sft ({portrait._short_path(variants.get('sft').file)}): {variants.get('sft').spec.source}",
     ]
     assert "  sft.weight = 1.0  in (0, inf)  grid 1" in told
 

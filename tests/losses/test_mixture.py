@@ -40,9 +40,9 @@ def test_hyper_parameters_are_those_of_the_parts_and_the_strength_is_that_of_the
 
 
 def test_a_mixture_promises_no_more_than_its_parts_keep():
-    assert variants.get("dpo+hinge").declared["gradient"] == "monotone"
-    assert variants.get("dpo+ipo").declared["gradient"] == "free"
-    assert variants.get("simpo+sft").declared["reference"] is False
+    assert variants.get("dpo+hinge").spec.gradient == "monotone"
+    assert variants.get("dpo+ipo").spec.gradient == "free"
+    assert variants.get("simpo+sft").spec.reference is False
     assert variants.get("dpo+aot").sees_whole_batch
     assert variants.get(MPO).keeps_statistics
     assert not variants.get("dpo+sft").sees_whole_batch

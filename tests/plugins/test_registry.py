@@ -265,7 +265,7 @@ def test_deleting_one_losss_file_takes_that_loss_away_and_no_other(house, gone):
     left = {name for name in variants.names() if variants.get(name).file.name != gone}
     assert set(registry.names()) == left < set(variants.names())
     for name in left:
-        assert registry.get(name).declared["source"] == variants.get(name).declared["source"]
+        assert registry.get(name).spec.source == variants.get(name).spec.source
 
 
 def test_an_empty_folder_is_refused_rather_than_silently_empty(house):

@@ -10,10 +10,12 @@ from dpobench.analysis.findings import read
 from dpobench.analysis.results import load
 from dpobench.artifacts import scores
 from dpobench.evals.judge_card import judge_card
+from dpobench.evaluation.spec import EvaluatorSpec
+from dpobench.plugins.registry import spec_of
 from dpobench.report.sections.judge import topic
 from dpobench.report.write import write_report
 
-DECLARED = judge_card.__dpobench__[1]["metrics"]
+DECLARED = spec_of(judge_card, EvaluatorSpec).metrics
 
 
 def rows(group, size, **values):

@@ -98,7 +98,6 @@ FAULTY = {
     "rejected_pushed_up": ("direction", "the rejected answer is pushed up"),
     "remembers": ("deterministic", "two calls"),
     "reseeds": ("deterministic", "random numbers"),
-    "running_alone": ("declaration", r"write running=\(init, update\)"),
     "running_and_broken": ("shape", "it reads 'gamma', which it does not declare: add it to running"),
     "scalar_mean": ("shape", r"shape \[\] for 5 pairs"),
     "second_unused": ("strength", "flip has no effect"),
@@ -150,7 +149,7 @@ def test_every_law_has_a_loss_that_breaks_it():
 
 
 def test_every_example_file_is_tried():
-    assert {file.stem for file in FOLDER.glob("*.py")} == {*FAULTY, "accepted"}
+    assert {file.stem for file in FOLDER.glob("*.py")} == {*FAULTY, "running_alone", "accepted"}
 
 
 @pytest.mark.parametrize("name", FAULTY)
@@ -159,6 +158,11 @@ def test_a_faulty_loss_is_refused_with_the_law_it_breaks(name):
     with pytest.raises(PluginRefused, match=words) as refusal:
         require(loaded(name))
     assert f"variant {name!r} ({name}.py) breaks the law {law!r}: " in str(refusal.value)
+
+
+def test_statistics_that_are_no_two_functions_are_refused_before_any_law():
+    with pytest.raises(PluginRefused, match=r"'running_alone' .*: running is no pair .*write running=\(init, update\)"):
+        loaded("running_alone")
 
 
 @pytest.mark.parametrize("name", FAULTY)

@@ -82,7 +82,7 @@ def test_another_policy_than_the_reference_is_refused(pairs, accelerator):
 
 def test_a_wrong_declared_start_is_refused_with_both_values(pairs, accelerator):
     honest = LOSSES.get("dpo")
-    liar = Variant("variant", "liar", honest.function, {**honest.declared, "start": 0.5}, honest.file)
+    liar = Variant("variant", "liar", honest.function, replace(honest.spec, start=0.5), honest.file)
     with pytest.raises(DpobenchError, match=r"at step 0 liar is 0\.693147; its declared start is 0\.5"):
         check_start(tiny.llama(), liar.bind(), pairs[:8], accelerator)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def bound(name="dpo", **params):
 def own(function, name="own"):
     """A variant made of a function, declared like DPO."""
     like = LOSSES.get("dpo")
-    return Variant("variant", name, function, {**like.declared, "start": None}, like.file).bind()
+    return Variant("variant", name, function, replace(like.spec, start=None), like.file).bind()
 
 
 def weights(folder):

@@ -8,6 +8,7 @@ import torch
 from dpobench.errors import PluginRefused, UserError
 from dpobench.losses.quantities import NEEDS
 from dpobench.losses.registry import variants
+from dpobench.plugins.plugin import Interval
 from dpobench.testing import check, require
 from dpobench.testing.batches import chosen_rows, leaf, leaves, mapped, ordinary
 from dpobench.testing.laws import LAWS
@@ -28,7 +29,7 @@ def test_a_registered_loss_keeps_the_laws_at_the_ends_of_its_grid(name):
         require(variant, {variant.strength: beta})
 
 
-@pytest.mark.parametrize("name", [n for n in variants.names() if not variants.get(n).declared["stops_gradient"]])
+@pytest.mark.parametrize("name", [n for n in variants.names() if not variants.get(n).spec.stops_gradient])
 def test_the_gradient_agrees_with_finite_differences(name):
     probe = Probe(variants.get(name))
     given = chosen_rows(probe.ordinary, [1, 4])
@@ -43,18 +44,18 @@ def test_the_gradient_agrees_with_finite_differences(name):
     assert torch.autograd.gradcheck(total, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
 
 
-def turned_round(variant):
+def wrongly_declared(variant):
     """The same loss under declarations that are each wrong in one point."""
-    declared = variant.declared
+    spec = variant.spec
     for flag in ("reference", "couples_batch", "stops_gradient"):
-        yield flag, {flag: not declared[flag]}
+        yield flag, {flag: not getattr(spec, flag)}
     for need in NEEDS:
-        yield need, {"needs": tuple({*declared["needs"]} ^ {need})}
-    for column in declared["columns"]:
-        yield column, {"columns": {name: text for name, text in declared["columns"].items() if name != column}}
-    yield "a further column", {"columns": {**declared["columns"], "unread": "(0, 1)"}}
+        yield need, {"needs": tuple({*spec.needs} ^ {need})}
+    for column in spec.columns:
+        yield column, {"columns": {name: interval for name, interval in spec.columns.items() if name != column}}
+    yield "a further column", {"columns": {**spec.columns, "unread": Interval("(0, 1)")}}
     yield "another start", {"start": 7.0}
-    if declared["running"]:
+    if spec.running:
         yield "running", {"running": None}
 
 
@@ -62,9 +63,9 @@ def turned_round(variant):
 def test_no_declaration_of_a_registered_loss_is_too_much_or_too_little(name):
     variant = variants.get(name)
     kept = []
-    for what, other in turned_round(variant):
+    for what, other in wrongly_declared(variant):
         try:
-            require(replace(variant, declared={**variant.declared, **other}))
+            require(replace(variant, spec=replace(variant.spec, **other)))
             kept.append(what)
         except PluginRefused:
             pass

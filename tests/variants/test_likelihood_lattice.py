@@ -282,12 +282,12 @@ def test_on_one_token_answers_rrhf_is_slic_hf_without_a_margin(batch):
 
 
 def test_each_loss_declares_its_class_and_only_four_a_start():
-    declared = {name: variants.get(name).declared for name in [*MONOTONE, *OTHERS]}
-    assert [name for name, d in declared.items() if d["gradient"] == "monotone"] == MONOTONE
-    assert [declared[name]["gradient"] for name in OTHERS] == ["free", "free", "target"]
-    assert sorted(name for name, d in declared.items() if not d["reference"]) == sorted(NO_REFERENCE)
-    assert [name for name, d in declared.items() if d["stops_gradient"]] == ["tdpo2"]
-    assert [name for name, d in declared.items() if d["start"] is not None] == ["mallows_dpo", *OTHERS]
+    specs = {name: variants.get(name).spec for name in [*MONOTONE, *OTHERS]}
+    assert [name for name, spec in specs.items() if spec.gradient == "monotone"] == MONOTONE
+    assert [specs[name].gradient for name in OTHERS] == ["free", "free", "target"]
+    assert sorted(name for name, spec in specs.items() if not spec.reference) == sorted(NO_REFERENCE)
+    assert [name for name, spec in specs.items() if spec.stops_gradient] == ["tdpo2"]
+    assert [name for name, spec in specs.items() if spec.start is not None] == ["mallows_dpo", *OTHERS]
 
 
 @few

@@ -335,7 +335,7 @@ def test_the_pull_turns_exactly_at_the_target(name, params, target):
 @few
 @given(dressed())
 def test_those_declared_monotone_never_push_the_chosen_down_or_the_rejected_up(batch):
-    monotone = [name for name in ALL if variants.get(name).declared["gradient"] == "monotone"]
+    monotone = [name for name in ALL if variants.get(name).spec.gradient == "monotone"]
     assert set(ALL) - set(monotone) == {"exo", "exo_unnormalised", "discopop", "ipo_scaled"}
     for name in monotone:
         chosen, rejected = pulls(name, batch)

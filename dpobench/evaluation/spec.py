@@ -1,0 +1,40 @@
+"""What the decorators of evaluators and judges declare."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dpobench.plugins.plugin import Spec
+
+if TYPE_CHECKING:
+    from dpobench.artifacts.scores import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorSpec(Spec):
+    """What an evaluator declares; `dpobench.evaluator` explains each point."""
+
+    metrics: "Mapping[str, Metric]"
+    needs: tuple[str, ...] = ()
+    reference_only: bool = False
+    within: bool = False
+
+    @property
+    def positional(self) -> int:
+        """Checkpoint and held-out inputs."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSpec(Spec):
+    """What a judge declares; `dpobench.judge` explains each point."""
+
+    pointwise: bool
+    needs: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None
+    estimate: Callable[..., object] | None = None
+
+    @property
+    def positional(self) -> int:
+        """Prompts and completions, or prompts and two completions each."""
+        return 2 if self.pointwise else 3
