@@ -170,7 +170,7 @@ def _sources(task: Any) -> set[str]:
     return {file for one in found if (file := inspect.getsourcefile(one))}
 
 
-class _Model(HFLM):
+class _Model(HFLM):  # type: ignore[misc] # lm-eval ships no types
     """lm-eval's model, without progress bars; names a document it cannot score before it computes anything.
 
     Args:
@@ -250,7 +250,7 @@ class _Model(HFLM):
 
         values = head.values(compute, completion_hidden(self.model, batch), batch.targets)[0]
         lengths = batch.mask.sum(1).tolist()
-        return [(float(one[:, 0].sum()), bool(one[:, 1].all())) for one in values.cpu().split(lengths)]
+        return [(float(one[:, 0].sum()), bool(one[:, 1].all())) for one in torch.split(values.cpu(), lengths)]
 
 
 def _load(names: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:

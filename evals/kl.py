@@ -137,7 +137,7 @@ def divergences(
         hidden = completion_hidden(policy.model, batch) if known is None else known[number].to(batch.ids.device)
         other = hidden if reference is policy else completion_hidden(reference.model, batch)
         values = _in_chunks(policy, hidden, reference, other, batch.targets, chunk)
-        for index, part in zip(group, values.split(batch.mask.sum(1).tolist()), strict=True):
+        for index, part in zip(group, torch.split(values, batch.mask.sum(1).tolist()), strict=True):
             found[index] = part.double().cpu().numpy()
     return found
 

@@ -86,4 +86,4 @@ def _shift(policy: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> np.
 
 
 def _right(margin: np.ndarray) -> np.ndarray:
-    return (np.sign(margin) + 1) / 2
+    return np.asarray((np.sign(margin) + 1) / 2)

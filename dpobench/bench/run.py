@@ -40,6 +40,7 @@ from dpobench.bench.works import (
 )
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError, UserError
+from dpobench.models.protocols import CausalLM
 from dpobench.sweep.allocator import keep_pages
 from dpobench.training.accelerate import accelerator_for
 
@@ -129,7 +130,7 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def floor_operations(model: Any, rows: Sequence[TokenPair]) -> float:
+def floor_operations(model: CausalLM, rows: Sequence[TokenPair]) -> float:
     """Operations no exact step avoids: 6 per weight and token, a prompt once, the head at answers only, attention left out."""
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     body = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2) - head.numel()
@@ -184,7 +185,12 @@ def measure(work: Work, case: Case, plan: Plan, folder: Path) -> dict[str, Any]:
             taken[n].append(_seconds(partial(_step, side)))
     seconds = {n: statistics.median(times) for n, times in taken.items()}
     floor = floor_operations(reference, rows) / statistics.median(rates)
-    names = {"work": work.name, "model": case.shape.name, "dtype": precision, "layout": ours.beside.layout}
+    names = {
+        "work": work.name,
+        "model": case.shape.name,
+        "dtype": precision,
+        "layout": "packed" if ours.auxiliary.packed else "padded",
+    }
     return names | _ratios(rows, seconds, apart) | {"floor_share": round(floor / seconds[0], 3)}
 
 

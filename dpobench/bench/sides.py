@@ -20,8 +20,8 @@ from dpobench.models.logprobs import score_sequences
 from dpobench.models.packing import adopt
 from dpobench.plugins.registry import spec_of
 from dpobench.training.accelerate import accelerator_for
-from dpobench.training.blocks import Beside
 from dpobench.training.gradient import gradient
+from dpobench.training.loss_inputs import AuxiliaryState
 from dpobench.training.run import Recipe
 
 # TRL subtracts sums of log-probabilities, hundreds of nats, in float32; a larger beta would let that rounding fill the tolerance.
@@ -56,15 +56,15 @@ class Ours:
         self.rows, self.bound = rows, bound
         self.accelerator = accelerator_for(device, precision)
         model = copy.deepcopy(policy).to(self.accelerator.device)
-        self.beside = Beside(layout="padded" if adopt(model, rows) else "packed")
+        self.auxiliary = AuxiliaryState(packed=adopt(model, rows) is None)
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def accumulate(self) -> float:
         """Add the gradient of a step. Returns: the mean loss."""
         budget = Recipe().micro_batch_tokens
-        seen = gradient(self.model, self.bound, self.rows, self.accelerator, budget, self.beside)
-        return float(seen.values["loss"].mean())
+        measured = gradient(self.model, self.bound, self.rows, self.accelerator, budget, self.auxiliary)
+        return float(measured.per_pair["loss"].mean())
 
     def move(self) -> None:
         """Clip and take the optimizer's step."""

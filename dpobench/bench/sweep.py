@@ -276,7 +276,7 @@ def share(began: float, marks: Sequence[tuple[float, Mapping[str, Any]]]) -> flo
     scored = next(at for at, event in marks if event["event"] == "score")
     tokens = [number for _, number in steps]
     bare = (steps[-1][0] - steps[0][0]) * sum(tokens) / sum(tokens[1:])
-    return (scored - began) / bare
+    return float((scored - began) / bare)
 
 
 def _shares(out: Path, preset: str, grids: Mapping[str, Sequence[float]]) -> list[float]:

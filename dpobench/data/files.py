@@ -272,7 +272,8 @@ def _parquet_rows(path: Path) -> list[Row]:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_first_line(error)}); get it again") from error
     _refuse_twins(path, table.column_names)
-    return table.to_pylist()
+    rows: list[Row] = table.to_pylist()
+    return rows
 
 
 def _saved_folder(path: Path, split: str | None) -> list[Row]:
@@ -311,7 +312,7 @@ def _one_split(name: str, loaded: Any, split: str | None) -> list[Row]:
     if hasattr(loaded, "column_names") and not isinstance(loaded, dict):
         if split is not None:
             raise UserError(f"{name}: holds a single split; leave out {split!r}")
-        return loaded.to_list()
+        return list(loaded.to_list())
     names = sorted(loaded)
     if split is None:
         if "train" not in names and len(names) != 1:
@@ -319,7 +320,7 @@ def _one_split(name: str, loaded: Any, split: str | None) -> list[Row]:
         split = "train" if "train" in names else names[0]
     if split not in names:
         raise UnknownName(f"split of {name}", split, names)
-    return loaded[split].to_list()
+    return list(loaded[split].to_list())
 
 
 def _first_line(error: BaseException) -> str:

@@ -160,12 +160,13 @@ class Writer:
 
     def _written(self, turns: Sequence[Message], *, asks: bool) -> str:
         if self.template.source is not None:
-            return self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns],
                 chat_template=self.template.source,
                 tokenize=False,
                 add_generation_prompt=asks,
             )
+            return text
         parts = [_SPEAKERS.get(turn["role"], "") + turn["content"] for turn in turns]
         return "\n\n".join([*parts, "Assistant:"] if asks else parts)
 
@@ -185,9 +186,8 @@ class Writer:
     def _raw(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]
+        read = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(read["input_ids"])
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts: one begin token if the tokenizer or the template gives one, never two."""

@@ -65,7 +65,7 @@ class Definition:
         return list(dict.fromkeys([*relative, *(text for text in _texts(given) if os.path.isabs(text))]))
 
 
-class _Reader(yaml.SafeLoader):
+class _Reader(yaml.SafeLoader):  # type: ignore[misc] # yaml ships no types
     """YAML as lm-eval writes it; a function is read as its name and not called."""
 
 

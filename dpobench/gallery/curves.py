@@ -183,7 +183,7 @@ def _taken(bound: Bound, per_token: Tensor, level: float, length: int = LENGTH) 
     """Loss, and its derivatives by the log-probability of the chosen and the rejected answer, shape [M] each."""
     if not bound.variant.sees_whole_batch or len(per_token) == 1:
         return _of_batch(bound, _pairs(bound.variant, per_token, level, length))
-    parts = [_of_batch(bound, _pairs(bound.variant, part, level, length)) for part in per_token.split(1)]
+    parts = [_of_batch(bound, _pairs(bound.variant, part, level, length)) for part in torch.split(per_token, 1)]
     loss, chosen, rejected = (torch.cat(part) for part in zip(*parts, strict=True))
     return loss, chosen, rejected
 

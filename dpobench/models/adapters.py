@@ -4,11 +4,13 @@ import json
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from dpobench.errors import UserError
+from dpobench.models.protocols import CausalLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
@@ -19,10 +21,10 @@ _PROBE = 8
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter says of itself.
+    """What an adapter's configuration states.
 
     Args:
-        folder: where it lies.
+        folder: of the adapter.
         kind: "LORA" or another name of `peft`'s.
         base: the model it was trained on: a folder or a hub name.
         revision: of a hub name.
@@ -40,14 +42,14 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Adapter:
-    """Read what an adapter says of itself and refuse what cannot, or must not, be loaded.
+    """Read an adapter's configuration and refuse what cannot, or must not, be loaded.
 
     Raises:
-        UserError: its configuration is damaged or names no base; its weights are missing or pickled; a whole model lies beside it.
+        UserError: its configuration is damaged or names no base; its weights are missing or pickled; a whole model is in the same folder.
     """
     try:
-        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind, base, revision = str(told["peft_type"]), told.get("base_model_name_or_path"), told.get("revision")
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, base, revision = str(config["peft_type"]), config.get("base_model_name_or_path"), config.get("revision")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"adapter {folder}: {CONFIG} is damaged ({error!r}); save the adapter again") from error
     if not isinstance(base, str) or not base:
@@ -55,7 +57,7 @@ def read(folder: Path) -> Adapter:
             f"adapter {folder}: {CONFIG} names no base model; write the folder or hub name of the model it was trained on "
             "under base_model_name_or_path"
         )
-    if told.get("megatron_config"):
+    if config.get("megatron_config"):
         raise UserError(
             f"adapter {folder}: it is one of Megatron's, which would load code; merge it there and give the model"
         )
@@ -67,10 +69,10 @@ def read(folder: Path) -> Adapter:
     return Adapter(folder, kind, base, revision if isinstance(revision, str) else None)
 
 
-def merge(model: Any, adapter: Adapter) -> Any:
-    """Lay an adapter's weights into its base.
+def merge(model: CausalLM, adapter: Adapter) -> CausalLM:
+    """Add an adapter's weights to those of its base.
 
-    The merged model must answer as the base with the adapter beside it does: the logits of a probe are compared.
+    The merged model must answer as the base with the separate adapter does: the logits of a probe are compared.
 
     Args:
         model: the base in memory; it is changed.
@@ -86,18 +88,18 @@ def merge(model: Any, adapter: Adapter) -> Any:
     from safetensors.torch import load_file
 
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             wrapped = PeftModel.from_pretrained(model, str(adapter.folder), torch_device=str(model.device)).eval()
-            found = set_peft_model_state_dict(wrapped, load_file(adapter.folder / WEIGHTS, device=str(model.device)))
+            loading = set_peft_model_state_dict(wrapped, load_file(adapter.folder / WEIGHTS, device=str(model.device)))
             before = _logits(wrapped)
-            merged = wrapped.merge_and_unload(safe_merge=True).eval()
+            merged: CausalLM = wrapped.merge_and_unload(safe_merge=True).eval()
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError, OSError) as error:
-        raise UserError(f"adapter {adapter.folder} ({adapter.kind}) {_unfit(adapter)}: {_first(error)}") from error
-    lacking = [str(w.message) for w in said if "missing adapter keys" in str(w.message)]
-    if lacking or found.unexpected_keys:
-        which = lacking[0] if lacking else f"the base has no place for {found.unexpected_keys[0]}"
-        raise UserError(f"adapter {adapter.folder} ({adapter.kind}) {_unfit(adapter)}: {which[:200]}")
+        raise UserError(f"adapter {adapter.folder} ({adapter.kind}) {_unfit(adapter)}: {_one_line(error)}") from error
+    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
+    if missing or loading.unexpected_keys:
+        reason = missing[0] if missing else f"the base has no place for {loading.unexpected_keys[0]}"
+        raise UserError(f"adapter {adapter.folder} ({adapter.kind}) {_unfit(adapter)}: {reason[:200]}")
     difference, scale = float((_logits(merged) - before).abs().max()), max(1.0, float(before.abs().max()))
     if not difference <= _MERGED.get(before.dtype, 0.05) * scale:
         raise UserError(
@@ -119,17 +121,19 @@ def check(adapter: Adapter) -> None:
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
         raise UserError(f"adapter {adapter.folder} needs the library peft; pip install 'dpobench[peft]'") from error
-    told = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(adapter.kind)
     if known is None:
         raise UserError(
             f"adapter {adapter.folder}: the installed peft knows no kind {adapter.kind}; install a newer one"
         )
-    unknown = sorted(key for key, value in told.items() if value and key not in {field.name for field in fields(known)})
+    unknown = sorted(
+        key for key, value in config.items() if value and key not in {field.name for field in fields(known)}
+    )
     if unknown:
         raise UserError(
             f"adapter {adapter.folder} ({adapter.kind}): the installed peft does not know its option {unknown[0]} = "
-            f"{told[unknown[0]]!r:.80}; install a newer one, or merge it where it was trained and give the model"
+            f"{config[unknown[0]]!r:.80}; install a newer one, or merge it where it was trained and give the model"
         )
 
 
@@ -137,14 +141,13 @@ def _unfit(adapter: Adapter) -> str:
     return f"cannot be merged into its base {adapter.base}"
 
 
-def _logits(model: Any) -> torch.Tensor:
-    """Of eight tokens."""
+def _logits(model: CausalLM) -> Float[Tensor, "1 P V"]:
+    """Logits of the probe, P tokens."""
     size = model.get_input_embeddings().weight.shape[0]
     probe = (torch.arange(_PROBE, device=model.device) % size).unsqueeze(0)
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=probe).logits
-    return logits
+        return model(input_ids=probe).logits
 
 
-def _first(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

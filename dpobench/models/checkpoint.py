@@ -1,4 +1,4 @@
-"""Models on disk: a policy beside the reference it started from."""
+"""Models on disk: loaded, checked and saved; a policy with the reference it started from."""
 
 import copy
 import json
@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
 from dpobench.artifacts.files import digest, file_hash
 from dpobench.errors import DpobenchError, UserError
 from dpobench.models import adapters
+from dpobench.models.protocols import CausalLM, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 # What makes a model: weights, shape, tokenizer, template. Generation defaults are left out: sampling is always explicit.
@@ -28,7 +29,7 @@ _TOKENIZER = (
     "added_tokens.json",
 )
 
-
+# Name, size and time of change (ns) of every file of a folder.
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -50,9 +51,9 @@ def known_hash(folder: Path, stamp: Stamp) -> str:
 
 
 def weights_hash(folder: Path) -> str:
-    """Content key of weights and architecture alone, whatever tokenizer lies beside them."""
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shape = {key: value for key, value in told.items() if key not in ("_name_or_path", "transformers_version")}
+    """Content key of weights and architecture alone, whatever tokenizer the folder holds."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
     return digest(shape, [(file.name, file_hash(file)) for file in sorted(folder.glob("*.safetensors"))])
 
 
@@ -82,7 +83,11 @@ def resolve(name: str, revision: str | None = None) -> Path:
 
 
 def locate(name: str, revision: str | None = None) -> Path:
-    """The local folder of whatever carries a name, unchecked: a model or an adapter.
+    """The local folder of a model or an adapter, unchecked.
+
+    Args:
+        name: a folder, or a hub name.
+        revision: of a hub name; None for its newest.
 
     Raises:
         UserError: there is no such folder, and the hub does not give it.
@@ -115,8 +120,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         )
     try:
         allowed = [*_WEIGHTS, *_TOKENIZER, "generation_config.json", adapters.CONFIG]
-        asked: dict[str, Any] = {"revision": revision} if revision else {}
-        return Path(snapshot_download(name, allow_patterns=allowed, **asked))
+        return Path(snapshot_download(name, allow_patterns=allowed, revision=revision))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -135,7 +139,7 @@ def check_weights(folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as stored:
-                for name in stored.keys():  # noqa: SIM118 - no mapping: it has no iterator of its own
+                for name in stored.keys():  # noqa: SIM118 - no mapping: it has no iterator
                     _check_finite(folder, name, stored.get_tensor(name))
         except SafetensorError as error:
             raise UserError(f"{file} is damaged ({error}); copy it again") from error
@@ -147,8 +151,13 @@ def _check_finite(folder: Path, name: str, weight: torch.Tensor) -> None:
         raise UserError(f"model {folder}: {name} holds {bad} values that are not finite; take another checkpoint")
 
 
-def load_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
+def load_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> CausalLM:
     """Load a causal language model for evaluation, dropout off.
+
+    Args:
+        folder: written by `save_pretrained`.
+        device: "cpu", "cuda" or one of several: "cuda:1".
+        dtype: of the weights in memory, a key of `DTYPES`.
 
     Raises:
         UserError: the architecture is not a causal language model, its weights are damaged or not all there, or not finite.
@@ -157,7 +166,7 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> 
     from transformers import AutoModelForCausalLM
 
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (ValueError, OSError, ImportError) as error:
@@ -167,18 +176,18 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> 
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model {folder}: its weights cannot be read ({reason}); copy or save it again") from error
-    if told["missing_keys"]:
+    if loading["missing_keys"]:
         # They would be drawn at random.
-        first = sorted(told["missing_keys"])[0]
+        first = sorted(loading["missing_keys"])[0]
         raise UserError(
-            f"model {folder}: {len(told['missing_keys'])} weights are missing, {first} among them; save it again"
+            f"model {folder}: {len(loading['missing_keys'])} weights are missing, {first} among them; save it again"
         )
     for name, weight in model.named_parameters():
         _check_finite(folder, name, weight)
-    return model.to(device).eval()
+    return cast(CausalLM, model.to(device).eval())
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer of a model folder.
 
     Raises:
@@ -187,7 +196,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
@@ -198,7 +207,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
+def check_vocabulary(model: CausalLM, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer whose ids reach past the embedding.
 
     Raises:
@@ -211,8 +220,13 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
         )
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> float:
+def save(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> float:
     """Save as an ordinary Hugging Face folder, load it again and compare.
+
+    Args:
+        model: a causal language model, unwrapped.
+        tokenizer: its tokenizer.
+        folder: to write to.
 
     Returns: the largest difference of the logits on a probe of eight tokens (0.0 as a rule).
 
@@ -235,27 +249,27 @@ def save(model: Any, tokenizer: Any, folder: Path) -> float:
 
 
 @lru_cache(maxsize=1)
-def _in_memory(key: str, folder: Path, dtype: str) -> Any:
+def _shared_model(key: str, folder: Path, dtype: str) -> CausalLM:
     """A model that many checkpoints share, loaded once a process; off the accelerator, whose memory training needs.
 
     Args:
         key: its content key: a folder whose content changed is read again.
-        folder: where it lies.
-        dtype: how it is loaded.
+        folder: of the model.
+        dtype: of the weights in memory.
     """
     return load_model(folder, dtype=dtype)
 
 
 @dataclass
 class Checkpoint:
-    """A policy beside the reference it started from.
+    """A policy and the reference it started from.
 
     Args:
         folder: the policy, an ordinary Hugging Face folder.
         reference_folder: the reference; the same folder where the reference itself is scored.
         device: where both are loaded.
-        precision: "float32" or "bf16": how both are loaded.
-        run: what `run.json` says of the run: variant, params, strength, unit, seed; empty for the reference.
+        precision: "float32" or "bf16": dtype of both in memory.
+        run: record of the run: id, variant, params, strength, unit, seed; empty for the reference.
         reference_hash: content key of the reference; with it the checkpoints that a process scores share one reference.
         base: the model that `folder` holds an adapter of; None where it holds a whole model.
     """
@@ -264,7 +278,7 @@ class Checkpoint:
     reference_folder: Path
     device: str = "cpu"
     precision: str = "float32"
-    run: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, object] = field(default_factory=dict)
     reference_hash: str = ""
     base: Path | None = None
 
@@ -274,7 +288,7 @@ class Checkpoint:
         return self.folder == self.reference_folder
 
     @cached_property
-    def policy(self) -> Any:
+    def policy(self) -> CausalLM:
         """The policy, loaded once; an adapter is merged into its base."""
         if self.base is None:
             return load_model(self.folder, device=self.device, dtype=self.precision)
@@ -283,16 +297,16 @@ class Checkpoint:
         )
 
     @cached_property
-    def reference(self) -> Any:
+    def reference(self) -> CausalLM:
         """The reference, loaded once; not to be changed."""
         if self.is_reference:
             return self.policy
         if self.reference_hash:
-            found = _in_memory(self.reference_hash, self.reference_folder, self.precision)
-            return found if self.device == "cpu" else copy.deepcopy(found).to(self.device)
+            shared = _shared_model(self.reference_hash, self.reference_folder, self.precision)
+            return shared if self.device == "cpu" else copy.deepcopy(shared).to(self.device)
         return load_model(self.reference_folder, device=self.device, dtype=self.precision)
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer both share."""
         return load_tokenizer(self.reference_folder)

@@ -1,20 +1,23 @@
 """Log-probabilities of tokens from hidden states, with one chunk of the table over the vocabulary alive at a time.
 
-A table of tokens x vocabulary that fits into a chunk is computed once, and its derivative kept for backward. A larger one is computed
-chunk by chunk and again in backward, so that memory grows with the chunk and not with the tokens.
+A table of tokens x vocabulary that fits into a chunk is computed once, and its derivative is stored for backward. A larger one is
+computed chunk by chunk and again in backward, so that memory grows with the chunk and not with the tokens.
+
+Shapes in this module: K tokens, C of them in a chunk, H the width of hidden states, V the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Entries of a table that are computed at a time, and that are kept for backward, by kind of device.
+# Entries of a table that are computed at a time, and that are stored for backward, by kind of device.
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
-KEPT = {"cpu": 2**24, "cuda": 2**29}
+STORED = {"cpu": 2**24, "cuda": 2**29}
 
 
 class Projection(NamedTuple):
@@ -27,28 +30,38 @@ class Projection(NamedTuple):
         cap: they are then cap x tanh(logit / cap); None leaves them.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None = None
     factor: float = 1.0
     cap: float | None = None
 
-    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Logits in float32 (float64 for float64), shape [C, V]; `weight` in the dtype of the hidden states."""
-        found = F.linear(hidden, weight, None if self.bias is None else self.bias.to(weight.dtype))
-        found = found if found.dtype == torch.float64 else found.float()
-        found = found if self.factor == 1.0 else found * self.factor
-        return found if self.cap is None else torch.tanh(found / self.cap) * self.cap
+    def logits(self, hidden: Float[Tensor, "C H"], weight: Float[Tensor, "V H"]) -> Float[Tensor, "C V"]:
+        """Logits in float32 (float64 for float64); `weight` is the matrix in the dtype of the hidden states."""
+        logits = F.linear(hidden, weight, None if self.bias is None else self.bias.to(weight.dtype))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if self.factor == 1.0 else logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
-def most_kept(weight: Tensor) -> int:
-    """Tokens whose table is small enough to be kept for backward."""
-    return max(1, KEPT.get(weight.device.type, KEPT["cpu"]) // len(weight))
+def most_stored(weight: Float[Tensor, "V H"]) -> int:
+    """Tokens whose table is small enough to be stored for backward."""
+    return max(1, STORED.get(weight.device.type, STORED["cpu"]) // len(weight))
 
 
-def _pieces(tokens: int, weight: Tensor) -> list[slice]:
-    """The chunks of a table."""
+def _chunks(tokens: int, weight: Float[Tensor, "V H"]) -> list[slice]:
     size = max(1, CHUNK.get(weight.device.type, CHUNK["cpu"]) // len(weight))
     return [slice(start, start + size) for start in range(0, tokens, size)]
+
+
+class _LogpsContext(Protocol):
+    """What forward leaves for backward."""
+
+    factor_and_cap: tuple[float, float | None]
+    hidden_dtype: torch.dtype
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -56,62 +69,82 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, given: Any, low: torch.dtype
-    ) -> Tensor:
-        projection = Projection(weight, bias, *given)
-        needed = any(ctx.needs_input_grad[:3])
+        ctx: _LogpsContext,
+        hidden: Float[Tensor, "K H"],
+        weight: Float[Tensor, "V H"],
+        bias: Float[Tensor, " V"] | None,
+        targets: Int[Tensor, " K"],
+        factor_and_cap: tuple[float, float | None],
+        dtype: torch.dtype,
+    ) -> Float[Tensor, " K"]:
+        projection = Projection(weight, bias, *factor_and_cap)
+        differentiable = any(ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            narrow, matrix = hidden.to(low), weight.to(low)
-            kept = narrow.new_empty(len(targets), len(weight)) if needed and len(targets) <= most_kept(weight) else None
-            found = []
-            for at in _pieces(len(targets), weight):
-                logps, table = _forward(projection, narrow[at], matrix, targets[at], slopes=kept is not None)
-                found.append(logps)
-                if kept is not None:
-                    assert table is not None
-                    kept[at] = table
-        ctx.save_for_backward(narrow, weight, bias, targets, matrix, *([] if kept is None else [kept]))
-        ctx.given, ctx.wide = given, hidden.dtype
-        return torch.cat(found)
+            narrow, matrix = hidden.to(dtype), weight.to(dtype)
+            derivative, logps = None, []
+            if differentiable and len(targets) <= most_stored(weight):
+                derivative = narrow.new_empty(len(targets), len(weight))
+            for chunk in _chunks(len(targets), weight):
+                part, of_part = _chunk_logps(
+                    projection, narrow[chunk], matrix, targets[chunk], derivative=derivative is not None
+                )
+                logps.append(part)
+                if derivative is not None:
+                    assert of_part is not None
+                    derivative[chunk] = of_part
+        stored = [] if derivative is None else [derivative]
+        ctx.save_for_backward(narrow, weight, bias, targets, matrix, *stored)
+        ctx.factor_and_cap, ctx.hidden_dtype = factor_and_cap, hidden.dtype
+        return torch.cat(logps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, pull: Tensor) -> tuple[Any, ...]:
-        narrow, weight, bias, targets, matrix, *kept = ctx.saved_tensors
-        projection, low = Projection(weight, bias, *ctx.given), matrix.dtype
+    def backward(
+        ctx: _LogpsContext, logp_gradient: Float[Tensor, " K"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        narrow, weight, bias, targets, matrix, *stored = ctx.saved_tensors
+        projection, dtype = Projection(weight, bias, *ctx.factor_and_cap), matrix.dtype
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
-        at_hidden, at_weight, at_bias = torch.empty_like(narrow), None, None
+        hidden_gradient = torch.empty_like(narrow)
+        weight_gradient: Tensor | None = None
+        bias_gradient: Tensor | None = None
         with torch.autocast(narrow.device.type, enabled=False):
-            for at in [slice(None)] if kept else _pieces(len(targets), weight):
-                table = kept[0] if kept else _forward(projection, narrow[at], matrix, targets[at], slopes=True)[1]
+            for chunk in [slice(None)] if stored else _chunks(len(targets), weight):
+                table = stored[0] if stored else None
+                if table is None:
+                    _, table = _chunk_logps(projection, narrow[chunk], matrix, targets[chunk], derivative=True)
                 assert table is not None
-                factor = -pull[at, None]
+                factor = -logp_gradient[chunk, None]
                 if for_hidden:
-                    at_hidden[at] = (table @ matrix) * factor
+                    hidden_gradient[chunk] = (table @ matrix) * factor
                 if for_weight:
-                    at_weight = _added(at_weight, table, (narrow[at] * factor).to(low), weight.dtype)
+                    scaled = (narrow[chunk] * factor).to(dtype)
+                    # A chunk's part is added in the matrix's own precision.
+                    if weight_gradient is None:
+                        weight_gradient = (table.t() @ scaled).to(weight.dtype)
+                    elif table.dtype == weight.dtype:
+                        weight_gradient.addmm_(table.t(), scaled)
+                    else:
+                        weight_gradient.add_(table.t() @ scaled)
                 if for_bias:
-                    part = (table.to(pull.dtype) * factor).sum(0)
-                    at_bias = part if at_bias is None else at_bias + part
-        return at_hidden.to(ctx.wide) if for_hidden else None, at_weight, at_bias, None, None, None
+                    part = (table.to(logp_gradient.dtype) * factor).sum(0)
+                    bias_gradient = part if bias_gradient is None else bias_gradient + part
+        in_hidden = hidden_gradient.to(ctx.hidden_dtype) if for_hidden else None
+        return in_hidden, weight_gradient, bias_gradient, None, None, None
 
 
-def _added(total: Tensor | None, table: Tensor, pulled: Tensor, dtype: torch.dtype) -> Tensor:
-    """A chunk's part of the matrix's gradient, added in the matrix's own precision."""
-    if total is None:
-        return (table.t() @ pulled).to(dtype)
-    if table.dtype == dtype:
-        return total.addmm_(table.t(), pulled)
-    return total.add_(table.t() @ pulled)
-
-
-def _forward(
-    projection: Projection, hidden: Tensor, matrix: Tensor, targets: Tensor, *, slopes: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of a chunk and, with `slopes`, minus their derivative with respect to the product; shapes [C], [C, V]."""
+def _chunk_logps(
+    projection: Projection,
+    hidden: Float[Tensor, "C H"],
+    matrix: Float[Tensor, "V H"],
+    targets: Int[Tensor, " C"],
+    *,
+    derivative: bool,
+) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"] | None]:
+    """Log-probabilities of a chunk and, on request, minus their derivative with respect to the product of hidden and matrix."""
     logits = projection.logits(hidden, matrix)
     index = targets[:, None]
-    if not slopes:
+    if not derivative:
         return -F.cross_entropy(logits, targets, reduction="none"), None
     highest = logits.amax(-1)
     at_target = logits.gather(-1, index)[:, 0]
@@ -126,41 +159,43 @@ def _forward(
     return logps, table.to(hidden.dtype)
 
 
-def token_logps(hidden: Tensor, projection: Projection, targets: Tensor) -> Tensor:
-    """Log-probability of every target, nats, in float32 (float64 for float64).
+def token_logps(
+    hidden: Float[Tensor, "K H"], projection: Projection, targets: Int[Tensor, " K"]
+) -> Float[Tensor, " K"]:
+    """Log-probability of every target.
 
     Args:
         hidden: what the projection turns into logits, shape [K, H].
         projection: of the model.
         targets: token ids, shape [K].
 
-    Returns: shape [K]; differentiable once with respect to hidden states, matrix and bias.
+    Returns: nats, shape [K], in float32 (float64 for float64); differentiable once with respect to hidden states, matrix and bias.
     """
-    kind, low = hidden.device.type, hidden.dtype
-    if torch.is_autocast_enabled(kind) and low != torch.float64:
-        low = torch.get_autocast_dtype(kind)
+    kind, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
     weight, bias, factor, cap = projection
     if not torch.is_grad_enabled():
-        # A function of its own is told what requires a gradient, not whether gradients are wanted.
+        # An autograd function learns what requires a gradient, not whether gradients are wanted.
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    found: Tensor = _TokenLogps.apply(hidden, weight, bias, targets, (factor, cap), low)
-    return found
+    logps = _TokenLogps.apply(hidden, weight, bias, targets, (factor, cap), dtype)  # type: ignore[no-untyped-call]
+    return cast(Tensor, logps)
 
 
-def in_chunks(compute: Callable[..., Sequence[Tensor]], weight: Tensor, *rows: Tensor) -> list[Tensor]:
-    """Any function of a table, chunk by chunk; a table too large to be kept is computed again in backward.
+def in_chunks(compute: Callable[..., Sequence[Tensor]], weight: Float[Tensor, "V H"], *inputs: Tensor) -> list[Tensor]:
+    """Any function of a table over the vocabulary, chunk by chunk; a table too large to be stored is computed again in backward.
 
     Args:
         compute: takes some rows of every input and returns values per row.
-        weight: the matrix behind the table it builds, shape [V, H].
-        rows: inputs with K rows each.
+        weight: the matrix behind the table that it builds, shape [V, H].
+        inputs: tensors of K rows each.
 
-    Returns: the values, K rows each.
+    Returns: the values, tensors of K rows each.
     """
-    again, parts = torch.is_grad_enabled() and len(rows[0]) > most_kept(weight), []
-    for at in _pieces(len(rows[0]), weight):
-        piece = [row[at] for row in rows]
+    again, parts = torch.is_grad_enabled() and len(inputs[0]) > most_stored(weight), []
+    for chunk in _chunks(len(inputs[0]), weight):
+        rows = [one[chunk] for one in inputs]
         parts.append(
-            checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) if again else compute(*piece)
+            checkpoint(compute, *rows, use_reentrant=False, preserve_rng_state=False) if again else compute(*rows)
         )
     return [torch.cat(column) for column in zip(*parts, strict=True)]

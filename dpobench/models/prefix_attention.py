@@ -1,20 +1,32 @@
-"""Attention over packed rows: a list of calls, not a mask; on a CPU with a backward pass that writes where it belongs.
+"""Attention over packed rows: a list of calls, not a mask; on a CPU with a backward pass that writes to the right place at once.
 
 A pair stands as prompt, chosen, rejected (and gold). Prompt and first answer are one causal call; each further answer sees the prompt
 and itself. Autograd through slices would fill a whole row with zeros for every slice; here each call adds its part in place.
+
+Shapes in this module: S tokens in the row, D the width of a head, K the tokens that a call attends to.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
+PerHead = Float[Tensor, "1 heads S D"]
 # Start of a prompt, its end, and the ends of its answers, which follow one another.
 Piece = tuple[int, int, tuple[int, ...]]
+
+
+class LayerOptions(TypedDict, total=False):
+    """What layers of some architectures pass to their attention function; further options are ignored."""
+
+    sliding_window: int | None
+    softcap: float | None
+    s_aux: Tensor | None
 
 
 class _Call(NamedTuple):
@@ -26,23 +38,27 @@ class _Call(NamedTuple):
     end: int
 
     @property
-    def prompt(self) -> int:
+    def queries(self) -> slice:
+        return slice(self.begin, self.end)
+
+    @property
+    def prompt_length(self) -> int:
         return self.prompt_end - self.start
 
     @property
-    def keys(self) -> int:
-        return self.prompt + self.end - self.begin
+    def key_length(self) -> int:
+        return self.prompt_length + self.end - self.begin
 
-    def of(self, row: Tensor) -> Tensor:
-        """Keys or values of the call; shape [1, heads, keys, D]."""
-        own = row[:, :, self.begin : self.end]
-        return torch.cat([row[:, :, self.start : self.prompt_end], own], dim=2) if self.prompt else own
+    def select(self, row: PerHead) -> Float[Tensor, "1 heads K D"]:
+        """The part of a row's keys or values that the call attends to."""
+        answer = row[:, :, self.queries]
+        return torch.cat([row[:, :, self.start : self.prompt_end], answer], dim=2) if self.prompt_length else answer
 
-    def add(self, row: Tensor, part: Tensor) -> None:
-        """Add what belongs to keys or values to their places."""
-        row[:, :, self.begin : self.end] += part[:, :, self.prompt :]
-        if self.prompt:
-            row[:, :, self.start : self.prompt_end] += part[:, :, : self.prompt]
+    def add(self, row: PerHead, part: Float[Tensor, "1 heads K D"]) -> None:
+        """Add a gradient of the selected keys or values to that of the row."""
+        row[:, :, self.queries] += part[:, :, self.prompt_length :]
+        if self.prompt_length:
+            row[:, :, self.start : self.prompt_end] += part[:, :, : self.prompt_length]
 
 
 def _calls(pieces: Sequence[Piece]) -> Iterator[_Call]:
@@ -58,26 +74,42 @@ def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu(1)
 
 
-def _mask(call: _Call, like: Tensor) -> Tensor:
-    # Rounded up, so that few matrices are kept.
-    return _triangle(-(-call.keys // 512) * 512, like.dtype, like.device)[call.prompt : call.keys, : call.keys]
+def _mask(call: _Call, query: PerHead) -> Tensor | None:
+    """What is added to a call's scores, shape [queries, keys]; None where plain causal attention is the same."""
+    if not call.prompt_length:
+        return None
+    # Rounded up, so that few matrices stay in memory.
+    triangle = _triangle(-(-call.key_length // 512) * 512, query.dtype, query.device)
+    return triangle[call.prompt_length : call.key_length, : call.key_length]
+
+
+class _CallsContext(Protocol):
+    """What forward leaves for backward."""
+
+    pieces: Sequence[Piece]
+    scale: float
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class _Calls(torch.autograd.Function):
     """The calls of a row through the CPU's flash kernel."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scale: float) -> Tensor:
+    def forward(
+        ctx: _CallsContext, query: PerHead, key: PerHead, value: PerHead, pieces: Sequence[Piece], scale: float
+    ) -> Float[Tensor, "1 S heads D"]:
         heads, size = query.shape[1:3]
         out = query.new_empty(1, size, heads, value.shape[3])
-        into, normalisers = out.transpose(1, 2), []
+        by_head, normalisers = out.transpose(1, 2), []
         for call in _calls(pieces):
-            mine = slice(call.begin, call.end)
-            mask = _mask(call, query) if call.prompt else None
-            found, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, mine], call.of(key), call.of(value), 0.0, mask is None, attn_mask=mask, scale=scale
-            )
-            into[:, :, mine] = found
+            mask = _mask(call, query)
+            attended, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, call.queries], call.select(key), call.select(value), 0.0, mask is None,
+                attn_mask=mask, scale=scale,
+            )  # fmt: skip
+            by_head[:, :, call.queries] = attended
             normalisers.append(normaliser)
         ctx.save_for_backward(query, key, value, out, *normalisers)
         ctx.pieces, ctx.scale = pieces, scale
@@ -85,79 +117,86 @@ class _Calls(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+    def backward(
+        ctx: _CallsContext, out_gradient: Float[Tensor, "1 S heads D"]
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, *normalisers = ctx.saved_tensors
-        slope, out = slope.transpose(1, 2), out.transpose(1, 2)
-        at_query, at_key, at_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        out_gradient, out = out_gradient.transpose(1, 2), out.transpose(1, 2)
+        query_gradient, key_gradient, value_gradient = (torch.zeros_like(one) for one in (query, key, value))
         for call, normaliser in zip(_calls(ctx.pieces), normalisers, strict=True):
-            mine = slice(call.begin, call.end)
-            mask = _mask(call, query) if call.prompt else None
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                slope[:, :, mine], query[:, :, mine], call.of(key), call.of(value), out[:, :, mine], normaliser, 0.0,
-                mask is None, attn_mask=mask, scale=ctx.scale,
+            mask = _mask(call, query)
+            of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                out_gradient[:, :, call.queries], query[:, :, call.queries], call.select(key), call.select(value),
+                out[:, :, call.queries], normaliser, 0.0, mask is None, attn_mask=mask, scale=ctx.scale,
             )  # fmt: skip
-            at_query[:, :, mine] = parts[0]
-            call.add(at_key, parts[1])
-            call.add(at_value, parts[2])
-        return at_query, at_key, at_value, None, None
+            query_gradient[:, :, call.queries] = of_query
+            call.add(key_gradient, of_key)
+            call.add(value_gradient, of_value)
+        return query_gradient, key_gradient, value_gradient, None, None
 
 
-def _elsewhere(query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scale: float) -> Tensor:
-    """The calls through the library's dispatch, differentiable by autograd; where neither the CPU's path nor the GPU's serves."""
-    found = []
+def _by_dispatch(
+    query: PerHead, key: PerHead, value: PerHead, pieces: Sequence[Piece], scale: float
+) -> Float[Tensor, "1 S heads D"]:
+    """The calls through the library's dispatch and autograd, for devices that have neither the CPU's path nor the GPU's."""
+    parts = []
     for call in _calls(pieces):
-        mask = _mask(call, query) if call.prompt else None
-        asked = query[:, :, call.begin : call.end]
-        found.append(
+        mask = _mask(call, query)
+        parts.append(
             F.scaled_dot_product_attention(
-                asked, call.of(key), call.of(value), attn_mask=mask, is_causal=mask is None, scale=scale
+                query[:, :, call.queries],
+                call.select(key),
+                call.select(value),
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
             )
         )
-    return torch.cat(found, dim=2).transpose(1, 2)
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def _longest(query: Tensor, pieces: Sequence[Piece] | None) -> int:
+def _longest(query: PerHead, pieces: Sequence[Piece] | None) -> int:
     """Tokens of the longest sequence of a row."""
-    return query.shape[2] if pieces is None else max(call.keys for call in _calls(pieces))
+    return query.shape[2] if pieces is None else max(call.key_length for call in _calls(pieces))
 
 
 def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    module: object,
+    query: PerHead,
+    key: PerHead,
+    value: PerHead,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     pieces: Sequence[Piece] | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
+    **options: Unpack[LayerOptions],
+) -> tuple[Float[Tensor, "1 S heads D"], None]:
     """Attention over the pieces of a packed row; without pieces, causal attention over rows padded on the right.
 
     Args:
         module: the attention layer; not used.
         query: shape [1, heads, S, D].
         key: shape [1, key heads, S, D].
-        value: the same.
-        attention_mask: always None; the pieces say it all.
+        value: shape [1, key heads, S, D].
+        attention_mask: always None; the pieces say what attends to what.
         scaling: of the scores; None is one over the root of D.
-        pieces: what attends to what, see `dpobench.models.packing.Packed`.
-        others: what the layer says beside; a window, a cap or a sink is refused.
+        pieces: what attends to what, see `dpobench.models.packing.PackedRow`.
+        options: what the layer passes besides; a window, a cap or a sink is refused.
 
-    Returns: shape [1, S, heads, D].
+    Returns: what each token attended to, shape [1, S, heads, D]; no weights.
 
     Raises:
-        NotImplementedError: the layer asks for attention of another kind.
+        NotImplementedError: the layer needs attention of another kind.
     """
-    window = others.get("sliding_window")
-    if others.get("softcap") or others.get("s_aux") is not None or (window and window < _longest(query, pieces)):
+    window = options.get("sliding_window")
+    if options.get("softcap") or options.get("s_aux") is not None or (window and window < _longest(query, pieces)):
         raise NotImplementedError("a sliding window, a cap on scores or an attention sink")
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
     if pieces is None:
-        whole = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             query, key, value, is_causal=query.shape[2] > 1, scale=scale, enable_gqa=groups > 1
         )
-        return whole.transpose(1, 2), None
+        return attended.transpose(1, 2), None
     if query.is_cuda and query.dtype != torch.float64:
         # Imports the compiler, which nothing on a CPU needs.
         from dpobench.models.flex_attention import attend_flex
@@ -166,9 +205,10 @@ def attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if query.device.type != "cpu":
-        return _elsewhere(query, key, value, pieces, scale), None
-    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+        return _by_dispatch(query, key, value, pieces, scale), None
+    result_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     # In bf16 the kernel's backward is slower on segments of a few hundred tokens, and less exact.
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    found: Tensor = _Calls.apply(query.to(wide), key.to(wide), value.to(wide), pieces, scale)
-    return found if wide == torch.float64 else found.to(low), None
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    rows = query.to(dtype), key.to(dtype), value.to(dtype)
+    attended = cast(Tensor, _Calls.apply(*rows, pieces, scale))  # type: ignore[no-untyped-call]
+    return attended if dtype == torch.float64 else attended.to(result_dtype), None

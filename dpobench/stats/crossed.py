@@ -87,7 +87,11 @@ class Spread:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.abs(distance) / np.sqrt(self.variance)
         ratio = np.where(np.asarray(distance) == 0, 0.0, ratio)
-        tail = lambda alpha: 2 * special.stdtr(self.df(alpha), -ratio)  # noqa: E731
+
+        def tail(alpha: Value) -> Array:
+            both_sides: Array = 2 * special.stdtr(self.df(alpha), -ratio)
+            return both_sides
+
         found = np.asarray(tail(USUAL))
         if np.all(found >= USUAL):
             return found

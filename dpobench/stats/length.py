@@ -149,7 +149,8 @@ def _fit(design: Array, y: Array, weights: Array, start: Array) -> Array:
 
 def _prior(prompts: int, count: int) -> Array:
     """Precision per prompt; next to none for the intercept, so that it stays finite."""
-    return np.r_[1e-3, np.full(count - 1, SLOPE_PRECISION)] / prompts
+    precision: Array = np.r_[1e-3, np.full(count - 1, SLOPE_PRECISION)] / prompts
+    return precision
 
 
 def _at_zero(fit: Array, hard: Array, weights: Array) -> Array:

@@ -61,24 +61,30 @@ def seeds_needed(
     effect: float, found: Components, prompts: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
 ) -> int | None:
     """Fewest seeds, two or more, that show an effect with this chance; None where 64 do not."""
-    seen = lambda seeds: power(effect, found, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance  # noqa: E731
-    if not seen(MOST_SEEDS):
+
+    def shown_by(seeds: int) -> bool:
+        return power(effect, found, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance
+
+    if not shown_by(MOST_SEEDS):
         return None
-    return next(seeds for seeds in range(2, MOST_SEEDS + 1) if seen(seeds))
+    return next(seeds for seeds in range(2, MOST_SEEDS + 1) if shown_by(seeds))
 
 
 def prompts_needed(
     effect: float, found: Components, seeds: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
 ) -> int | None:
     """Fewest prompts that show an effect with this chance, to two figures; None where a million do not."""
-    seen = lambda prompts: power(effect, found, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance  # noqa: E731
+
+    def shown_by(prompts: int) -> bool:
+        return power(effect, found, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance
+
     low, high = 2, MOST_PROMPTS
-    if not seen(high):
+    if not shown_by(high):
         return None
     while high > low * 1.01 + 1:
         middle = math.isqrt(low * high)
-        low, high = (low, middle) if seen(middle) else (middle, high)
-    step = 10 ** max(0, len(str(high)) - 2)
+        low, high = (low, middle) if shown_by(middle) else (middle, high)
+    step: int = 10 ** max(0, len(str(high)) - 2)
     return math.ceil(high / step) * step
 
 

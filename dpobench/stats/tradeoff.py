@@ -281,7 +281,8 @@ def _folds(cells: Sequence[Cell], own: Sequence[int], base: Array) -> list[_Path
 
 def _left_out(values: Array) -> Array:
     """The mean, then the mean without each value in turn."""
-    return np.r_[values.mean(), (values.sum() - values) / (len(values) - 1)]
+    means: Array = np.r_[values.mean(), (values.sum() - values) / (len(values) - 1)]
+    return means
 
 
 def _pseudo(paths: Sequence[_Path], read: Callable[[_Path], Array]) -> tuple[float, Array]:
@@ -320,7 +321,8 @@ def _at(path: _Path, budget: float) -> Array:
     x, y = _knots(path)
     left = sum(far <= budget for far in path.far)
     if left == len(path.far):
-        return y[-1]
+        last: Array = y[-1]
+        return last
     width = x[left + 1] - x[left]
     share = np.where(width > 0, (budget - x[left]) / np.where(width > 0, width, 1.0), 1.0)
     return np.asarray(y[left] + np.clip(share, 0.0, 1.0) * (y[left + 1] - y[left]))

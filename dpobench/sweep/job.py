@@ -29,7 +29,8 @@ from dpobench.sweep.inputs import Inputs
 from dpobench.sweep.prepare import need_folders
 from dpobench.sweep.rounds import COUNTS, Round, write_round
 from dpobench.training.accelerate import accelerator_for
-from dpobench.training.reference import PAIRS, completed
+from dpobench.training.log import LogRow
+from dpobench.training.reference import PAIRS, with_needs
 from dpobench.training.run import Run
 from dpobench.training.state import Saving
 from dpobench.training.train import Trained, train
@@ -105,7 +106,7 @@ def _read(folder: Path) -> list[TokenPair]:
 
 @lru_cache(maxsize=2)
 def _completed(folder: Path, needs: tuple[tuple[str, Path], ...]) -> list[TokenPair]:
-    return completed(_read(folder), dict(needs))
+    return with_needs(_read(folder), dict(needs))
 
 
 def training_pairs(job: Job) -> tuple[list[TokenPair], dict[str, Any]]:
@@ -121,7 +122,7 @@ def is_done(job: Job) -> bool:
         return False
     verify(job.folder, hashes=False)
     note = read_json(job.folder / "run.json")
-    return note["status"] == "diverged" or note.get("scored_as") == job.scored_as
+    return bool(note["status"] == "diverged" or note.get("scored_as") == job.scored_as)
 
 
 def execute(job: Job, report: Report = lambda event: None) -> str:
@@ -249,8 +250,8 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         part.mkdir(parents=True)
     status, reason, trained = "done", None, Trained()
 
-    def progress(row: dict[str, Any]) -> None:
-        report({"event": "step", "run": job.run.id, "steps": steps, **row})
+    def progress(row: LogRow) -> None:
+        report({"event": "step", "run": job.run.id, "steps": steps, **row.as_json()})
 
     try:
         trained = train(
@@ -275,7 +276,7 @@ def _train(job: Job, accelerator: Any, report: Report) -> None:
         else:
             for step in saving.within:
                 scores.within(part, step).parent.mkdir(exist_ok=True)
-                (saving.kept / str(step)).rename(scores.within(part, step))
+                (saving.checkpoints / str(step)).rename(scores.within(part, step))
             _carry(job.folder, part)
         publish(part, job.folder)
         _forget_state(job)
@@ -300,7 +301,7 @@ def _forget_state(job: Job) -> None:
     """Remove what a training kept on its way: it is whole now."""
     saving = Saving(job.out / "states" / job.run.id)
     shutil.rmtree(saving.folder, ignore_errors=True)
-    shutil.rmtree(saving.kept, ignore_errors=True)
+    shutil.rmtree(saving.checkpoints, ignore_errors=True)
 
 
 def _score(job: Job, device: str, report: Report) -> None:

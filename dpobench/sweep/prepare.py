@@ -16,7 +16,7 @@ from dpobench.losses.quantities import NEEDS
 from dpobench.models.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer
 from dpobench.models.generate import STREAM
 from dpobench.sweep.inputs import Inputs, Say
-from dpobench.training.reference import EXTRA, PAIRS, extra, mismatched, scored, write_extra
+from dpobench.training.reference import EXTRA, PAIRS, mismatched, reference_quantity, score_pairs, write_extra
 from dpobench.training.run import Recipe
 
 # The reference draws from a stream that no run shares: against coupled draws a win-rate would be another quantity.
@@ -73,7 +73,7 @@ def need_folders(
                 write_pairs(part / PAIRS, with_reference(inputs.model, crossed, device, recipe.precision))
             else:
                 with _arithmetic(inputs.model, device, recipe.precision) as model:
-                    write_extra(part / EXTRA, extra(model, need, inputs.train))
+                    write_extra(part / EXTRA, reference_quantity(model, need, inputs.train))
             told = {"need": need.name, "model_hash": inputs.model_hash}
             write_json(part / "provenance.json", environment(device, recipe.precision) | told)
             seal(part)
@@ -94,7 +94,7 @@ def _arithmetic(model_folder: Path, device: str, precision: str) -> Iterator[Any
 def with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
     """The pairs with the log-probabilities of both sides under a reference, in the arithmetic the runs will use."""
     with _arithmetic(model_folder, device, precision) as model:
-        return scored(model, pairs)
+        return score_pairs(model, pairs)
 
 
 def heldout_folder(

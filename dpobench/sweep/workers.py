@@ -40,9 +40,10 @@ def _work(pipe: Connection, threads: int, device: str | None, parent: int) -> No
 
 def _receive(pipe: Connection) -> str | None:
     try:
-        return pipe.recv()
+        text: str | None = pipe.recv()
     except EOFError:
         return None
+    return text
 
 
 def quiet(threads: int) -> None:

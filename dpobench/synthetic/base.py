@@ -165,7 +165,7 @@ def train_base(settings: Settings, corpus: Corpus, device: torch.device) -> Any:
         # Each part weighs the same: counted by tokens, the short answers to be learnt by heart would hardly be heard.
         for inputs, labels in corpus.batch(settings.batch):
             answered = (labels != _IGNORED).sum().item()
-            (answer_loss(model, inputs.to(device), labels.to(device)).sum() / (2 * answered)).backward()
+            torch.autograd.backward(answer_loss(model, inputs.to(device), labels.to(device)).sum() / (2 * answered))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()

@@ -137,7 +137,7 @@ def groups() -> tuple[tuple[int, ...], ...]:
     """Rows of the swept pairs whose margins have one magnitude and sign; those within three nats together."""
     magnitude = torch.bucketize(margins()[0].abs(), torch.tensor([3.0, 100.0, 2e3], dtype=torch.float64))
     key = (magnitude * margins()[0].sign()).repeat(len(PATHS))
-    return tuple(tuple((key == value).nonzero().flatten().tolist()) for value in key.unique())
+    return tuple(tuple((key == value).nonzero().flatten().tolist()) for value in torch.unique(key))
 
 
 @cache

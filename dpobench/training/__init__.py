@@ -1,3 +1,3 @@
 """The one training harness."""
 
-__all__ = ["accelerate", "blocks", "gradient", "order", "reference", "run", "state", "train"]
+__all__ = ["accelerate", "gradient", "log", "loss_inputs", "order", "reference", "run", "state", "train"]

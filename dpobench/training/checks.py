@@ -1,7 +1,6 @@
 """What must hold before the first step."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -9,26 +8,39 @@ from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError
 from dpobench.losses.pairs import Pairs
 from dpobench.losses.variant import Bound
-from dpobench.training.blocks import Beside, block_of, pairs_of, started, values_of
+from dpobench.models.protocols import LanguageModel
+from dpobench.training.accelerate import Accelerator
+from dpobench.training.loss_inputs import AuxiliaryState, lay_out, loss_pairs, pairs_of_first_step, policy_values
 
 
 def check_start(
-    model: Any, bound: Bound, rows: Sequence[TokenPair], accelerator: Any, beside: Beside | None = None
+    model: LanguageModel,
+    bound: Bound,
+    rows: Sequence[TokenPair],
+    accelerator: Accelerator,
+    auxiliary: AuxiliaryState | None = None,
 ) -> dict[str, float | None]:
     """Before the first step the policy is the reference: log-ratios are 0 and the loss has its start value.
+
+    Args:
+        model: the prepared policy.
+        bound: the loss.
+        rows: some pairs with the reference's log-probabilities.
+        accelerator: device and precision.
+        auxiliary: layout of the pairs; live reference, where the loss declared it.
 
     Returns: `start_margin` (largest margin per token, nats), `start_loss`, `start_declared`.
 
     Raises:
         DpobenchError: they are not; the reference's log-probabilities belong to something else.
     """
+    auxiliary = auxiliary or AuxiliaryState()
     with torch.no_grad(), accelerator.autocast():
-        beside = beside or Beside()
-        block = block_of(rows, bound, accelerator.device, packed=beside.packed)
-        values = values_of(model, block, bound, beside.reference)
-        pairs = pairs_of(values, block, bound.update(pairs_of(values, block), bound.initial()))
-        loss, expected = float(bound(pairs).mean()), float(bound(started(bound, pairs)).mean())
-    slack = 2e-5 if run_precision(accelerator) == "float32" else 5e-2
+        layout = lay_out(rows, bound, accelerator.device, packed=auxiliary.packed)
+        values = policy_values(model, layout, bound, auxiliary.reference)
+        pairs = loss_pairs(values, layout, bound.update(loss_pairs(values, layout), bound.initial()))
+        loss, expected = float(bound(pairs).mean()), float(bound(pairs_of_first_step(bound, pairs)).mean())
+    slack = 5e-2 if accelerator.mixed_precision == "bf16" else 2e-5
     lengths = pairs.chosen.length + pairs.rejected.length
     margin = float((pairs.margin.abs() / lengths).max())
     # Both sides may be off by the same amount, which no margin shows.
@@ -38,23 +50,18 @@ def check_start(
         raise DpobenchError(
             f"at step 0 a log-ratio is {drift:.3g} nats a token, not 0: the reference log-probabilities are not this model's"
         )
-    moved = _tolerance(bound, pairs, slack)
+    tolerance = _tolerance(bound, pairs, slack)
     for name, value in (("its value at policy = reference", expected), ("its declared start", declared)):
-        if value is not None and not abs(loss - value) <= moved:
+        if value is not None and not abs(loss - value) <= tolerance:
             raise DpobenchError(f"at step 0 {bound.variant.name} is {loss:.6g}; {name} is {value:.6g}")
     return {"start_margin": margin, "start_loss": loss, "start_declared": declared}
 
 
-def run_precision(accelerator: Any) -> str:
-    """Precision of the arithmetic."""
-    return "bf16" if accelerator.mixed_precision == "bf16" else "float32"
-
-
 def _tolerance(bound: Bound, pairs: Pairs, slack: float) -> float:
     """How far the loss may move when every token's log-probability moves by `slack`."""
-    start = started(bound, pairs)
+    start = pairs_of_first_step(bound, pairs)
     with torch.enable_grad():
-        slopes = torch.autograd.grad(
+        derivatives = torch.autograd.grad(
             bound(start).mean(), (start.chosen.policy, start.rejected.policy), allow_unused=True
         )
-    return 1e-5 + slack * sum(float(slope.abs().sum()) for slope in slopes if slope is not None)
+    return 1e-5 + slack * sum(float(one.abs().sum()) for one in derivatives if one is not None)

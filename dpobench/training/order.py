@@ -3,10 +3,11 @@
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 
 @lru_cache(maxsize=8)
-def order(seed: int, epoch: int, pairs: int) -> np.ndarray:
+def order(seed: int, epoch: int, pairs: int) -> npt.NDArray[np.int64]:
     """Order of the pairs in an epoch: a pure function of seed and epoch, alike for every variant."""
     return np.random.default_rng([seed, epoch]).permutation(pairs)
 

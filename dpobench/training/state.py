@@ -1,29 +1,36 @@
-"""What is kept while a training goes on: a state to go on from after a kill, and checkpoints that are scored beside the last one."""
+"""What a training carries from step to step: saved on the way, it goes on after a kill and ends in the same bits."""
 
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from dpobench.artifacts.files import building, read_json, seal, sealed, verify, write_json
 from dpobench.errors import Damaged
 from dpobench.models import checkpoint
-from dpobench.training.blocks import Beside
+from dpobench.models.protocols import CausalLM, LanguageModel
+from dpobench.training.accelerate import Accelerator
+from dpobench.training.cost import Cost
+from dpobench.training.log import LogRow
+from dpobench.training.loss_inputs import AuxiliaryState
 
+# Of the files of a saved state; a state of another format is left alone and the training starts over.
+FORMAT = 2
+_TENSORS, _COUNTERS = "state.safetensors", "state.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What a training keeps on its way.
+    """What a training saves on its way.
 
     Args:
-        folder: of its resumable state.
+        folder: of the state that a killed training goes on from.
         every: seconds between two states.
-        within: numbers of steps after which the policy is kept as a checkpoint of its own.
+        within: numbers of steps after which the policy is saved as a checkpoint.
     """
 
     folder: Path
@@ -31,76 +38,138 @@ class Saving:
     within: tuple[int, ...] = ()
 
     @property
-    def kept(self) -> Path:
-        """Where the checkpoints lie, each in a folder named after its step, until the training is whole."""
+    def checkpoints(self) -> Path:
+        """Where those checkpoints are, each in a folder named after its step, until the training is whole."""
         return self.folder.with_name(f"{self.folder.name}.within")
 
+    def has_checkpoints_until(self, step: int) -> bool:
+        """Whether no checkpoint is missing of a training that did so many steps."""
+        return all((self.checkpoints / str(within)).is_dir() for within in self.within if within <= step)
 
-def keep(saving: Saving | None, step: int, model: Any, start: Path, accelerator: Any) -> None:
-    """Keep the policy after so many steps, if that is asked for: an ordinary Hugging Face folder. Training goes on as it would."""
-    if saving is not None and step in saving.within and accelerator.is_main_process:
+
+@dataclass
+class TrainingState:
+    """All that one step leaves to the next.
+
+    Args:
+        model: the policy, prepared.
+        optimizer: its optimizer, prepared.
+        auxiliary: live or moving reference, running statistics, layout of the pairs.
+        reference_moves: whether the reference follows the policy.
+        layout: "packed", or "padded" and why.
+        step: steps taken.
+        log: a row a step.
+        seconds: wall time of the steps.
+        checks: figures of the check before step 0.
+        cost: passes and memory.
+    """
+
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    auxiliary: AuxiliaryState
+    reference_moves: bool = False
+    layout: str = "padded"
+    step: int = 0
+    log: list[LogRow] = field(default_factory=list)
+    seconds: float = 0.0
+    checks: dict[str, float | None] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def live_reference(self) -> CausalLM:
+        """The reference model; only where one is loaded."""
+        assert self.auxiliary.reference is not None
+        return self.auxiliary.reference
+
+    def set_seconds(self, seconds: float) -> None:
+        """Put the wall time of the step that was just taken into its row, and add it up."""
+        self.log[-1] = replace(self.log[-1], seconds=round(seconds, 4))
+        self.seconds += self.log[-1].seconds
+
+    def save(self, folder: Path, accelerator: Accelerator) -> None:
+        """Write weights, moments, a moved reference, statistics, counters and log, from the main process.
+
+        There is no barrier here: the first process writes, the others wait in the next step.
+        """
+        if not accelerator.is_main_process:
+            return
+        moments = self._moments()
+        tensors = {}
+        for name, weight in accelerator.unwrap_model(self.model).named_parameters():
+            tensors[f"weight.{name}"] = weight.detach().contiguous()
+            tensors |= {f"{kind}.{name}": moments[weight][kind] for kind in _MOMENTS}
+        for name, weight in self._moved_weights():
+            tensors[f"reference.{name}"] = weight.contiguous()
+        counters = {
+            "format": FORMAT,
+            "step": self.step,
+            "seconds": self.seconds,
+            "checks": self.checks,
+            "cost": asdict(self.cost),
+            "statistics": dict(self.auxiliary.statistics),
+            "reference_is_policy": self.auxiliary.reference_is_policy,
+            "log": [row.as_json() for row in self.log],
+        }
+        with building(folder) as part:
+            save_file(tensors, part / _TENSORS)
+            write_json(part / _COUNTERS, counters)
+            seal(part)
+
+    def load(self, saving: Saving, accelerator: Accelerator) -> bool:
+        """Go on from a state that was saved whole; where there is none, or a checkpoint is missing before it, nothing changes.
+
+        Returns: whether a state was loaded.
+        """
+        if not sealed(saving.folder):
+            return False
+        try:
+            verify(saving.folder)
+        except Damaged:
+            # A state saves time, nothing else: from the start the run ends with the same numbers.
+            return False
+        counters = read_json(saving.folder / _COUNTERS)
+        if counters.get("format") != FORMAT or not saving.has_checkpoints_until(counters["step"]):
+            return False
+        tensors = load_file(saving.folder / _TENSORS, device=str(accelerator.device))
+        moments = self._moments()
+        with torch.no_grad():
+            for name, weight in accelerator.unwrap_model(self.model).named_parameters():
+                weight.copy_(tensors[f"weight.{name}"])
+                step = torch.tensor(float(counters["step"]), device=accelerator.device)
+                moments[weight] = {"step": step, **{kind: tensors[f"{kind}.{name}"] for kind in _MOMENTS}}
+            for name, weight in self._moved_weights():
+                weight.copy_(tensors[f"reference.{name}"])
+        self.step, self.seconds, self.checks = counters["step"], counters["seconds"], counters["checks"]
+        self.cost, self.log = Cost(**counters["cost"]), [LogRow.from_json(row) for row in counters["log"]]
+        self.auxiliary = replace(
+            self.auxiliary,
+            statistics=counters["statistics"],
+            reference_is_policy=counters["reference_is_policy"],
+        )
+        return True
+
+    def _moments(self) -> dict[Tensor, dict[str, Tensor]]:
+        """Adam's running moments of every weight, to read and to write."""
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner.state
+
+    def _moved_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        if self.reference_moves:
+            yield from self.live_reference.named_parameters()
+
+
+def save_checkpoint(model: LanguageModel, start: Path, folder: Path, accelerator: Accelerator) -> None:
+    """Save the policy as it is now as an ordinary Hugging Face folder `checkpoint/`; training goes on as it would.
+
+    Args:
+        model: the policy, prepared.
+        start: folder of the start policy, whose tokenizer is copied.
+        folder: to write to.
+        accelerator: only the main process writes.
+    """
+    if accelerator.is_main_process:
         # What `prepare` laid around the forward pass stays there: the next step needs it.
         bare = accelerator.unwrap_model(model)
-        with building(saving.kept / str(step)) as part:
+        with building(folder) as part:
             bare.save_pretrained(part / "checkpoint", safe_serialization=True)
             checkpoint.load_tokenizer(start).save_pretrained(part / "checkpoint")
-
-
-def save(
-    saving: Saving | None,
-    saved: float,
-    model: Any,
-    optimizer: Any,
-    beside: Beside,
-    note: dict[str, Any],
-    accelerator: Any,
-) -> float:
-    """Keep weights, moments, a moved reference, statistics, step and log, if it is time: a killed run goes on to the same bits.
-
-    Each process decides by its own clock, so there is no barrier here: the first one writes, the others wait in the next step.
-
-    Returns: when the last state was kept, seconds of the clock that never goes back.
-    """
-    if saving is None or time.monotonic() - saved <= saving.every:
-        return saved
-    if accelerator.is_main_process:
-        inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
-        tensors = {f"weight.{name}": value.detach().contiguous() for name, value in inner.named_parameters()}
-        for name, weight in inner.named_parameters():
-            tensors |= {f"{kind}.{name}": base.state[weight][kind] for kind in _MOMENTS}
-        if beside.moves:
-            tensors |= {f"reference.{name}": value.contiguous() for name, value in beside.reference.named_parameters()}
-        with building(saving.folder) as part:
-            save_file(tensors, part / "state.safetensors")
-            write_json(part / "state.json", note | {"statistics": dict(beside.statistics)})
-            seal(part)
-    return time.monotonic()
-
-
-def resumed(
-    saving: Saving | None, model: Any, optimizer: Any, accelerator: Any, beside: Beside
-) -> tuple[int, dict[str, Any], list[dict[str, Any]], Beside]:
-    """Load a state that was kept whole; start over where there is none.
-
-    Returns: the step to go on with, what `train` had found by then, the log, and what goes beside the policy.
-    """
-    if saving is None or not sealed(saving.folder):
-        return 0, {}, [], beside
-    try:
-        verify(saving.folder)
-    except Damaged:
-        # A state saves time, nothing else: from the start the run ends with the same numbers.
-        return 0, {}, [], beside
-    note = read_json(saving.folder / "state.json")
-    if any(step <= note["step"] and not (saving.kept / str(step)).is_dir() for step in saving.within):
-        return 0, {}, [], beside  # a checkpoint is asked for that this training went past
-    tensors = load_file(saving.folder / "state.safetensors", device=str(accelerator.device))
-    inner, base = accelerator.unwrap_model(model), getattr(optimizer, "optimizer", optimizer)
-    with torch.no_grad():
-        for name, weight in inner.named_parameters():
-            weight.copy_(tensors[f"weight.{name}"])
-            step = torch.tensor(float(note["step"]), device=accelerator.device)
-            base.state[weight] = {"step": step, **{kind: tensors[f"{kind}.{name}"] for kind in _MOMENTS}}
-        for name in [name.removeprefix("reference.") for name in tensors if name.startswith("reference.")]:
-            beside.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
-    return note["step"], note["result"], note["log"], replace(beside, statistics=note["statistics"])

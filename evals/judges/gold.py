@@ -69,7 +69,7 @@ def _function(name: str) -> Callable[[str, str], Any]:
     if attribute not in vars(module):
         known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")))
         raise UserError(f"gold function {name!r}: {place} defines no {attribute!r}; its functions: {known or 'none'}")
-    found = vars(module)[attribute]
+    found: Callable[[str, str], Any] = vars(module)[attribute]
     if not callable(found):
         raise UserError(f"gold function {name!r}: {attribute!r} is a {type(found).__name__}, not a function")
     return found

@@ -15,6 +15,7 @@ from dpobench.data.prompts import Prompt
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluation.settings import Evaluation
+from dpobench.evaluation.spec import JudgeSpec
 from dpobench.experiment.config import Experiment, parse
 from dpobench.experiment.studies import Studies, successor
 from dpobench.experiment.validate import validate

@@ -26,16 +26,16 @@ def folder(tmp_path):
 
 
 def test_a_hub_name_is_downloaded_without_pickled_weights_or_code(folder, monkeypatch):
-    asked = []
+    requests = []
 
-    def download(name, allow_patterns):
-        asked.append((name, allow_patterns))
+    def download(name, allow_patterns, revision):
+        requests.append((name, allow_patterns, revision))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert checkpoint.resolve("org/some-model") == folder.resolve()
-    ((name, patterns),) = asked
-    assert name == "org/some-model"
+    ((name, patterns, revision),) = requests
+    assert (name, revision) == ("org/some-model", None)
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in patterns)
 
 

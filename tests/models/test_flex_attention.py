@@ -21,7 +21,7 @@ ALONE = [(0, 211, (215, 301))]
 @pytest.fixture(autouse=True)
 def fresh():
     torch.compiler.reset()
-    flex_attention._mask.cache_clear()
+    flex_attention._block_mask.cache_clear()
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_kernel_is_given_whole_contiguous_blocks_of_one_dtype(monkeypatch):
         seen.extend((tuple(each.shape), each.dtype, each.is_contiguous()) for each in rows)
         return rows[0]
 
-    monkeypatch.setattr(flex_attention, "chosen", lambda device: spied)
+    monkeypatch.setattr(flex_attention, "kernel_for", lambda device: spied)
     # As layers give them: heads stand between tokens in memory.
     query, key, value = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in row(384))
     with torch.autocast("cpu", torch.bfloat16):
@@ -153,7 +153,7 @@ def test_rows_of_any_length_share_one_compiled_kernel(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted))
     compiled = flex_attention._compiled.__wrapped__()
-    monkeypatch.setattr(flex_attention, "chosen", lambda device: compiled)
+    monkeypatch.setattr(flex_attention, "kernel_for", lambda device: compiled)
     with torch.no_grad():
         for size in (300, 40, 500, 1024, 1025, 2):
             pieces = [(0, 1, (2, size))] if size > 2 else [(0, 1, (2,))]

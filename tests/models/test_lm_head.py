@@ -32,7 +32,7 @@ def plain(hidden, projection, targets):
 
 def limit(monkeypatch, *, chunk=10**6, kept=10**6):
     monkeypatch.setitem(lm_head.CHUNK, "cpu", chunk * V)
-    monkeypatch.setitem(lm_head.KEPT, "cpu", kept * V)
+    monkeypatch.setitem(lm_head.STORED, "cpu", kept * V)
 
 
 @pytest.mark.parametrize(("chunk", "kept"), [(100, 100), (5, 100), (1, 100), (13, 12), (5, 0), (1, 0)])

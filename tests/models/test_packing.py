@@ -13,7 +13,7 @@ from transformers.models.gemma2 import Gemma2Config
 from dpobench.models import lm_head
 from dpobench.models.logprobs import completion_logps, pair_batch
 from dpobench.models.packing import NAME, adopt, first_fit, packed_pairs
-from dpobench.training.gradient import _groups, gradient
+from dpobench.training.gradient import _micro_batches, gradient
 from tests.training import tiny
 
 LOSSES = tiny.losses()
@@ -46,12 +46,10 @@ def model_of(family, dtype=torch.float32):
 def taken(model, bound, rows, accelerator, budget=10_000):
     model.zero_grad()
     packed = model.config._attn_implementation == NAME
-    beside = replace(
-        tiny.beside(bound, reference_for(packed, rows, next(model.parameters()).dtype)),
-        layout="packed" if packed else "padded",
-    )
-    seen = gradient(model, bound, rows, accelerator, budget, beside)
-    return tiny.gradients(model), seen.values["loss"].double()
+    reference = reference_for(packed, rows, next(model.parameters()).dtype)
+    auxiliary = replace(tiny.auxiliary(bound, reference), packed=packed)
+    measured = gradient(model, bound, rows, accelerator, budget, auxiliary)
+    return tiny.gradients(model), measured.per_pair["loss"].double()
 
 
 def reference_for(packed, rows, dtype):
@@ -213,8 +211,8 @@ def test_answers_of_a_large_vocabulary_fill_a_micro_batch_sooner(drifted, accele
     wanted, _ = taken(model, bound, drifted, accelerator)
     answers = [len(row.chosen) + len(row.rejected) for row in drifted]
     kept = max(answers) + 1
-    monkeypatch.setitem(lm_head.KEPT, "cpu", kept * tiny.VOCABULARY)
-    groups = _groups(drifted, bound, 10_000, model, packed=True)
+    monkeypatch.setitem(lm_head.STORED, "cpu", kept * tiny.VOCABULARY)
+    groups = _micro_batches(drifted, bound, 10_000, model, packed=True)
     assert sorted(index for group in groups for index in group) == list(range(len(drifted)))
     assert all(sum(answers[index] for index in group) <= kept for group in groups)
     # Not one pair each, either: two short pairs share a micro-batch.

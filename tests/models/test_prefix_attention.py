@@ -76,5 +76,5 @@ def test_under_autocast_the_work_is_done_in_bf16():
 
 def test_other_devices_get_the_same_from_the_library_s_own_dispatch():
     given = case(torch.float64)
-    found = prefix_attention._elsewhere(*given, PIECES, 8**-0.5)
+    found = prefix_attention._by_dispatch(*given, PIECES, 8**-0.5)
     assert torch.allclose(found, plain(*given, 8**-0.5), rtol=0, atol=1e-12)

@@ -21,7 +21,7 @@ from dpobench.models import logprobs, prefix_attention
 from dpobench.models.activation_checkpointing import recompute
 from dpobench.sweep.allocator import keep_pages
 from dpobench.training import gradient as step_gradient
-from dpobench.training.blocks import Beside, block_of
+from dpobench.training.loss_inputs import AuxiliaryState, lay_out
 
 CASES = [
     (SMALL, "float32", WORKS[0]),
@@ -37,19 +37,19 @@ def plain_head(hidden, projection, targets):
     return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def narrowed_each_time(*given, **told):
+def narrowed_each_time(*given, **options):
     torch.clear_autocast_cache()
-    return step_block(*given, **told)
+    return step_layout(*given, **options)
 
 
-step_block = block_of
+step_layout = lay_out
 WITHOUT = {
     "packed rows (padded instead)": None,
     "attention's own backward": lambda: mock.patch.object(
-        prefix_attention._Calls, "apply", prefix_attention._elsewhere
+        prefix_attention._Calls, "apply", prefix_attention._by_dispatch
     ),
     "the head's own backward": lambda: mock.patch.object(logprobs, "token_logps", plain_head),
-    "weights narrowed once a step": lambda: mock.patch.object(step_gradient, "block_of", narrowed_each_time),
+    "weights narrowed once a step": lambda: mock.patch.object(step_gradient, "lay_out", narrowed_each_time),
     "micro-batches of 1,536 tokens (8,192 instead)": lambda: mock.patch.object(logprobs, "CPU_TOKENS", 8192),
     "micro-batches of 1,536 tokens (512 instead)": lambda: mock.patch.object(logprobs, "CPU_TOKENS", 512),
 }
@@ -69,7 +69,7 @@ def side_of(shape, precision, work, layout="packed", *, again=False):
     if layout == "padded":
         # The library's own attention again.
         side.model.set_attn_implementation("sdpa")
-        side.beside = Beside(layout=layout)
+        side.auxiliary = AuxiliaryState()
     if again:
         recompute(side.model)
     return side

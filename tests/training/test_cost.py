@@ -7,6 +7,7 @@ import torch
 
 from dpobench.training import cost
 from dpobench.training.accelerate import accelerator_for
+from dpobench.training.cost import Cost
 from dpobench.training.gradient import gradient
 from dpobench.training.train import train
 from tests.training import tiny
@@ -36,7 +37,7 @@ def test_passes_are_those_that_the_models_ran(name, drifted, accelerator):
     bound, counted = LOSSES.get(name).bind(), {"forward": 0, "backward": 0}
     model, reference = (watched(tiny.llama(seed=seed), counted) for seed in (0, 5))
     # Embeddings of the models read one row a sequence; a pair has two, and three with its gold answer.
-    found = gradient(model.train(), bound, drifted, accelerator, 150, tiny.beside(bound, reference))
+    found = gradient(model.train(), bound, drifted, accelerator, 150, tiny.auxiliary(bound, reference))
     sides = 3 if "gold" in bound.variant.needs else 2
     crossed = "mismatched" in bound.variant.needs
     own = counted["forward"] - 2 * len(drifted) * crossed
@@ -61,14 +62,10 @@ def test_a_moved_reference_is_one_more_pass(start, pairs, tmp_path):
     assert (found.cost["forwards"], found.cost["backwards"]) == (4 * (6 + 4), 4 * 6)
 
 
-def test_what_was_spent_before_a_kill_counts(monkeypatch):
-    monkeypatch.setattr(cost, "peak_bytes", lambda device: 70)
-    assert cost.paid({}, 8, 4, CPU) == {"forwards": 8, "backwards": 4, "peak_bytes": 70}
-    assert cost.paid({"forwards": 8, "backwards": 4, "peak_bytes": 90}, 8, 4, CPU) == {
-        "forwards": 16,
-        "backwards": 8,
-        "peak_bytes": 90,
-    }
+def test_what_was_spent_before_a_kill_counts():
+    assert Cost().with_step(8, 4, 70) == Cost(8, 4, 70)
+    assert Cost(8, 4, 90).with_step(8, 4, 70) == Cost(16, 8, 90)
+    assert Cost(8, 4, None).with_step(8, 4, None) == Cost(16, 8, None)
 
 
 def test_the_peak_is_that_of_the_work_and_not_of_what_came_before():

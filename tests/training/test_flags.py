@@ -1,19 +1,22 @@
 """What a reader is told about a training, in words."""
 
+from dataclasses import replace
+
 import pytest
 
-from dpobench.training.log import flags
+from dpobench.training.log import LogRow, flags
 
-CALM = {"loss": 0.6, "gradient_norm": 0.5, "saturation": 0.0, "chosen_logratio": 0.1}
+CALM = LogRow(
+    step=0, loss=0.6, margin=0.1, accuracy=1.0, ties=0.0, reward_chosen=0.1, reward_rejected=0.0, reward_beta=1.0,
+    chosen_logp=-5.0, rejected_logp=-6.0, chosen_logratio=0.1, rejected_logratio=0.0, gradient_norm=0.5, learning_rate=1e-3,
+    saturation=0.0, tokens=10, tokens_per_s=100.0, seconds=0.1,
+)  # fmt: skip
 
 
 def log_of(steps=10, **columns):
     """A calm log of ten steps; a column is a value for all steps or a list of one a step."""
-    rows = [dict(CALM) for _ in range(steps)]
-    for name, values in columns.items():
-        for row, value in zip(rows, values if isinstance(values, list) else [values] * steps, strict=True):
-            row[name] = value
-    return rows
+    each = {name: values if isinstance(values, list) else [values] * steps for name, values in columns.items()}
+    return [replace(CALM, step=step, **{name: each[name][step] for name in each}) for step in range(steps)]
 
 
 def test_a_calm_training_has_no_flag():

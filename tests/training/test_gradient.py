@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from dpobench.losses.registry import LossRegistry
 from dpobench.models.logprobs import Batch, completion_logps, pair_batch
-from dpobench.training import blocks
-from dpobench.training import gradient as gradient_module
-from dpobench.training.blocks import block_of, pairs_of, values_of
+from dpobench.training import gradient as step_module
 from dpobench.training.gradient import gradient
+from dpobench.training.loss_inputs import lay_out, loss_pairs, policy_values
 from tests.training import tiny
 
 LOSSES = tiny.losses()
@@ -25,7 +24,7 @@ COUPLED = ("distributional", "transport")
 def taken(model, bound, rows, accelerator, budget=10_000):
     model.zero_grad()
     reference = tiny.llama(seed=5, dtype=next(model.parameters()).dtype)
-    seen = gradient(model, bound, rows, accelerator, budget, tiny.beside(bound, reference))
+    seen = gradient(model, bound, rows, accelerator, budget, tiny.auxiliary(bound, reference))
     return tiny.gradients(model), seen
 
 
@@ -33,10 +32,10 @@ def at_once(model, bound, rows):
     """The gradient by one backward pass through the whole batch, the loss called once."""
     model.zero_grad()
     reference = tiny.llama(seed=5, dtype=next(model.parameters()).dtype).eval()
-    block = block_of(rows, bound, "cpu")
+    layout = lay_out(rows, bound, "cpu")
     with torch.no_grad():
-        statistics = bound.update(pairs_of(values_of(model, block, bound, reference), block), bound.initial())
-    bound(pairs_of(values_of(model, block, bound, reference), block, statistics)).mean().backward()
+        statistics = bound.update(loss_pairs(policy_values(model, layout, bound, reference), layout), bound.initial())
+    bound(loss_pairs(policy_values(model, layout, bound, reference), layout, statistics)).mean().backward()
     return tiny.gradients(model)
 
 
@@ -70,7 +69,7 @@ def test_loss_and_gradient_are_those_of_the_printed_formula(name, drifted, accel
     (sum(each) / len(each)).backward()
     wanted = tiny.gradients(model)
     found, seen = taken(model, LOSSES.get(name).bind(beta=0.3), drifted, accelerator, budget=150)
-    torch.testing.assert_close(seen.values["loss"].double(), torch.stack(each).detach(), rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(seen.per_pair["loss"].double(), torch.stack(each).detach(), rtol=2e-6, atol=1e-6)
     assert tiny.apart(found, wanted) < 1e-9
 
 
@@ -82,11 +81,11 @@ def test_micro_batches_of_one_two_four_and_eight_pairs_give_the_gradient_of_the_
     wanted = at_once(model, bound, drifted)
     seen = {}
     for size in (1, 2, 4, 8):
-        monkeypatch.setattr(gradient_module, "by_tokens", cut_into(size))
+        monkeypatch.setattr(step_module, "by_tokens", cut_into(size))
         found, seen[size] = taken(model, bound, drifted, accelerator)
         assert tiny.apart(found, wanted) <= 1e-6, size
-    for key, value in seen[8].values.items():
-        torch.testing.assert_close(seen[1].values[key], value, rtol=2e-5, atol=2e-5, msg=key)
+    for key, value in seen[8].per_pair.items():
+        torch.testing.assert_close(seen[1].per_pair[key], value, rtol=2e-5, atol=2e-5, msg=key)
     assert seen[1].statistics == pytest.approx(seen[8].statistics)
 
 
@@ -104,18 +103,25 @@ def test_a_token_mean_is_not_the_mean_over_micro_batches(drifted, accelerator):
     assert tiny.apart(sum(halves) / 2, whole) > 1e-3
 
 
-def test_a_small_budget_cuts_the_batch_and_a_large_one_does_not(drifted, accelerator, monkeypatch):
-    sizes = []
+def shapes_read(model):
+    """Shapes of the token ids that a model reads from now on, pass by pass."""
+    shapes = []
 
-    def counted(rows, device, **options):
-        sizes.append(len(rows))
-        return pair_batch(rows, device, **options)
+    def note(module, inputs, output):
+        if inputs[0].shape != (1, 1):  # at its first use a head is tested with a single token
+            shapes.append(inputs[0].shape)
 
-    monkeypatch.setattr(blocks, "pair_batch", counted)
+    model.get_input_embeddings().register_forward_hook(note)
+    return shapes
+
+
+def test_a_small_budget_cuts_the_batch_and_a_large_one_does_not(drifted, accelerator):
     model, bound = tiny.llama().train(), LOSSES.get("dpo").bind()
+    shapes = shapes_read(model)
     taken(model, bound, drifted, accelerator)
     taken(model, bound, drifted, accelerator, budget=8)
-    assert sizes == [16] + [1] * 16
+    # Two sides of each pair.
+    assert [rows for rows, _ in shapes] == [2 * 16] + [2] * 16
 
 
 @pytest.mark.parametrize("name", COUPLED)
@@ -167,9 +173,9 @@ def test_every_answer_token_moves_the_loss_once_and_no_prompt_token_does(drifted
     """The pull on a pair's log-probabilities is -beta x sigmoid(-margin) / B on each chosen token, its negative on the rejected."""
     model, bound = tiny.llama().eval(), LOSSES.get("dpo").bind(beta=0.3)
     rows = drifted[:3]
-    block = block_of(rows, bound, "cpu")
-    logps = completion_logps(model, block.batch).detach().requires_grad_()
-    pairs = pairs_of({"logp": logps}, block)
+    layout = lay_out(rows, bound, "cpu")
+    logps = completion_logps(model, layout.completions).detach().requires_grad_()
+    pairs = loss_pairs({"logp": logps}, layout)
     bound(pairs).mean().backward()
     for i, row in enumerate(rows):
         pull = 0.3 / (1 + math.exp(0.3 * pairs.margin[i].item())) / 3
@@ -181,8 +187,8 @@ def test_every_answer_token_moves_the_loss_once_and_no_prompt_token_does(drifted
 
 def test_columns_of_the_data_reach_the_loss_and_absent_ones_are_nan(drifted):
     rows = [replace(drifted[0], columns={"score": 2.0}), drifted[1]]
-    block = block_of(rows, LOSSES.get("dpo").bind(), "cpu")
-    given = pairs_of({"logp": torch.zeros(block.batch.mask.shape)}, block).columns["score"]
+    layout = lay_out(rows, LOSSES.get("dpo").bind(), "cpu")
+    given = loss_pairs({"logp": torch.zeros(layout.completions.mask.shape)}, layout).columns["score"]
     assert given[0] == 2.0
     assert given[1].isnan()
 
@@ -194,11 +200,11 @@ def test_at_the_start_a_gradient_in_float32_does_not_depend_on_the_cutting_eithe
     model, bound, found = tiny.llama().eval(), LOSSES.get(name).bind(), []
     for budget in (1, 90, 10_000):
         model.zero_grad()
-        beside = replace(tiny.beside(bound, tiny.llama()), equal=True)
-        found.append((gradient(model, bound, rows, accelerator, budget, beside), tiny.gradients(model)))
+        auxiliary = replace(tiny.auxiliary(bound, tiny.llama()), reference_is_policy=True)
+        found.append((gradient(model, bound, rows, accelerator, budget, auxiliary), tiny.gradients(model)))
     for seen, slopes in found[1:]:
         assert tiny.apart(slopes, found[0][1]) <= 1e-5
-        assert seen.values["margin"].eq(0).all()
+        assert seen.per_pair["margin"].eq(0).all()
 
 
 def test_an_uncoupled_loss_may_read_mismatched_answers(drifted, accelerator):
@@ -210,18 +216,13 @@ def test_an_uncoupled_loss_may_read_mismatched_answers(drifted, accelerator):
     assert tiny.apart(found, wanted) <= 1e-6
 
 
-def test_micro_batches_keep_the_budget_in_the_pass_over_mismatched_answers_too(drifted, accelerator, monkeypatch):
+def test_micro_batches_keep_the_budget_in_the_pass_over_mismatched_answers_too(drifted, accelerator):
     short = [replace(row, chosen=row.chosen[-1:], rejected=row.rejected[:1]) for row in drifted]
-    sizes = []
-
-    def counted(rows, device, **options):
-        batch = pair_batch(rows, device, **options)
-        if any(row.mismatched is None for row in rows):
-            sizes.append(batch.ids.numel())
-        return batch
-
-    monkeypatch.setattr(blocks, "pair_batch", counted)
-    longest = max(2 * (len(r.prompt) + max(len(m.chosen), len(m.rejected))) for r in short for m in [r.mismatched])
-    taken(tiny.llama().eval(), LOSSES.get("kto").bind(), short, accelerator, budget=2 * longest)
-    # The whole batch is laid out once; no pass of the model is longer than the budget.
-    assert sorted(sizes)[-2] <= 2 * longest
+    model, longest = tiny.llama().eval(), 0
+    for row in short:
+        other = row.mismatched
+        longest = max(longest, 2 * (len(row.prompt) + max(len(other.chosen), len(other.rejected))))
+    shapes = shapes_read(model)
+    taken(model, LOSSES.get("kto").bind(), short, accelerator, budget=2 * longest)
+    sizes = [shape.numel() for shape in shapes]
+    assert longest < max(sizes) <= 2 * longest

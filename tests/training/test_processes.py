@@ -55,10 +55,10 @@ def test_there_were_two(together):
 def test_two_processes_give_the_gradient_of_one(name, together, drifted, accelerator):
     model, bound = tiny.llama(dtype=torch.float64), LOSSES.get(name).bind()
     reference = tiny.llama(seed=5, dtype=torch.float64)
-    seen = gradient(model, bound, drifted, accelerator, 120, tiny.beside(bound, reference))
+    seen = gradient(model, bound, drifted, accelerator, 120, tiny.auxiliary(bound, reference))
     found = together[0]
     assert tiny.apart(found[f"{name}.gradient"], tiny.gradients(model)) <= 1e-6
-    for key, value in seen.values.items():
+    for key, value in seen.per_pair.items():
         torch.testing.assert_close(found[f"{name}.{key}"], value, rtol=2e-5, atol=2e-5, msg=key)
 
 

@@ -19,11 +19,11 @@ from dpobench.training.reference import (
     EXTRA,
     PAIRS,
     check_pairs,
-    completed,
-    extra,
     mismatched,
     read_extra,
-    scored,
+    reference_quantity,
+    score_pairs,
+    with_needs,
     with_noise,
     write_extra,
 )
@@ -64,13 +64,13 @@ def test_one_prompt_with_most_of_the_pairs_has_no_derangement(rows):
 
 def test_what_was_prepared_comes_back(rows, tmp_path):
     model = tiny.llama().eval()
-    entropy = extra(model, NEEDS["reference_entropy"], rows)
+    entropy = reference_quantity(model, NEEDS["reference_entropy"], rows)
     write_extra(tmp_path / EXTRA, entropy)
     again = read_extra(tmp_path / EXTRA, rows)
-    crossed = scored(model, mismatched(rows, 64))
+    crossed = score_pairs(model, mismatched(rows, 64))
     write_pairs(tmp_path / PAIRS, crossed)
     write_json(tmp_path / "note.json", {})
-    done = completed(rows, {"reference_entropy": tmp_path, "mismatched": tmp_path})
+    done = with_needs(rows, {"reference_entropy": tmp_path, "mismatched": tmp_path})
     for row, given, read, other in zip(done, entropy, again, crossed, strict=True):
         for side in (0, 1):
             assert np.array_equal(given[side], read[side])
@@ -80,7 +80,7 @@ def test_what_was_prepared_comes_back(rows, tmp_path):
 
 def test_reference_entropy_is_a_share_of_the_logarithm_of_the_vocabulary(rows):
     model = tiny.llama().eval()
-    found = extra(model, NEEDS["reference_entropy"], rows)
+    found = reference_quantity(model, NEEDS["reference_entropy"], rows)
     row = rows[3]
     with torch.no_grad():
         ids = torch.tensor(np.concatenate([row.prompt, row.rejected]))[None]

@@ -9,8 +9,8 @@ import torch
 
 from dpobench.errors import DpobenchError
 from dpobench.losses.variant import Variant
-from dpobench.training.blocks import Beside
 from dpobench.training.checks import check_start
+from dpobench.training.loss_inputs import AuxiliaryState
 from tests.training import tiny
 
 LOSSES = tiny.losses()
@@ -22,7 +22,7 @@ def dpo(**params):
 
 @pytest.mark.parametrize("name", LOSSES.names())
 def test_the_right_reference_passes(name, pairs, accelerator):
-    found = check_start(tiny.llama(), LOSSES.get(name).bind(), pairs[:8], accelerator, Beside(tiny.llama()))
+    found = check_start(tiny.llama(), LOSSES.get(name).bind(), pairs[:8], accelerator, AuxiliaryState(tiny.llama()))
     assert found["start_margin"] < 1e-6
     if found["start_declared"] is not None:
         assert found["start_loss"] == pytest.approx(found["start_declared"], rel=1e-6, abs=1e-5)

@@ -55,7 +55,7 @@ def test_keeping_checkpoints_moves_no_bit_of_the_end(precision, start, pairs, tm
     trained(tmp_path / "kept", start, pairs, accelerator, saving, precision=precision)
     accelerator_for("cpu", "float32")
     assert equal(weights(tmp_path / "kept"), weights(tmp_path / "plain"))
-    early, late = weights(saving.kept / "4"), weights(saving.kept / "8")
+    early, late = weights(saving.checkpoints / "4"), weights(saving.checkpoints / "8")
     assert not equal(early, late)
     assert not equal(late, weights(tmp_path / "kept"))
 
@@ -65,13 +65,13 @@ def test_a_checkpoint_is_the_policy_after_so_many_steps(start, pairs, tmp_path, 
 
     def kill(row):
         # The state of step 5, the fifth one counted from 0, is never written: the last one kept is of four steps.
-        if row["step"] == 4:
+        if row.step == 4:
             raise Killed
 
     with pytest.raises(Killed):
         trained(tmp_path / "run", start, pairs, accelerator, saving, kill)
     state = load_file(saving.folder / "state.safetensors")
-    kept = load_model(saving.kept / "4" / "checkpoint").state_dict()
+    kept = load_model(saving.checkpoints / "4" / "checkpoint").state_dict()
     passed = {name.removeprefix("weight."): tensor for name, tensor in state.items() if name.startswith("weight.")}
     assert passed
     assert all(torch.equal(kept[name], passed[name]) for name in passed)
@@ -82,29 +82,29 @@ def test_after_a_kill_the_same_checkpoints_are_there(start, pairs, tmp_path, acc
     trained(tmp_path / "whole", start, pairs, accelerator, whole)
 
     def kill(row):
-        if row["step"] == 6:
+        if row.step == 6:
             raise Killed
 
     with pytest.raises(Killed):
         trained(tmp_path / "run", start, pairs, accelerator, saving, kill)
-    seen = []
-    trained(tmp_path / "run", start, pairs, accelerator, saving, seen.append)
-    assert [row["step"] for row in seen] == list(range(6, STEPS))
+    progress = []
+    trained(tmp_path / "run", start, pairs, accelerator, saving, progress.append)
+    assert [row.step for row in progress] == list(range(6, STEPS))
     for step in ("4", "8"):
-        assert equal(weights(saving.kept / step), weights(whole.kept / step))
+        assert equal(weights(saving.checkpoints / step), weights(whole.checkpoints / step))
 
 
 def test_a_training_that_went_past_a_checkpoint_asked_for_starts_over(start, pairs, tmp_path, accelerator):
     saving = Saving(tmp_path / "state", 0, (4,))
 
     def kill(row):
-        if row["step"] == 6:
+        if row.step == 6:
             raise Killed
 
     with pytest.raises(Killed):
         trained(tmp_path / "run", start, pairs, accelerator, saving, kill)
-    shutil.rmtree(saving.kept)
-    seen = []
-    trained(tmp_path / "run", start, pairs, accelerator, saving, seen.append)
-    assert [row["step"] for row in seen] == list(range(STEPS))
-    assert (saving.kept / "4" / "checkpoint").is_dir()
+    shutil.rmtree(saving.checkpoints)
+    progress = []
+    trained(tmp_path / "run", start, pairs, accelerator, saving, progress.append)
+    assert [row.step for row in progress] == list(range(STEPS))
+    assert (saving.checkpoints / "4" / "checkpoint").is_dir()

@@ -16,11 +16,12 @@ from dpobench.models import checkpoint
 from dpobench.models.activation_checkpointing import recompute
 from dpobench.models.packing import adopt
 from dpobench.training.accelerate import accelerator_for, prepared
-from dpobench.training.blocks import Beside
 from dpobench.training.gradient import gradient
+from dpobench.training.loss_inputs import AuxiliaryState
 from dpobench.training.order import batch_at
 from dpobench.training.run import Recipe
-from dpobench.training.train import Saving, train
+from dpobench.training.state import Saving
+from dpobench.training.train import train
 from tests.training import tiny
 
 LOSSES = tiny.losses()
@@ -142,17 +143,17 @@ def test_a_resumed_run_ends_with_the_same_bits(killed_at, start, pairs, trained,
 
     def kill(row):
         # The state of the step before has been kept; this step's is lost.
-        if row["step"] == killed_at:
+        if row.step == killed_at:
             raise Killed
 
     with pytest.raises(Killed):
         train(run, loss, pairs, start, tmp_path / "run", accelerator=accelerator, saving=saving, progress=kill)
     assert not (tmp_path / "run" / "checkpoint").exists()
-    seen = []
+    progress = []
     result = train(
-        run, loss, pairs, start, tmp_path / "run", accelerator=accelerator, saving=saving, progress=seen.append
+        run, loss, pairs, start, tmp_path / "run", accelerator=accelerator, saving=saving, progress=progress.append
     )
-    assert [row["step"] for row in seen] == list(range(killed_at, 11))
+    assert [row.step for row in progress] == list(range(killed_at, 11))
     assert without_clock(log_of(tmp_path / "run")) == without_clock(log_of(trained[0]))
     ours, whole = weights(tmp_path / "run"), weights(trained[0])
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
@@ -166,17 +167,14 @@ def test_a_resumed_run_in_bf16_ends_with_the_same_bits(start, pairs, tmp_path):
     low = accelerator_for("cpu", "bf16")
 
     def kill(row):
-        if row["step"] == 4:
+        if row.step == 4:
             raise Killed
 
-    def told(saving=None, progress=lambda row: None):
-        return {"accelerator": low, "saving": saving, "progress": progress}
-
-    train(run, loss, pairs, start, tmp_path / "whole", **told())
     saving = Saving(tmp_path / "state", every=0)
+    train(run, loss, pairs, start, tmp_path / "whole", accelerator=low)
     with pytest.raises(Killed):
-        train(run, loss, pairs, start, tmp_path / "run", **told(saving, kill))
-    train(run, loss, pairs, start, tmp_path / "run", **told(saving))
+        train(run, loss, pairs, start, tmp_path / "run", accelerator=low, saving=saving, progress=kill)
+    train(run, loss, pairs, start, tmp_path / "run", accelerator=low, saving=saving)
     accelerator_for("cpu", "float32")
     assert without_clock(log_of(tmp_path / "run")) == without_clock(log_of(tmp_path / "whole"))
     ours, whole = weights(tmp_path / "run"), weights(tmp_path / "whole")
@@ -196,7 +194,7 @@ def test_in_bf16_every_step_reads_the_weights_of_that_step(start, pairs):
     fresh, _ = prepared(fresh, low, Recipe())
     seen = [gradient(one, bound(), pairs[:4], low, 10_000) for one in (model, fresh)]
     accelerator_for("cpu", "float32")
-    assert torch.equal(*(one.values["loss"] for one in seen))
+    assert torch.equal(*(one.per_pair["loss"] for one in seen))
     assert torch.equal(tiny.gradients(model), tiny.gradients(fresh))
 
 
@@ -208,9 +206,9 @@ def test_a_damaged_state_is_left_alone_and_the_run_starts_over(start, pairs, tra
     content = bytearray(file.read_bytes())
     content[-7] ^= 1
     file.write_bytes(content)
-    seen = []
-    train(run, loss, pairs, start, tmp_path / "run", accelerator=accelerator, saving=saving, progress=seen.append)
-    assert [row["step"] for row in seen] == list(range(11))
+    progress = []
+    train(run, loss, pairs, start, tmp_path / "run", accelerator=accelerator, saving=saving, progress=progress.append)
+    assert [row.step for row in progress] == list(range(11))
     ours, whole = weights(tmp_path / "run"), weights(trained[0])
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
@@ -317,7 +315,7 @@ def test_activations_computed_again_change_nothing_and_let_no_dropout_in(kind, p
         inner = policy.get_submodule(INNER[kind])
         model, _ = prepared(policy, accelerator, recipe)
         inner.register_forward_pre_hook(lambda *_: entered.extend([True] * torch.is_grad_enabled()))
-        gradient(model, bound(), pairs[:4], accelerator, 10_000, Beside(layout="packed" if packed else "padded"))
+        gradient(model, bound(), pairs[:4], accelerator, 10_000, AuxiliaryState(packed=packed))
         entered.append(None)
         found.append(tiny.gradients(model))
     assert torch.equal(*found)

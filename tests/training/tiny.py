@@ -11,9 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dpobench.data.tokens import TokenPair
 from dpobench.losses.quantities import NEEDS
 from dpobench.losses.registry import LossRegistry
-from dpobench.training.blocks import Beside
-from dpobench.training.reference import mismatched, with_noise
-from dpobench.training.reference import scored as reference_scored
+from dpobench.training.loss_inputs import AuxiliaryState
+from dpobench.training.reference import mismatched, score_pairs, with_noise
 from dpobench.training.run import Recipe, Run
 
 VOCABULARY, END = 48, 1
@@ -50,8 +49,8 @@ def rows(count, seed=0, longest=12):
         return np.append(ids(0, longest), END)
 
     pairs = [TokenPair(f"pair-{i}", ids(1, longest), answer(), answer()) for i in range(count)]
-    told = np.random.default_rng([seed, 1])
-    return [replace(pair, gold=answer(), columns=dict(zip(COLUMNS, told.random(3), strict=True))) for pair in pairs]
+    numbers = np.random.default_rng([seed, 1])
+    return [replace(pair, gold=answer(), columns=dict(zip(COLUMNS, numbers.random(3), strict=True))) for pair in pairs]
 
 
 def scored(pairs, reference):
@@ -59,26 +58,26 @@ def scored(pairs, reference):
     crossed = mismatched(pairs, 64) or [None] * len(pairs)
     pairs = [replace(pair, mismatched=other) for pair, other in zip(pairs, crossed, strict=True)]
     needs = [name for name in NEEDS if name != "mismatched" or crossed[0] is not None]
-    return with_noise(reference_scored(reference.eval(), pairs, needs), 0, 0)
+    return with_noise(score_pairs(reference.eval(), pairs, needs), 0, 0)
 
 
-def beside(bound, reference):
-    """What a loss needs beside pairs at a first step."""
-    return Beside(reference.eval(), bound.initial())
+def auxiliary(bound, reference):
+    """What a loss needs besides pairs at a first step."""
+    return AuxiliaryState(reference.eval(), bound.initial())
 
 
 def losses():
     """The registered losses, and two that couple the pairs of a batch."""
-    found = LossRegistry()
-    found.add_file(COUPLED)
-    return found
+    registry = LossRegistry()
+    registry.add_file(COUPLED)
+    return registry
 
 
 def run_of(bound, *, seed=0, rate=1e-2, **recipe):
     variant, settings = bound.variant, {"batch": 4, "warmup": 0.2, "micro_batch_tokens": 64, "max_tokens": 64}
-    told = {"variant": variant.name, "code": variant.code_hash, "params": dict(bound.params)}
-    shown = {"strength": variant.strength, "unit": variant.unit, "reference": "none"}
-    return Run(**told, **shown, seed=seed, learning_rate=rate, recipe=Recipe(**(settings | recipe)))
+    loss = {"variant": variant.name, "code": variant.code_hash, "params": dict(bound.params)}
+    shared = {"strength": variant.strength, "unit": variant.unit, "reference": "none"}
+    return Run(**loss, **shared, seed=seed, learning_rate=rate, recipe=Recipe(**(settings | recipe)))
 
 
 def flat(tensors):

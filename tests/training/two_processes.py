@@ -25,9 +25,9 @@ def gradients(drifted, accelerator, losses):
     for name in losses.names():
         model.zero_grad()
         bound = losses.get(name).bind()
-        seen = gradient(model, bound, rows, accelerator, 120, tiny.beside(bound, reference))
+        seen = gradient(model, bound, rows, accelerator, 120, tiny.auxiliary(bound, reference))
         found[f"{name}.gradient"] = tiny.gradients(accelerator.unwrap_model(model))
-        found |= {f"{name}.{key}": value.contiguous() for key, value in seen.values.items()}
+        found |= {f"{name}.{key}": value.contiguous() for key, value in seen.per_pair.items()}
     return found
 
 

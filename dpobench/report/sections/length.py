@@ -59,7 +59,8 @@ def _measured(f: Findings, c: Configuration) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def _difference(own: pd.DataFrame, base: pd.Series) -> Array:
-    return own.to_numpy(dtype=float) - base.to_numpy(dtype=float)
+    difference: Array = own.to_numpy(dtype=float) - base.to_numpy(dtype=float)
+    return difference
 
 
 def _controlled(f: Findings, controlled: dict[str, Estimate]) -> Table:
