@@ -138,8 +138,7 @@ def gradient(
                 pairs = loss_pairs(values, layout, reference_is_policy=auxiliary.reference_is_policy)
                 if whole is None:
                     part: Objective = bound.objective(pairs)
-                    if part.ratios and not denominators:
-                        denominators = _denominators(bound, rows, device)
+                    denominators = denominators or _denominators(bound, rows, device, part)
                     losses = part.each(denominators, len(rows))
                     objective = losses.sum() / len(rows)
                     at_start = chosen_gradients_at_start(bound, pairs, denominators, len(rows))
@@ -200,8 +199,10 @@ def _size(row: TokenPair, bound: Bound, per_answer_token: float, *, packed: bool
     return max(size, _size(row.mismatched, bound, per_answer_token, packed=packed))
 
 
-def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Device) -> Sequence[Tensor]:
-    """Denominators of the global batch's ratios; the policy does not matter, so the reference stands in for it."""
+def _denominators(bound: Bound, rows: Sequence[TokenPair], device: Device, part: Objective) -> Sequence[Tensor]:
+    """Denominators of the global batch's ratios, if a part of it has any; the reference stands in for the policy, which is not in them."""
+    if not part.ratios:
+        return ()
     layout = lay_out(rows, bound, device)
     zeros = torch.zeros(layout.completions.mask.shape, device=device)
     stand_in = dict.fromkeys(("logp", *bound.variant.needs), zeros)
