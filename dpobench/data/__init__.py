@@ -1,8 +1,7 @@
-"""Comparisons of answers: read from files or the hub, checked, divided by prompt, tokenised once."""
+"""Comparisons of two answers: read from files or the hub, checked, divided by prompt, tokenised once."""
 
 __all__ = [
     "check",
-    "files",
     "perturb",
     "prompts",
     "reading",

@@ -1,14 +1,14 @@
-"""What is wrong, or merely odd, with comparisons: counted, with examples, before anything is trained on them."""
+"""What is wrong, or merely odd, in comparisons: counted, with examples, before anything is trained on them."""
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
-from dpobench.data.rows import Finding, Preference, brief
+from dpobench.data.rows import Preference, RowProblem, brief
 from dpobench.errors import UserError
 
 Action = Literal["drop", "warn", "error"]
@@ -34,15 +34,50 @@ PROBLEMS: dict[str, tuple[Action, float, str]] = {
 _EXAMPLES = 3
 
 
+class ProblemRecord(TypedDict):
+    """A `Problem` as JSON holds it."""
+
+    kind: str
+    action: Action
+    count: int
+    share: float
+    examples: list[str]
+
+
+class LengthBiasRecord(TypedDict):
+    """A `LengthBias` as JSON holds it."""
+
+    longer_wins: float
+    low: float
+    high: float
+    n: int
+    equal: int
+    accuracy: float
+
+
+class DataRecord(TypedDict):
+    """A `DataReport` as JSON holds it: `kept` is the number of its rows."""
+
+    name: str
+    layout: str
+    read: int
+    prompts: int
+    problems: list[ProblemRecord]
+    length: LengthBiasRecord | None
+    columns: list[str]
+    ignored: list[str]
+    kept: int
+
+
 @dataclass(frozen=True)
 class Problem:
     """One kind of problem in one data set.
 
     Args:
         kind: a key of `PROBLEMS`.
-        action: whether its rows were left out, kept, or end the program.
+        action: whether its rows were left out ("drop"), stay ("warn"), or end the program ("error").
         count: rows concerned.
-        share: of the rows read.
+        share: of the rows read, from 0 to 1.
         examples: up to three, with their row numbers.
     """
 
@@ -61,7 +96,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class LengthBias:
-    """How well length alone tells chosen from rejected.
+    """How well length alone predicts which answer was chosen.
 
     Args:
         longer_wins: share of pairs whose longer answer was chosen, pairs of equal length left out.
@@ -82,6 +117,17 @@ class LengthBias:
         """Accuracy of the better of the two classifiers "longer wins" and "shorter wins" on these pairs."""
         return max(self.longer_wins, 1 - self.longer_wins)
 
+    def to_json(self) -> LengthBiasRecord:
+        """The numbers as JSON holds them."""
+        return {
+            "longer_wins": self.longer_wins,
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "equal": self.equal,
+            "accuracy": self.accuracy,
+        }
+
 
 @dataclass(frozen=True)
 class DataReport:
@@ -90,19 +136,19 @@ class DataReport:
     Args:
         name: file or data set.
         layout: the layout it had.
-        read: rows of the source.
-        kept: rows to train or score on, in order.
-        prompts: distinct prompts among them.
+        rows_read: how many rows the source has.
+        rows: those to train or score on, in order.
+        prompts: how many distinct prompts these have.
         problems: each kind that occurred.
         length: how well length alone predicts the preferred answer; None without a pair of unequal lengths.
-        columns: numeric columns kept.
-        ignored: columns nobody reads.
+        columns: numeric columns, which the rows hold.
+        ignored: columns that nothing reads.
     """
 
     name: str
     layout: str
-    read: int
-    kept: tuple[Preference, ...] = field(repr=False)
+    rows_read: int
+    rows: tuple[Preference, ...] = field(repr=False)
     prompts: int
     problems: tuple[Problem, ...]
     length: LengthBias | None
@@ -113,7 +159,9 @@ class DataReport:
         """The report as plain lines, errors first."""
         order = {"error": 0, "drop": 1, "warn": 2}
         layout = f" as {self.layout}" if self.layout else ""
-        lines = [f"{self.name}: {_rows(self.read)} read{layout}, {len(self.kept):,} kept, {self.prompts:,} prompts"]
+        lines = [
+            f"{self.name}: {_rows(self.rows_read)} read{layout}, {len(self.rows):,} kept, {self.prompts:,} prompts"
+        ]
         lines += [p.line for p in sorted(self.problems, key=lambda p: order[p.action])]
         if self.length is not None:
             b = self.length
@@ -125,16 +173,25 @@ class DataReport:
             lines.append(f"note  columns not read: {', '.join(self.ignored)}")
         return lines
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON can hold it, the rows themselves left out."""
-        made = {key: value for key, value in self.__dict__.items() if key != "kept"}
-        made["kept"] = len(self.kept)
-        made["problems"] = [asdict(problem) for problem in self.problems]
-        made["length"] = {**asdict(self.length), "accuracy": self.length.accuracy} if self.length else None
-        return made
+    def to_json(self) -> DataRecord:
+        """The report as JSON holds it, without the rows themselves."""
+        return {
+            "name": self.name,
+            "layout": self.layout,
+            "read": self.rows_read,
+            "prompts": self.prompts,
+            "problems": [
+                {"kind": p.kind, "action": p.action, "count": p.count, "share": p.share, "examples": list(p.examples)}
+                for p in self.problems
+            ],
+            "length": self.length.to_json() if self.length else None,
+            "columns": list(self.columns),
+            "ignored": list(self.ignored),
+            "kept": len(self.rows),
+        }
 
     def require_usable(self) -> "DataReport":
-        """This report.
+        """This report, if its rows can be used.
 
         Raises:
             UserError: a problem is an error, or no row is left.
@@ -142,9 +199,9 @@ class DataReport:
         errors = [p for p in self.problems if p.action == "error"]
         if errors:
             raise UserError("\n".join(f"{self.name}: {p.line}; {_remedy(p.kind)}" for p in errors))
-        if not self.kept:
+        if not self.rows:
             reasons = "; ".join(p.line for p in self.problems if p.action == "drop")
-            raise UserError(f"{self.name}: none of {_rows(self.read)} can be used: {reasons}")
+            raise UserError(f"{self.name}: none of {_rows(self.rows_read)} can be used: {reasons}")
         return self
 
 
@@ -153,7 +210,7 @@ def examine(
     *,
     name: str = "",
     layout: str = "",
-    findings: Iterable[Finding] = (),
+    problems: Iterable[RowProblem] = (),
     control_tokens: Collection[str] = (),
     drop_wrong_roles: bool = False,
 ) -> DataReport:
@@ -163,42 +220,50 @@ def examine(
         rows: comparisons, as `convert` gives them.
         name: of the data set.
         layout: the layout they had.
-        findings: what was noted while they were read.
+        problems: what `convert` noted while it read them.
         control_tokens: texts the tokenizer would read as control tokens.
         drop_wrong_roles: leave such rows out instead of refusing the data set.
 
     Returns:
         The report; nothing is raised here, see `DataReport.require_usable`.
+
+    Example:
+        >>> prompt = ({"role": "user", "content": "Why?"},)
+        >>> report = examine([Preference(prompt, "yes", "no"), Preference(prompt, "same", "same", row=1)], name="rows")
+        >>> report.lines()[0]
+        'rows: 2 rows read, 1 kept, 1 prompts'
+        >>> [(problem.kind, problem.count) for problem in report.problems]
+        [('identical answers', 1)]
     """
-    found = list(findings)
-    lost = {f.row for f in found if PROBLEMS[f.kind][0] != "warn"}
-    read = len(rows) + len(lost)
-    kept = []
-    seen: dict[tuple[str, str, str], int] = {}
+    problems = list(problems)
+    unread = {problem.row for problem in problems if PROBLEMS[problem.kind][0] != "warn"}
+    read = len(rows) + len(unread)
+    usable = []
+    first_rows: dict[tuple[str, str, str], int] = {}
     for row in rows:
-        kind, detail = _fault(row, seen)
+        kind, detail = _fault(row, first_rows)
         if kind is None:
-            kept.append(row)
+            usable.append(row)
         else:
-            found.append(Finding(kind, row.row, detail))
-    found += _oddities(kept, control_tokens)
-    distinct = read - sum(f.kind == "duplicated pair" for f in found)
+            problems.append(RowProblem(kind, row.row, detail))
+    problems += _oddities(usable, control_tokens)
+    distinct = read - sum(problem.kind == "duplicated pair" for problem in problems)
     if 2 * distinct < read:
-        found.append(Finding("few distinct rows", 0, f"{_rows(read)}, {distinct:,} distinct"))
+        problems.append(RowProblem("few distinct rows", 0, f"{_rows(read)}, {distinct:,} distinct"))
     actions: dict[str, Action] = {"wrong roles": "drop"} if drop_wrong_roles else {}
     return DataReport(
         name or (rows[0].source if rows else "data"),
         layout,
         read,
-        tuple(kept),
-        len({row.prompt_id for row in kept}),
-        tuple(_problems(found, read, actions)),
-        _length_bias(kept),
+        tuple(usable),
+        len({row.prompt_id for row in usable}),
+        tuple(_by_kind(problems, read, actions)),
+        _length_bias(usable),
     )
 
 
-def _fault(row: Preference, seen: dict[tuple[str, str, str], int]) -> tuple[str | None, str]:
-    """Why a row cannot be used, or None."""
+def _fault(row: Preference, first_rows: dict[tuple[str, str, str], int]) -> tuple[str | None, str]:
+    """Why a row cannot be used, or None; `first_rows` has the row number of each pair so far, and takes this one."""
     if not row.prompt or row.prompt[-1]["role"] != "user":
         return "wrong roles", f'"prompt" ends with role {row.prompt[-1]["role"] if row.prompt else "none"}'
     empty = [side for side in ("chosen", "rejected") if not getattr(row, side).strip()]
@@ -207,53 +272,55 @@ def _fault(row: Preference, seen: dict[tuple[str, str, str], int]) -> tuple[str 
     if row.chosen == row.rejected:
         return "identical answers", brief(row.chosen)
     pair = (row.prompt_id, row.chosen, row.rejected)
-    if pair in seen:
-        return "duplicated pair", f"repeats row {seen[pair]}"
-    seen[pair] = row.row
+    if pair in first_rows:
+        return "duplicated pair", f"repeats row {first_rows[pair]}"
+    first_rows[pair] = row.row
     return None, ""
 
 
-def _oddities(rows: Sequence[Preference], control_tokens: Collection[str]) -> list[Finding]:
-    """What is worth knowing about rows that are kept."""
-    found = []
+def _oddities(rows: Sequence[Preference], control_tokens: Collection[str]) -> list[RowProblem]:
+    """What is odd in rows that can be used."""
+    odd = []
     pattern = (
         re.compile("|".join(map(re.escape, sorted(control_tokens, key=len, reverse=True)))) if control_tokens else None
     )
-    place = {(row.prompt_id, row.chosen, row.rejected): row.row for row in rows}
+    row_numbers = {(row.prompt_id, row.chosen, row.rejected): row.row for row in rows}
     for row in rows:
-        reverse = place.get((row.prompt_id, row.rejected, row.chosen))
+        reverse = row_numbers.get((row.prompt_id, row.rejected, row.chosen))
         if reverse is not None:
-            found.append(Finding("contradicted pair", row.row, f"against row {reverse}"))
+            odd.append(RowProblem("contradicted pair", row.row, f"against row {reverse}"))
         if not row.prompt[-1]["content"].strip():
-            found.append(Finding("empty prompt", row.row, f"chosen {brief(row.chosen, 40)}"))
+            odd.append(RowProblem("empty prompt", row.row, f"chosen {brief(row.chosen, 40)}"))
         roles = [turn["role"] for turn in row.prompt]
         if any(a == b for a, b in pairwise(roles)):
-            found.append(Finding("roles do not alternate", row.row, " ".join(roles[-6:])))
-        found += _score_oddities(row)
+            odd.append(RowProblem("roles do not alternate", row.row, " ".join(roles[-6:])))
+        odd += _score_oddities(row)
         if pattern is not None:
             tokens = [match for text in row.texts for match in pattern.findall(text)]
             if tokens:
-                found.append(Finding("control tokens", row.row, brief(tokens[0])))
-    return found
+                odd.append(RowProblem("control tokens", row.row, brief(tokens[0])))
+    return odd
 
 
-def _score_oddities(row: Preference) -> list[Finding]:
+def _score_oddities(row: Preference) -> list[RowProblem]:
     chosen, rejected = row.columns.get("score_chosen"), row.columns.get("score_rejected")
     if chosen is None or rejected is None or chosen > rejected:
         return []
     kind = "score tie" if chosen == rejected else "negative score margin"
-    return [Finding(kind, row.row, f"{chosen:g} against {rejected:g}")]
+    return [RowProblem(kind, row.row, f"{chosen:g} against {rejected:g}")]
 
 
-def _problems(found: Sequence[Finding], read: int, actions: dict[str, Action]) -> Iterable[Problem]:
-    counts = Counter(f.kind for f in found)
+def _by_kind(problems: Sequence[RowProblem], read: int, actions: Mapping[str, Action]) -> Iterable[Problem]:
+    """The problems of rows, counted by kind; `actions` has those that differ from `PROBLEMS`."""
+    counts = Counter(problem.kind for problem in problems)
     for kind, (usual, limit, _) in PROBLEMS.items():
         if not counts[kind]:
             continue
         share = counts[kind] / read
         action = actions.get(kind, "error" if share > limit else usual)
-        rows = [f for f in found if f.kind == kind][:_EXAMPLES]
-        examples = tuple(f.detail if kind == "bad row" else f"row {f.row}: {f.detail}" for f in rows)
+        first = [problem for problem in problems if problem.kind == kind][:_EXAMPLES]
+        # The error of a bad row names the row itself.
+        examples = tuple(p.detail if kind == "bad row" else f"row {p.row}: {p.detail}" for p in first)
         yield Problem(kind, action, counts[kind], share, examples)
 
 
@@ -269,6 +336,7 @@ def _length_bias(rows: Sequence[Preference]) -> LengthBias | None:
     if not n:
         return None
     share = sum(d > 0 for d in differences) / n
+    # Wilson's interval of a share.
     z2 = 1.959964**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)

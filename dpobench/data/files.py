@@ -1,4 +1,4 @@
-"""Rows as they stand in a file, a saved data set or on the hub; what they mean is the business of `layouts`.
+"""Raw rows of a file, a saved data set or a data set on the hub; `layouts` finds out what they mean.
 
 JSON and CSV are read here rather than by a library, so that an error can name the line, the byte and the reason.
 """
@@ -13,16 +13,18 @@ import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from dpobench.data.rows import RawRow
 from dpobench.errors import BadRow, UnknownName, UserError
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 # A longer line is no row of text: most often a whole array written without line breaks, or not a text file.
 LONGEST_LINE = 256 * 2**20
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".gz", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
-_FOREIGN = {
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".gz", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
+_OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive",
     b"\x28\xb5\x2f\xfd": "zstandard-compressed",
     b"BZh": "bzip2-compressed",
@@ -40,7 +42,7 @@ class _DuplicateKey(ValueError):
         self.key = key
 
 
-def load(source: str, *, split: str | None = None, subset: str | None = None) -> tuple[list[Row], str]:
+def load(source: str, *, split: str | None = None, subset: str | None = None) -> tuple[list[RawRow], str]:
     """Read every row of a data set.
 
     Args:
@@ -54,6 +56,11 @@ def load(source: str, *, split: str | None = None, subset: str | None = None) ->
 
     Raises:
         UserError: nothing of this name exists, or the file cannot be read; names file, place and reason.
+
+    Example:
+        >>> load("no-such-folder/pairs.jsonl")
+        Traceback (most recent call last):
+        dpobench.errors.UserError: no-such-folder/pairs.jsonl: no such file or folder: the folder no-such-folder does not exist ...
     """
     path = Path(source).expanduser()
     if os.path.isdir(path):
@@ -62,8 +69,8 @@ def load(source: str, *, split: str | None = None, subset: str | None = None) ->
         if split or subset:
             raise UserError(f"{source}: a single file has no splits or subsets; leave out {split or subset!r}")
         rows = _file_rows(path)
-    elif _means_a_path(source):
-        raise UserError(f"{source}: no such file or folder{_nearest(path)}")
+    elif _is_a_path(source):
+        raise UserError(f"{source}: no such file or folder{_nearest_file(path)}")
     else:
         rows = _hub_rows(source, split, subset)
     if not rows:
@@ -71,12 +78,12 @@ def load(source: str, *, split: str | None = None, subset: str | None = None) ->
     return rows, source
 
 
-def _means_a_path(source: str) -> bool:
+def _is_a_path(source: str) -> bool:
     hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
-    return hub_name is None or source.startswith(".") or source.lower().endswith(_SUFFIXES)
+    return hub_name is None or source.startswith(".") or source.lower().endswith(_DATA_SUFFIXES)
 
 
-def _nearest(path: Path) -> str:
+def _nearest_file(path: Path) -> str:
     folder = path.parent
     if not os.path.isdir(folder):
         existing = next((str(p) for p in folder.parents if os.path.isdir(p)), os.curdir)
@@ -86,11 +93,11 @@ def _nearest(path: Path) -> str:
     return f". Did you mean {folder / guess[0]}?" if guess else f"; {folder} has nothing of a similar name"
 
 
-def _file_rows(path: Path) -> list[Row]:
+def _file_rows(path: Path) -> list[RawRow]:
     content = _content(path)
     if content[:4] == b"PAR1":
         return _parquet_rows(path)
-    foreign = next((what for magic, what in _FOREIGN.items() if content.startswith(magic)), None)
+    foreign = next((what for magic, what in _OTHER_FORMATS.items() if content.startswith(magic)), None)
     if foreign is not None:
         raise UserError(f"{path}: is {foreign}; give UTF-8 JSON lines, JSON, CSV (each may be .gz) or parquet")
     if not content.strip():
@@ -133,23 +140,24 @@ def _decoded(path: Path, content: bytes) -> str:
         ) from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> Row:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
         names = [key for key, _ in pairs]
         raise _DuplicateKey(next(key for key in names if names.count(key) > 1))
-    return made
+    return row
 
 
 # Python's parser recurses and limits the digits of an integer: both are errors of the file, not of the program.
 _UNREADABLE = (ValueError, RecursionError)
 
 
-def _parse(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
+def _parse(text: str) -> object:
+    parsed: object = json.loads(text, object_pairs_hook=_unique_keys)
+    return parsed
 
 
-def _json_rows(path: Path, text: str) -> list[Row]:
+def _json_rows(path: Path, text: str) -> list[RawRow]:
     if text.lstrip()[:1] == "[":
         return _array_rows(path, text)
     try:
@@ -161,7 +169,7 @@ def _json_rows(path: Path, text: str) -> list[Row]:
     return _line_rows(path, text)
 
 
-def _document(text: str) -> list[Row] | None:
+def _document(text: str) -> list[RawRow] | None:
     """Rows of a file that is one JSON object over several lines: `{"data": [...]}`, or a single row."""
     try:
         content = _parse(text)
@@ -175,8 +183,8 @@ def _document(text: str) -> list[Row] | None:
     return [content]
 
 
-def _line_rows(path: Path, text: str) -> list[Row]:
-    rows: list[Row] = []
+def _line_rows(path: Path, text: str) -> list[RawRow]:
+    rows: list[RawRow] = []
     lines = text.split("\n")
     last = max(number for number, line in enumerate(lines) if line.strip())
     for number, line in enumerate(lines):
@@ -198,13 +206,13 @@ def _line_rows(path: Path, text: str) -> list[Row]:
     return rows
 
 
-def _object(where: str, number: int, row: Any) -> Row:
+def _object(where: str, number: int, row: object) -> RawRow:
     if not isinstance(row, dict):
         raise BadRow(where, number, "*", f"is a {type(row).__name__}", 'a row is an object: {"prompt": ..., ...}')
     return row
 
 
-def _array_rows(path: Path, text: str) -> list[Row]:
+def _array_rows(path: Path, text: str) -> list[RawRow]:
     try:
         rows = _parse(text)
     except _UNREADABLE as error:
@@ -214,12 +222,14 @@ def _array_rows(path: Path, text: str) -> list[Row]:
         cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip()) - 1
         remedy = "the file seems cut off: get it again" if cut or "Unterminated" in str(error) else "mend this row"
         raise UserError(f"{path} row {number}: not valid JSON ({error}); {remedy}") from error
+    # The text begins with a bracket, and so does no other JSON value.
+    assert isinstance(rows, list)
     return [_object(str(path), number, row) for number, row in enumerate(rows)]
 
 
 def _readable_elements(text: str) -> int:
     """How many elements of an array can be read before the first that cannot."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     place, count = text.index("[") + 1, 0
     gap = re.compile(r"[\s,]*")
     while place < len(text):
@@ -232,13 +242,13 @@ def _readable_elements(text: str) -> int:
     return count
 
 
-def _csv_rows(path: Path, text: str, delimiter: str) -> list[Row]:
+def _csv_rows(path: Path, text: str, delimiter: str) -> list[RawRow]:
     limit = csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader)
-        _refuse_twins(path, header)
-        rows: list[Row] = []
+        _refuse_duplicate_names(path, header)
+        rows: list[RawRow] = []
         for cells in reader:
             if not cells:
                 continue
@@ -255,15 +265,15 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> list[Row]:
     return rows
 
 
-def _refuse_twins(path: Path, names: Iterable[str]) -> None:
-    seen: set[str] = set()
+def _refuse_duplicate_names(path: Path, names: Iterable[str]) -> None:
+    earlier: set[str] = set()
     for name in names:
-        if name in seen:
+        if name in earlier:
             raise UserError(f'{path}: column "{name}" appears twice; rename or remove one of the two')
-        seen.add(name)
+        earlier.add(name)
 
 
-def _parquet_rows(path: Path) -> list[Row]:
+def _parquet_rows(path: Path) -> list[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -271,14 +281,14 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_first_line(error)}); get it again") from error
-    _refuse_twins(path, table.column_names)
-    rows: list[Row] = table.to_pylist()
+    _refuse_duplicate_names(path, table.column_names)
+    rows: list[RawRow] = table.to_pylist()
     return rows
 
 
-def _saved_folder(path: Path, split: str | None) -> list[Row]:
+def _saved_folder(path: Path, split: str | None) -> list[RawRow]:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        files = sorted(entry.name for entry in path.iterdir() if entry.name.lower().endswith(_SUFFIXES))
+        files = sorted(entry.name for entry in path.iterdir() if entry.name.lower().endswith(_DATA_SUFFIXES))
         hint = f"name one of its files: {', '.join(files[:8])}" if files else "it holds no data file"
         raise UserError(f"{path}: is a folder, but none that save_to_disk of datasets has written; {hint}")
     import datasets
@@ -290,29 +300,33 @@ def _saved_folder(path: Path, split: str | None) -> list[Row]:
     return _one_split(str(path), loaded, split)
 
 
-def _hub_rows(source: str, split: str | None, subset: str | None) -> list[Row]:
+def _hub_rows(source: str, split: str | None, subset: str | None) -> list[RawRow]:
     import datasets
 
-    known = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    expected = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
         loaded = datasets.load_dataset(source, subset)
-    except known as error:
+    except expected as error:
         offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
         tried = (
-            "only the local cache was asked: HF_HUB_OFFLINE is set" if offline else "the hub and its cache were asked"
+            "only the local cache was searched: HF_HUB_OFFLINE is set"
+            if offline
+            else "the hub and its cache were searched"
         )
         raise UserError(
-            f"{source}: no file or folder of this name here{_nearest(Path(source))}, and no data set of this name could "
-            f"be had ({tried}; {type(error).__name__}: {_first_line(error)})"
+            f"{source}: no file or folder of this name here{_nearest_file(Path(source))}, and no data set of this name could "
+            f"be loaded ({tried}; {type(error).__name__}: {_first_line(error)})"
         ) from error
     return _one_split(source, loaded, split)
 
 
-def _one_split(name: str, loaded: Any, split: str | None) -> list[Row]:
-    if hasattr(loaded, "column_names") and not isinstance(loaded, dict):
+def _one_split(name: str, loaded: "Dataset | DatasetDict", split: str | None) -> list[RawRow]:
+    rows: list[RawRow]
+    if not isinstance(loaded, dict):
         if split is not None:
             raise UserError(f"{name}: holds a single split; leave out {split!r}")
-        return list(loaded.to_list())
+        rows = loaded.to_list()
+        return rows
     names = sorted(loaded)
     if split is None:
         if "train" not in names and len(names) != 1:
@@ -320,7 +334,8 @@ def _one_split(name: str, loaded: Any, split: str | None) -> list[Row]:
         split = "train" if "train" in names else names[0]
     if split not in names:
         raise UnknownName(f"split of {name}", split, names)
-    return list(loaded[split].to_list())
+    rows = loaded[split].to_list()
+    return rows
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Six ways to write down a comparison, told apart by what the rows hold, and brought to one.
+"""Six layouts of comparisons, recognised by what the rows hold, and converted to `Preference`: the border to untyped rows.
 
 | layout | columns |
 |---|---|
@@ -9,29 +9,28 @@
 | `prompt-and-messages` | prompt: text; chosen, rejected: message lists with or without the prompt inside; scores |
 | `conversations` | conversations: message list; chosen, rejected: one message each; `from`/`value` or `role`/`content` |
 
-A column `gold` may stand beside any of them: a third, best answer as text or as one assistant message, with or without the
-prompt before it.
+Each may have a column `gold`: a third, best answer as text or as one assistant message, with or without the prompt before it.
 
-What both sides share is found in whole turns, never in characters: a prefix of characters would eat into the answers.
+The shared prompt is the longest common prefix of whole turns, never of characters: that would cut into the answers.
 """
 
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from dpobench.data.messages import Place, is_transcript, shape
-from dpobench.data.rows import Finding, Message, Preference
+from dpobench.data.messages import CellType, Place, cell_type, is_transcript
+from dpobench.data.rows import Message, Preference, RawRow, RowProblem
 from dpobench.errors import BadRow, UnknownName, UserError
 
 OnBadRow = Literal["error", "drop"]
 Sides = tuple[list[Message], list[Message]]
 
-# Rows looked at to tell the layout: one odd row must not decide for the rest.
-_LOOKED_AT = 100
-_TEXTS = ("prompt", "chosen", "rejected", "gold", "conversations", "system", "tools")
-_FOREIGN = {
+# Rows from which the layout is detected: one odd row must not decide for the rest.
+_DETECTED_FROM = 100
+_NOT_NUMERIC = ("prompt", "chosen", "rejected", "gold", "conversations", "system", "tools")
+_UNSUPPORTED = {
     ("completion", "label"): "single answers with a label (unpaired)",
     ("human_ref_A", "human_ref_B"): "the layout of SHP",
     ("answers",): "ranked answers",
@@ -41,21 +40,21 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of the rows of one source.
+    """The rows of one source after conversion.
 
     Args:
         rows: those that could be read, in order.
         layout: the layout they had.
-        read: how many rows the source has.
-        findings: why the others could not be used, and what was odd in those that could.
-        columns: numeric columns that were kept.
-        ignored: columns that were not.
+        rows_read: how many rows the source has.
+        problems: why the others could not be used, and what was odd in those that could.
+        columns: numeric columns, which the rows hold.
+        ignored: columns that nothing reads.
     """
 
     rows: list[Preference]
     layout: str
-    read: int
-    findings: tuple[Finding, ...] = ()
+    rows_read: int
+    problems: tuple[RowProblem, ...] = ()
     columns: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -69,78 +68,89 @@ class _Unusable(Exception):
 
 
 def convert(
-    raw: Sequence[Mapping[str, Any]],
+    raw: Sequence[RawRow],
     name: str,
     *,
     layout: str | None = None,
     columns: Mapping[str, str] | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> Converted:
-    """Bring raw rows to `Preference`.
+    """Convert raw rows to `Preference`.
 
     Args:
         raw: rows as `dpobench.data.files.load` gives them.
         name: of the file or data set, for messages.
-        layout: one of `LAYOUTS`; found out by itself if None.
+        layout: one of `LAYOUTS`; detected if None.
         columns: our name -> the name in the data, for example `{"prompt": "question"}`.
         on_bad_row: whether a malformed row is an error or is left out and counted.
 
     Raises:
         BadRow: the first malformed row, if `on_bad_row` is "error".
         UserError: a column is missing everywhere, or no layout fits.
+
+    Example:
+        >>> convert([{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "weight": 2}], "rows").rows[0].columns
+        {'weight': 2.0}
     """
-    rows = [_renamed(row, columns) for row in raw] if columns and _mapped(raw, name, columns) else raw
+    rows = _renamed(raw, name, columns) if columns else raw
     if layout is not None and layout not in LAYOUTS:
         raise UnknownName("layout", layout, LAYOUTS)
     layout = layout or detect(rows, name)
     numeric = _numeric_columns(rows)
-    made: list[Preference] = []
-    findings: list[Finding] = []
+    preferences: list[Preference] = []
+    problems: list[RowProblem] = []
     for number, row in enumerate(rows):
         place = Place(name, number)
         try:
             prompt, chosen, rejected = _comparison(*LAYOUTS[layout](place, row))
             gold = _gold(place, row, layout, prompt)
-            numbers = _numbers(place, row, numeric, findings)
-            made.append(Preference(prompt, chosen, rejected, numbers, name, number, gold))
+            numbers = _numbers(place, row, numeric, problems)
+            preferences.append(Preference(prompt, chosen, rejected, numbers, name, number, gold))
         except BadRow as error:
             if on_bad_row == "error":
                 raise
-            findings.append(Finding("bad row", number, str(error)))
+            problems.append(RowProblem("bad row", number, str(error)))
         except _Unusable as reason:
-            findings.append(Finding(reason.kind, number, reason.detail))
-    known = {*numeric, *_TEXTS}
-    ignored = sorted({key for row in rows for key in row} - known)
-    return Converted(made, layout, len(rows), tuple(findings), tuple(numeric), tuple(ignored))
+            problems.append(RowProblem(reason.kind, number, reason.detail))
+    ignored = sorted({key for row in rows for key in row} - {*numeric, *_NOT_NUMERIC})
+    return Converted(preferences, layout, len(rows), tuple(problems), tuple(numeric), tuple(ignored))
 
 
-def _mapped(raw: Sequence[Mapping[str, Any]], name: str, columns: Mapping[str, str]) -> bool:
+def _renamed(raw: Sequence[RawRow], name: str, columns: Mapping[str, str]) -> list[RawRow]:
+    """The rows with our names of columns in place of the data's."""
     present = {key for row in raw for key in row}
     for ours, theirs in columns.items():
         if theirs not in present:
             raise UnknownName(f"column of {name}", theirs, present, f" It was named for {ours!r}.")
-    return True
+    renamed: list[RawRow] = []
+    for row in raw:
+        rest = {**row}
+        named = {ours: rest.pop(theirs) for ours, theirs in columns.items() if theirs in rest}
+        renamed.append({**rest, **named})
+    return renamed
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    taken = {**row}
-    moved = {ours: taken.pop(theirs) for ours, theirs in columns.items() if theirs in taken}
-    return {**taken, **moved}
+def detect(rows: Sequence[RawRow], name: str) -> str:
+    """The layout of a data set, from the columns and types of its first 100 rows.
 
-
-def detect(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The layout of a data set, from the columns and types of its first rows.
+    Args:
+        rows: raw rows.
+        name: of the file or data set, for messages.
 
     Raises:
         UserError: a column is missing in all of them, or they are of a layout that is not read.
+
+    Example:
+        >>> detect([{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}], "rows")
+        'strings'
     """
-    first = rows[:_LOOKED_AT]
+    first = rows[:_DETECTED_FROM]
     present = sorted({key for row in first for key in row})
     for side in ("chosen", "rejected"):
         if side not in present:
             raise _missing(name, side, present)
-    answers, prompt = _usual(first, "chosen"), _usual(first, "prompt")
-    if "conversations" in present and _usual(first, "conversations") == "messages":
+    answers, prompt = _commonest_type(first, "chosen"), _commonest_type(first, "prompt")
+    if "conversations" in present and _commonest_type(first, "conversations") == "messages":
         return "conversations"
     if prompt == "messages":
         return "messages"
@@ -153,42 +163,36 @@ def detect(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     raise _missing(name, "prompt", present)
 
 
-def _usual(rows: Sequence[Mapping[str, Any]], column: str) -> str | None:
+def _commonest_type(rows: Sequence[RawRow], column: str) -> CellType | None:
     """The commonest type of a column's cells, or None if no row has it."""
-    shapes = [shape(row[column]) for row in rows if column in row]
-    full = [s for s in shapes if s in ("text", "messages")]
-    return max(sorted(set(full)), key=full.count) if full else (shapes[0] if shapes else None)
+    types = [cell_type(row[column]) for row in rows if column in row]
+    readable: list[CellType] = [one for one in types if one in ("text", "messages")]
+    if readable:
+        return max(sorted(set(readable)), key=readable.count)
+    return types[0] if types else None
 
 
 def _missing(name: str, column: str, present: Sequence[str]) -> UserError:
-    for names, what in _FOREIGN.items():
+    for names, what in _UNSUPPORTED.items():
         if set(names) <= set(present):
             return UserError(f"{name}: {what} cannot be read yet; make rows with prompt, chosen and rejected of it")
     guess = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
     example = guess[0] if guess else "NAME"
-    found = ", ".join(present) or "none"
     return UserError(
-        f'{name}: no column "{column}" (found: {found}). Name it with --set data.columns.{column}={example}'
+        f'{name}: no column "{column}" (its columns: {", ".join(present) or "none"}). Name it with --set data.columns.{column}={example}'
     )
 
 
-def _cell(place: Place, row: Mapping[str, Any], column: str) -> Any:
-    if column not in row:
-        found = f"is missing (the row has: {', '.join(row) or 'nothing'})"
-        raise place.bad(column, found, "add it, or remove the row")
-    return row[column]
-
-
-def _answer(place: Place, column: str, value: Any) -> list[Message]:
+def _answer(place: Place, column: str, value: object) -> list[Message]:
     """An answer as turns; plain text is one assistant turn."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": place.text(column, value)}]
     return place.turns(column, value)
 
 
-def _strings(place: Place, row: Mapping[str, Any]) -> Sides:
-    prompt, chosen, rejected = (place.text(c, _cell(place, row, c)) for c in ("prompt", "chosen", "rejected"))
-    if _unanswered(prompt):
+def _strings(place: Place, row: RawRow) -> Sides:
+    prompt, chosen, rejected = (place.text(c, place.cell(row, c)) for c in ("prompt", "chosen", "rejected"))
+    if _is_open_transcript(prompt):
         start = place.transcript("prompt", prompt.rstrip())[:-1]
         chosen, rejected = chosen.removeprefix(" "), rejected.removeprefix(" ")
     else:
@@ -196,29 +200,29 @@ def _strings(place: Place, row: Mapping[str, Any]) -> Sides:
     return [*start, {"role": "assistant", "content": chosen}], [*start, {"role": "assistant", "content": rejected}]
 
 
-def _unanswered(prompt: str) -> bool:
+def _is_open_transcript(prompt: object) -> bool:
     """Whether a prompt is a transcript that ends where the assistant is to speak."""
-    return prompt.rstrip().endswith("\n\nAssistant:") and is_transcript(prompt)
+    return isinstance(prompt, str) and prompt.rstrip().endswith("\n\nAssistant:") and is_transcript(prompt)
 
 
-def _transcript(place: Place, row: Mapping[str, Any]) -> Sides:
-    chosen, rejected = (place.transcript(c, _cell(place, row, c)) for c in ("chosen", "rejected"))
+def _transcript(place: Place, row: RawRow) -> Sides:
+    chosen, rejected = (place.transcript(c, place.cell(row, c)) for c in ("chosen", "rejected"))
     return _ordered(place, "chosen", chosen), _ordered(place, "rejected", rejected)
 
 
-def _messages(place: Place, row: Mapping[str, Any]) -> Sides:
-    prompt = place.turns("prompt", _cell(place, row, "prompt"))
+def _messages(place: Place, row: RawRow) -> Sides:
+    prompt = place.turns("prompt", place.cell(row, "prompt"))
     return _after(place, row, prompt)
 
 
-def _implicit(place: Place, row: Mapping[str, Any]) -> Sides:
-    chosen, rejected = (place.turns(c, _cell(place, row, c)) for c in ("chosen", "rejected"))
+def _implicit(place: Place, row: RawRow) -> Sides:
+    chosen, rejected = (place.turns(c, place.cell(row, c)) for c in ("chosen", "rejected"))
     return _ordered(place, "chosen", chosen), _ordered(place, "rejected", rejected)
 
 
-def _prompt_and_messages(place: Place, row: Mapping[str, Any]) -> Sides:
-    prompt = place.text("prompt", _cell(place, row, "prompt"))
-    sides = [place.turns(c, _cell(place, row, c)) for c in ("chosen", "rejected")]
+def _prompt_and_messages(place: Place, row: RawRow) -> Sides:
+    prompt = place.text("prompt", place.cell(row, "prompt"))
+    sides = [place.turns(c, place.cell(row, c)) for c in ("chosen", "rejected")]
     # The text is one of the user's turns where the lists hold the dialogue; which one differs between data sets.
     inside = [any(turn["role"] != "assistant" for turn in side) for side in sides]
     if not any(inside):
@@ -229,8 +233,8 @@ def _prompt_and_messages(place: Place, row: Mapping[str, Any]) -> Sides:
     return _ordered(place, "chosen", sides[0]), _ordered(place, "rejected", sides[1])
 
 
-def _conversations(place: Place, row: Mapping[str, Any]) -> Sides:
-    prompt = place.turns("conversations", _cell(place, row, "conversations"))
+def _conversations(place: Place, row: RawRow) -> Sides:
+    prompt = place.turns("conversations", place.cell(row, "conversations"))
     if row.get("tools"):
         raise place.bad("tools", "is not empty", "tool calls are not supported; remove the row")
     if row.get("system"):
@@ -238,11 +242,11 @@ def _conversations(place: Place, row: Mapping[str, Any]) -> Sides:
     return _after(place, row, prompt)
 
 
-def _after(place: Place, row: Mapping[str, Any], prompt: list[Message]) -> Sides:
+def _after(place: Place, row: RawRow, prompt: list[Message]) -> Sides:
     """Both dialogues in full, whether or not the sides repeat the prompt."""
     sides = []
     for column in ("chosen", "rejected"):
-        side = _answer(place, column, _cell(place, row, column))
+        side = _answer(place, column, place.cell(row, column))
         repeats = len(side) > len(prompt) and side[: len(prompt)] == prompt
         if not repeats and side[0]["role"] != "assistant" and len(side) > 1:
             raise _Unusable("prompts differ", f'the dialogue in "{column}" does not begin with the prompt')
@@ -263,7 +267,7 @@ def _comparison(chosen: list[Message], rejected: list[Message]) -> tuple[tuple[M
     while shared < most and chosen[shared] == rejected[shared]:
         shared += 1
     if len(chosen) != shared + 1 or len(rejected) != shared + 1:
-        detail = f"after {shared} shared turns {len(chosen) - shared} turns stand against {len(rejected) - shared}"
+        detail = f"after {shared} shared turns, chosen has {len(chosen) - shared} and rejected {len(rejected) - shared} turns"
         raise _Unusable("diverges before the last answer", detail)
     last = (chosen[-1], rejected[-1])
     if any(turn["role"] != "assistant" for turn in last):
@@ -272,19 +276,19 @@ def _comparison(chosen: list[Message], rejected: list[Message]) -> tuple[tuple[M
     return tuple(chosen[:shared]), last[0]["content"], last[1]["content"]
 
 
-def _gold(place: Place, row: Mapping[str, Any], layout: str, prompt: tuple[Message, ...]) -> str | None:
+def _gold(place: Place, row: RawRow, layout: str, prompt: tuple[Message, ...]) -> str | None:
     """The third answer, whether or not it repeats the prompt; None where the row has none."""
     value = row.get("gold")
     if value is None:
         return None
     if layout == "transcript" and is_transcript(value):
         turns = place.transcript("gold", value)
-    elif shape(value) == "messages":
+    elif cell_type(value) == "messages":
         turns = place.turns("gold", value)
     else:
         text = place.text("gold", value)
-        after_a_mark = layout == "transcript" or (layout == "strings" and _unanswered(row["prompt"]))
-        turns = [{"role": "assistant", "content": text.removeprefix(" ") if after_a_mark else text}]
+        follows_a_mark = layout == "transcript" or (layout == "strings" and _is_open_transcript(row["prompt"]))
+        turns = [{"role": "assistant", "content": text.removeprefix(" ") if follows_a_mark else text}]
     if tuple(turns[:-1]) not in ((), prompt):
         raise place.bad("gold", "does not begin with the prompt", "give the answer alone, as text or as one message")
     if turns[-1]["role"] != "assistant":
@@ -294,7 +298,8 @@ def _gold(place: Place, row: Mapping[str, Any], layout: str, prompt: tuple[Messa
     return turns[-1]["content"]
 
 
-LAYOUTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Sides]] = {
+# Name of a layout -> the function that reads both dialogues, the prompt included, from a row of it.
+LAYOUTS: Mapping[str, Callable[[Place, RawRow], Sides]] = {
     "strings": _strings,
     "transcript": _transcript,
     "messages": _messages,
@@ -304,23 +309,23 @@ LAYOUTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Sides]] = {
 }
 
 
-def _numeric_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns that hold nothing but numbers (as text, too: a table without types) and gaps."""
-    ruled_out: set[str] = set(_TEXTS)
-    found: dict[str, None] = {}
+def _numeric_columns(rows: Sequence[RawRow]) -> list[str]:
+    """Columns that hold nothing but gaps and numbers; CSV holds these as text."""
+    ruled_out: set[str] = set(_NOT_NUMERIC)
+    numeric: set[str] = set()
     for row in rows:
         for key, value in row.items():
             if key in ruled_out or value is None or value == "":
                 continue
-            # Scores are asked for by name: one that is no number is a bad row, not a column to forget.
+            # A score column is known by its name: a cell that is no number makes a bad row, not a column to ignore.
             if _number(value) is None and not key.startswith("score_"):
                 ruled_out.add(key)
             else:
-                found[key] = None
-    return sorted(key for key in found if key not in ruled_out)
+                numeric.add(key)
+    return sorted(numeric - ruled_out)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if not isinstance(value, int | float | str):
         return None
     try:
@@ -331,7 +336,7 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
-def _numbers(place: Place, row: Mapping[str, Any], numeric: Sequence[str], findings: list[Finding]) -> dict[str, float]:
+def _numbers(place: Place, row: RawRow, numeric: Sequence[str], problems: list[RowProblem]) -> dict[str, float]:
     numbers = {}
     for column in numeric:
         value = row.get(column)
@@ -343,5 +348,5 @@ def _numbers(place: Place, row: Mapping[str, Any], numeric: Sequence[str], findi
         elif column.startswith("score_"):
             raise place.bad(column, f"is {value!r}", "a finite number is expected; fill it in or remove the row")
         else:
-            findings.append(Finding("number not finite", place.row, f'"{column}" is {value!r}'))
+            problems.append(RowProblem("number not finite", place.row, f'"{column}" is {value!r}'))
     return numbers

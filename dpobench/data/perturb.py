@@ -1,82 +1,97 @@
-"""Training pairs as a study changes them: fewer, or with flipped labels."""
+"""Training pairs as a study changes them: fewer pairs, or flipped labels."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from dpobench.data.tokens import TokenPair
 
-Condition = Mapping[str, Any]
+# What a study changes about a run: the name of the study -> its value. Empty for the main experiment.
+Condition = Mapping[str, int | float]
 NOISE, SIZE = "label_noise", "train_size"
-# A column that speaks of the chosen answer against the other: turned round it is the other's chance.
+# Probability that the chosen answer wins against the other: after a flip it is that of the other, one minus it.
 _PROBABILITY = "win_probability"
 _SIDES = ("chosen", "rejected")
 
 
-def treated(pairs: Sequence[TokenPair], condition: Condition, seed: int) -> tuple[list[TokenPair], dict[str, int]]:
-    """The training pairs as a condition has them; held-out pairs are never given to this.
+def apply_condition(
+    pairs: Sequence[TokenPair], condition: Condition, seed: int
+) -> tuple[list[TokenPair], dict[str, int]]:
+    """The training pairs under a condition. Held-out pairs never pass through here.
 
     Args:
-        pairs: training pairs, with all that was prepared for the loss.
-        condition: of the run.
-        seed: of the run: every seed turns round, or takes, pairs of its own.
+        pairs: training pairs, with everything that was prepared for the loss.
+        condition: of the run. `label_noise` is the share of labels to flip, `train_size` a number of pairs; others are ignored.
+        seed: of the run: each seed flips, or takes, other pairs.
 
-    Returns: the pairs, and how many there are and, where labels were turned round, how many were.
+    Returns: the pairs, and their counts: `pairs`, and `flipped` where labels may be flipped.
+
+    Example:
+        >>> apply_condition([], {"label_noise": 0.1}, seed=0)
+        ([], {'pairs': 0, 'flipped': 0})
     """
-    kept = first(pairs, condition[SIZE], seed) if SIZE in condition else list(pairs)
+    subset = take_subset(pairs, int(condition[SIZE]), seed) if SIZE in condition else list(pairs)
     if NOISE not in condition:
-        return kept, {"pairs": len(kept)}
-    chosen = set(by_hash(kept, "flip", seed)[: round(condition[NOISE] * len(kept))])
-    found = [turned(pair) if place in chosen else pair for place, pair in enumerate(kept)]
-    return found, {"pairs": len(found), "flipped": len(chosen)}
+        return subset, {"pairs": len(subset)}
+    to_flip = set(hash_order(subset, "flip", seed)[: round(condition[NOISE] * len(subset))])
+    noisy = [flipped(pair) if place in to_flip else pair for place, pair in enumerate(subset)]
+    return noisy, {"pairs": len(noisy), "flipped": len(to_flip)}
 
 
-def first(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
-    """So many pairs, in the order they had: the first by hash, so that a smaller number is a part of a larger one."""
-    return [pairs[place] for place in sorted(by_hash(pairs, "size", seed)[:size])]
+def take_subset(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
+    """The first `size` pairs by hash, in their given order; a smaller subset lies within every larger one of the same seed."""
+    return [pairs[place] for place in sorted(hash_order(pairs, "size", seed)[:size])]
 
 
-def by_hash(pairs: Sequence[TokenPair], what: str, seed: int) -> list[int]:
-    """Places of the pairs in an order that depends on the seed and their ids alone; rows that are alike keep theirs."""
-    keys = [hashlib.sha256(f"{what}:{seed}:{pair.id}".encode()).digest() for pair in pairs]
+def hash_order(pairs: Sequence[TokenPair], purpose: str, seed: int) -> list[int]:
+    """Indices of the pairs in an order that depends on purpose, seed and ids alone; pairs of equal id keep their order."""
+    keys = [hashlib.sha256(f"{purpose}:{seed}:{pair.id}".encode()).digest() for pair in pairs]
     return sorted(range(len(pairs)), key=lambda place: (keys[place], place))
 
 
-def turned(pair: TokenPair) -> TokenPair:
-    """The pair with the other label: both sides change places, with all that belongs to them."""
+def flipped(pair: TokenPair) -> TokenPair:
+    """The pair with the opposite label: chosen and rejected change places, with everything that belongs to each."""
     return replace(
         pair,
         chosen=pair.rejected,
         rejected=pair.chosen,
         chosen_reference=pair.rejected_reference,
         rejected_reference=pair.chosen_reference,
-        columns=turned_columns(pair.columns),
+        columns=flipped_columns(pair.columns),
         extras={name: (rejected, chosen) for name, (chosen, rejected) in pair.extras.items()},
-        mismatched=None if pair.mismatched is None else turned(pair.mismatched),
+        mismatched=None if pair.mismatched is None else flipped(pair.mismatched),
     )
 
 
-def turned_columns(columns: Mapping[str, float]) -> dict[str, float]:
-    """Columns of a pair whose sides changed places: `score_chosen` and `score_rejected` do too, `win_probability` is one less it.
+def flipped_columns(columns: Mapping[str, float]) -> dict[str, float]:
+    """Columns of a flipped pair: the values of the two sides change places, and `win_probability` becomes one minus itself.
 
-    Whatever else there is belongs to the pair as a whole and stays.
+    Every other column belongs to the pair as a whole and stays.
+
+    Example:
+        >>> flipped_columns({"score_chosen": 3.0, "score_rejected": 1.0, "win_probability": 0.75, "weight": 2.0})
+        {'score_chosen': 1.0, 'score_rejected': 3.0, 'win_probability': 0.25, 'weight': 2.0}
     """
-    found = {name: columns[_other(name, columns) or name] for name in columns}
-    return found | ({_PROBABILITY: 1 - columns[_PROBABILITY]} if _PROBABILITY in columns else {})
+    exchanged = {name: columns[_opposite(name, columns) or name] for name in columns}
+    return exchanged | ({_PROBABILITY: 1 - columns[_PROBABILITY]} if _PROBABILITY in columns else {})
 
 
-def unsided(columns: Collection[str]) -> list[str]:
-    """Columns that stay as they are when a label is turned round."""
-    return [name for name in columns if name != _PROBABILITY and _other(name, columns) is None]
+def columns_of_the_pair(columns: Collection[str]) -> list[str]:
+    """Columns that stay the same when a label is flipped, because they belong to neither side.
+
+    Example:
+        >>> columns_of_the_pair(["score_chosen", "score_rejected", "win_probability", "confidence"])
+        ['confidence']
+    """
+    return [name for name in columns if name != _PROBABILITY and _opposite(name, columns) is None]
 
 
-def _other(name: str, columns: Collection[str]) -> str | None:
-    """The same column of the other side, where there is one."""
-    for here, there in (_SIDES, _SIDES[::-1]):
-        for end in (f"_{here}", f"{here}_"):
-            kept = name.removesuffix(end) if end.startswith("_") else name.removeprefix(end)
-            other = f"{kept}_{there}" if end.startswith("_") else f"{there}_{kept}"
-            if kept != name and other in columns:
-                return other
+def _opposite(name: str, columns: Collection[str]) -> str | None:
+    """The column of the other side, where there is one: `score_rejected` for `score_chosen`."""
+    for side, other_side in (_SIDES, _SIDES[::-1]):
+        for end in (f"_{side}", f"{side}_"):
+            stem = name.removesuffix(end) if end.startswith("_") else name.removeprefix(end)
+            opposite = f"{stem}_{other_side}" if end.startswith("_") else f"{other_side}_{stem}"
+            if stem != name and opposite in columns:
+                return opposite
     return None

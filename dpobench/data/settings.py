@@ -1,13 +1,13 @@
 """Settings of where preference pairs come from."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-if TYPE_CHECKING:
-    from dpobench.data.check import DataReport
 from dpobench.artifacts.settings import Settings
+from dpobench.data.check import DataReport
+from dpobench.data.reading import read
 
 
 class Data(Settings):
@@ -17,14 +17,15 @@ class Data(Settings):
         source: file, folder or hub name of the training pairs.
         heldout: the same for held-out pairs; without it a share of the prompts of `source` is held out.
         prompts: file of further held-out prompts; without it those of the held-out pairs.
-        split: split of a hub data set.
-        heldout_share: share of the prompts held out where `heldout` is not given.
+        split: split of a hub or saved data set.
+        heldout_share: share of the prompts, in (0, 1), held out where `heldout` is not given.
         format: layout, where it is not to be detected.
-        columns: column of the file for each column of ours.
-        template: "auto", "plain" or a Jinja file.
-        on_bad_row: "error", or "drop" and count.
-        most_lost: share of the rows that may be left out because their prompt is too long.
-        limit: most training pairs used, the first by hash.
+        columns: our name of a column -> its name in the file.
+        template: "auto" (the tokenizer's chat template if it has one, else "plain"), "plain" or a Jinja file.
+        on_bad_row: "error": the first malformed row ends the program; "drop": such rows are left out and counted.
+        most_lost: share of the rows, from 0 to 1, that may be left out because their prompt is too long or the template
+            refuses it.
+        limit: the most training pairs that are used, the first by hash.
     """
 
     source: str | None = None
@@ -39,20 +40,21 @@ class Data(Settings):
     most_lost: float = Field(0.1, ge=0, le=1)
     limit: int | None = Field(None, ge=1)
 
-    def read(self, source: str, control: Sequence[str]) -> "DataReport":
+    def read(self, source: str, control_tokens: Sequence[str]) -> DataReport:
         """Read preference pairs as these settings say.
 
         Args:
             source: file, folder or hub name.
-            control: control tokens of the model, which no text of the data may be taken for.
-        """
-        from dpobench.data.reading import read
+            control_tokens: texts the tokenizer would read as control tokens, to be counted in the data.
 
+        Raises:
+            UserError: the source cannot be read, or a row is malformed and `on_bad_row` is "error".
+        """
         return read(
             source,
             split=self.split,
             layout=self.format,
             columns=self.columns,
             on_bad_row=self.on_bad_row,
-            control=control,
+            control_tokens=control_tokens,
         )

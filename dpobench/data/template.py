@@ -1,11 +1,11 @@
-"""How a dialogue is written down for a model, and how that text becomes token ids without control ids from the data."""
+"""Dialogues as text for a model, and that text as token ids, where no text of the data becomes a control token."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 import jinja2
 
@@ -14,8 +14,62 @@ from dpobench.data.rows import Message
 from dpobench.errors import UserError
 
 _SPEAKERS = {"user": "Human: ", "assistant": "Assistant: "}
-# Two code points that Unicode reserves for such inner use: they mark where a text is cut before it is tokenised.
+# Two code points that Unicode reserves for internal use: they mark where a text is cut before it is tokenised.
 _CUT = "\ufdd0\ufdd1"
+
+
+class AddedToken(Protocol):
+    """A token that a tokenizer knows beside its vocabulary."""
+
+    @property
+    def content(self) -> str:
+        """Its text."""
+
+    @property
+    def special(self) -> bool:
+        """Whether it is a control token, which decoding may leave out."""
+
+
+class Tokenizer(Protocol):
+    """What tokenisation uses of a Hugging Face tokenizer (`transformers.PreTrainedTokenizerBase`)."""
+
+    chat_template: str | dict[str, str] | None
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Id of the begin token, if there is one."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the end token, if there is one."""
+
+    @property
+    def all_special_tokens(self) -> Sequence[str]:
+        """Texts of the control tokens that have a role, such as begin and end."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """Tokens beside the vocabulary by id."""
+
+    def get_chat_template(self) -> str:
+        """Jinja source of the default chat template; ValueError where there is none."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, chat_template: str, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        """Text of a dialogue."""
+
+    def __call__(
+        self, text: str | list[str], *, add_special_tokens: bool, return_attention_mask: bool, verbose: bool
+    ) -> Mapping[str, list[list[int]]]:
+        """Token ids of texts, under `input_ids`."""
+
+
+class TemplateRecord(TypedDict):
+    """A `Template` as JSON holds it."""
+
+    name: str
+    hash: str
 
 
 @dataclass(frozen=True)
@@ -35,16 +89,20 @@ class Template:
         """Content key: two templates of one hash write the same text."""
         return digest("template", self.source if self.source is not None else "plain-1")
 
+    def to_json(self) -> TemplateRecord:
+        """Name and hash."""
+        return {"name": self.name, "hash": self.hash}
 
-def resolve_template(tokenizer: Any, template: str = "auto") -> Template:
-    """The template a word stands for.
+
+def resolve_template(tokenizer: Tokenizer, template: str = "auto") -> Template:
+    """The template that a setting names.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         template: "auto" (the tokenizer's chat template if it has one, else "plain"), "plain", or a Jinja file.
 
     Raises:
-        UserError: no such file, or the tokenizer has several templates and none called default.
+        UserError: no such file, or one that is no Jinja; or the tokenizer has several templates and none called default.
     """
     if template == "auto":
         if not tokenizer.chat_template:
@@ -74,7 +132,7 @@ def _without_generation(source: str) -> str:
     return re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "auto") -> str:
+def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: str = "auto") -> str:
     r"""The prompt as text, up to the point where the answer begins.
 
     The plain template, for models without a chat template, writes `Human: ...\n\nAssistant: ...\n\nHuman: ...\n\nAssistant:`
@@ -97,14 +155,14 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
 
 
 def refused(error: jinja2.TemplateError) -> UserError:
-    """What to say when a template raises."""
+    """The error to raise when a template raises."""
     return UserError(
         f"the chat template refuses the dialogue: {error}; mend the row, or give --set data.template=plain or =FILE"
     )
 
 
-def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts that the tokenizer reads as control tokens, wherever they stand, longest first."""
+def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Texts that the tokenizer reads as control tokens anywhere in a text, longest first."""
     added = {str(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special}
     texts = {text for text in added | set(tokenizer.all_special_tokens) if len(text) > 1}
     return tuple(sorted(texts, key=lambda text: (-len(text), text)))
@@ -116,9 +174,13 @@ class Writer:
 
     A control token's text inside a message is cut between all its characters before tokenisation, and so becomes ordinary
     tokens that decode to the same text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an end token.
+        template: how dialogues are written.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     template: Template
 
     @cached_property
@@ -138,7 +200,7 @@ class Writer:
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The prompt's text, with marks where it must be cut."""
-        return self._written([self._neutral(turn) for turn in messages], asks=True)
+        return self._rendered([self._neutral(turn) for turn in messages], open_answer=True)
 
     def answer(self, messages: Sequence[Message], content: str, prompt: str) -> str:
         """What follows the prompt's text when an answer is given, with marks where it must be cut.
@@ -147,7 +209,7 @@ class Writer:
             UserError: the template writes the prompt differently once it is answered.
         """
         turns = [self._neutral(turn) for turn in (*messages, {"role": "assistant", "content": content})]
-        full = self._written(turns, asks=False)
+        full = self._rendered(turns, open_answer=False)
         if not full.startswith(prompt):
             at = next(
                 (i for i, (a, b) in enumerate(zip(full, prompt, strict=False)) if a != b), min(len(full), len(prompt))
@@ -158,65 +220,82 @@ class Writer:
             )
         return full[len(prompt) :]
 
-    def _written(self, turns: Sequence[Message], *, asks: bool) -> str:
+    def _rendered(self, turns: Sequence[Message], *, open_answer: bool) -> str:
+        """The dialogue as text; `open_answer` ends it where the assistant's answer begins."""
         if self.template.source is not None:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns],
                 chat_template=self.template.source,
                 tokenize=False,
-                add_generation_prompt=asks,
+                add_generation_prompt=open_answer,
             )
             return text
         parts = [_SPEAKERS.get(turn["role"], "") + turn["content"] for turn in turns]
-        return "\n\n".join([*parts, "Assistant:"] if asks else parts)
+        return "\n\n".join([*parts, "Assistant:"] if open_answer else parts)
 
     @cached_property
-    def begins_itself(self) -> bool:
-        """Whether the tokenizer puts a begin token before a text of its own accord."""
+    def adds_begin_token(self) -> bool:
+        """Whether the tokenizer puts a begin token before each text by default."""
         begin = self.tokenizer.bos_token_id
-        return begin is not None and self.tokenizer("a")["input_ids"][:1] == [begin]
+        return begin is not None and self._ids(["a"], add_special_tokens=True)[0][:1] == [begin]
 
     @cached_property
     def _lead(self) -> list[int]:
-        """Ids of a line break, if it takes one before a text to keep the tokenizer from inventing a blank there."""
-        lead, alone = self._raw(["\n"])[0], self._raw(["a"])[0]
-        inside = self._raw(["\na"])[0]
+        """Ids of a line break, if one must come before a text lest the tokenizer insert a blank there; else none."""
+        lead, alone = self._ids(["\n"])[0], self._ids(["a"])[0]
+        inside = self._ids(["\na"])[0]
         return lead if inside[: len(lead)] == lead and inside[len(lead) :] != alone else []
 
-    def _raw(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         if not texts:
             return []
-        read = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return list(read["input_ids"])
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+        )
+        return encoded["input_ids"]
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts: one begin token if the tokenizer or the template gives one, never two."""
         begin = self.tokenizer.bos_token_id
-        made = []
-        for ids in self._pieces(texts, inside=False):
+        prompts = []
+        for ids in self._pieces(texts, continues=False):
             start = next((i for i, token in enumerate(ids) if token != begin), len(ids))
-            made.append(([begin] if start or self.begins_itself else []) + ids[start:])
-        return made
+            if begin is not None and (start or self.adds_begin_token):
+                prompts.append([begin, *ids[start:]])
+            else:
+                prompts.append(ids[start:])
+        return prompts
 
     def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of answers with one end token: what a template writes after its own is cut, a missing one is added."""
-        end = self.tokenizer.eos_token_id
-        made = self._pieces(texts, inside=True)
-        return [(ids[: ids.index(end)] if end in ids else ids) + [end] for ids in made]
+        """Ids of answers with one end token: what a template writes after the first is cut, a missing one is added.
 
-    def _pieces(self, texts: Sequence[str], *, inside: bool) -> list[list[int]]:
-        """Ids of texts, each tokenised piece by piece between its marks; `inside`: the first piece continues a text."""
+        Raises:
+            UserError: the tokenizer has no end token.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise UserError(
+                "the tokenizer has no end token (eos_token), so no answer could end; set eos_token in its tokenizer_config.json"
+            )
+        return [[*(ids[: ids.index(end)] if end in ids else ids), end] for ids in self._pieces(texts, continues=True)]
+
+    def _pieces(self, texts: Sequence[str], *, continues: bool) -> list[list[int]]:
+        """Ids of texts, each tokenised piece by piece between its marks; `continues`: the first piece continues a text."""
         pieces = [[piece for piece in text.split(_CUT) if piece] for text in texts]
         first = [row[0] if row else "" for row in pieces]
-        made = self._continued(first) if inside else self._raw(first)
+        first_ids = self._continued(first) if continues else self._ids(first)
         rest = iter(self._continued([piece for row in pieces for piece in row[1:]]))
-        return [ids + [token for _ in row[1:] for token in next(rest)] for ids, row in zip(made, pieces, strict=True)]
+        return [
+            ids + [token for _ in row[1:] for token in next(rest)] for ids, row in zip(first_ids, pieces, strict=True)
+        ]
 
     def _continued(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that follow another text: without a blank that the tokenizer would insert at a beginning."""
         lead = self._lead
         if not lead:
-            return self._raw(texts)
-        made = self._raw(["\n" + text for text in texts])
-        merged = [i for i, ids in enumerate(made) if ids[: len(lead)] != lead]
-        again = dict(zip(merged, self._raw([texts[i] for i in merged]), strict=True))
-        return [again[i] if i in again else ids[len(lead) :] for i, ids in enumerate(made)]
+            return self._ids(texts)
+        with_lead = self._ids(["\n" + text for text in texts])
+        # Where the line break and the text became one token, the lead cannot be cut off.
+        merged = [i for i, ids in enumerate(with_lead) if ids[: len(lead)] != lead]
+        alone = dict(zip(merged, self._ids([texts[i] for i in merged]), strict=True))
+        return [alone[i] if i in alone else ids[len(lead) :] for i, ids in enumerate(with_lead)]

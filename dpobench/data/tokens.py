@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 from dpobench.artifacts.files import digest, write_bytes
 from dpobench.errors import DpobenchError
 
+# Token ids, shape [tokens]; log-probabilities of tokens in nats, shape [tokens].
 Ids = npt.NDArray[np.int64]
 Logps = npt.NDArray[np.float32]
+_Number = TypeVar("_Number", np.int64, np.float32)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class TokenPair:
 
     Args:
         id: stable identity of the row.
-        prompt: token ids both sides share, begin token and generation prompt included.
+        prompt: token ids that both sides share, begin token and generation prompt included.
         chosen: token ids of the preferred answer, its end token included iff the answer ended.
         rejected: the same of the other answer.
         columns: numeric extra columns of the data set.
@@ -33,6 +36,11 @@ class TokenPair:
         extras: per-token constants of the chosen and rejected side, by the name a loss declared; neither stored nor hashed.
         mismatched: completions of another prompt under this prompt, with the reference's log-probabilities; neither stored
             nor hashed.
+
+    Example:
+        >>> pair = TokenPair("a", prompt=np.array([1, 2]), chosen=np.array([3, 4, 9]), rejected=np.array([5, 9]))
+        >>> pair.size
+        9
     """
 
     id: str
@@ -54,6 +62,10 @@ class TokenPair:
     def with_reference(self, chosen: Logps, rejected: Logps) -> "TokenPair":
         """The same pair with the reference's log-probabilities.
 
+        Args:
+            chosen: of each chosen token, nats.
+            rejected: of each rejected token, nats.
+
         Raises:
             DpobenchError: a log-probability is missing, positive or not finite.
         """
@@ -71,7 +83,7 @@ _REFERENCE = ("chosen_reference", "rejected_reference")
 
 def write_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:
     """Write pairs to a parquet file: one row a pair, lists of token ids and log-probabilities."""
-    columns: dict[str, Any] = {"id": [p.id for p in pairs]}
+    columns: dict[str, pa.Array | list[str]] = {"id": [p.id for p in pairs]}
     has_gold = any(p.gold is not None for p in pairs)
     for name in (*_LISTS, "gold") if has_gold else _LISTS:
         columns[name] = pa.array([getattr(p, name) for p in pairs], pa.list_(pa.int32()))
@@ -93,8 +105,8 @@ def read_pairs(path: Path) -> list[TokenPair]:
         if name.startswith("column.")
     }
     lists = {name: _arrays(table[name], np.int64) for name in _LISTS}
-    golds = _arrays(table["gold"], np.int64) if "gold" in table.column_names else [None] * len(table)
-    logps = {name: _arrays(table[name], np.float32) for name in _REFERENCE}
+    golds = _optional_arrays(table["gold"], np.int64) if "gold" in table.column_names else [None] * len(table)
+    logps = {name: _optional_arrays(table[name], np.float32) for name in _REFERENCE}
     return [
         TokenPair(
             id=identity,
@@ -110,11 +122,18 @@ def read_pairs(path: Path) -> list[TokenPair]:
     ]
 
 
-def _arrays(column: Any, dtype: Any) -> list[Any]:
+def _arrays(column: pa.ChunkedArray, dtype: type[_Number]) -> list[npt.NDArray[_Number]]:
+    """The lists of a column, one array a row; empty where the row has none."""
     chunk = column.combine_chunks()
     flat = chunk.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-    offsets, valid = chunk.offsets.to_numpy(), chunk.is_valid().to_numpy(zero_copy_only=False)
-    return [flat[offsets[i] : offsets[i + 1]] if valid[i] else None for i in range(len(chunk))]
+    offsets = chunk.offsets.to_numpy()
+    return [flat[start:end] for start, end in pairwise(offsets)]
+
+
+def _optional_arrays(column: pa.ChunkedArray, dtype: type[_Number]) -> list[npt.NDArray[_Number] | None]:
+    """The lists of a column, one array a row; None where the row has none."""
+    present = column.is_valid().to_pylist()
+    return [array if there else None for array, there in zip(_arrays(column, dtype), present, strict=True)]
 
 
 def pairs_hash(pairs: Sequence[TokenPair]) -> str:
@@ -122,7 +141,7 @@ def pairs_hash(pairs: Sequence[TokenPair]) -> str:
     return digest([_content(p) for p in pairs])
 
 
-def _content(pair: TokenPair) -> tuple[Any, ...]:
-    third = () if pair.gold is None else (pair.gold.tolist(),)
+def _content(pair: TokenPair) -> tuple[object, ...]:
+    gold = () if pair.gold is None else (pair.gold.tolist(),)
     sides = (pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist())
-    return (pair.id, *sides, dict(pair.columns), *third)
+    return (pair.id, *sides, dict(pair.columns), *gold)

@@ -357,7 +357,7 @@ def _write_plan(
         "states_probability": sorted({note["variant"] for note in notes if note["states_probability"]}),
         "baselines": sorted({note["variant"] for note in notes if note["baseline"]} - {control}),
         "given": {note["variant"]: note["given"] for note in notes},
-        "data": dict(inputs.note),
+        "data": dict(inputs.counts),
         "model_hash": inputs.model_hash,
         "reference": heldout.name,
         "training": "",

@@ -4,66 +4,55 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from dpobench.artifacts.files import building, folder_hash
-from dpobench.data.check import DataReport
-from dpobench.data.files import load
+from dpobench.data.check import DataReport, LengthBiasRecord
 from dpobench.data.prompts import Prompt
-from dpobench.data.rows import Preference, prompt_id
+from dpobench.data.reading import read_dialogues
+from dpobench.data.rows import Message, Preference, prompt_id
 from dpobench.data.settings import Data
-from dpobench.data.split import hold_out, overlaps, question
-from dpobench.data.tokenise import TokenReport, tokenise, tokenise_prompt
+from dpobench.data.split import hold_out, overlapping
+from dpobench.data.template import Tokenizer
+from dpobench.data.tokenise import TokenRecord, TokenReport, tokenise, tokenise_prompt
 from dpobench.data.tokens import TokenPair
-from dpobench.errors import BadRow, UserError
+from dpobench.errors import UserError
 from dpobench.evaluation.objectives import read_objectives
 from dpobench.evaluation.registry import judges
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment
 from dpobench.models.checkpoint import load_tokenizer, model_hash, resolve
-
-
-def objective_pairs(
-    experiment: Experiment, tokenizer: Any, train: Sequence[Preference], say: Callable[[str], None]
-) -> dict[str, list[TokenPair]]:
-    """Held-out pairs of the objectives that are data sets, without those whose prompt was trained on.
-
-    Raises:
-        UserError: a file cannot be read, or nothing of it is left.
-    """
-    found = {}
-    asked = [question(row.prompt) for row in train]
-    for spec in read_objectives(experiment.evaluation.objectives, judges.names()):
-        if not spec.source:
-            continue
-        rows = _objective_rows(experiment, spec.source, tokenizer)
-        hits = {hit.heldout for hit in overlaps([question(row.prompt) for row in rows], asked)} if asked else set()
-        kept = sorted((row for at, row in enumerate(rows) if at not in hits), key=lambda row: row.id)
-        recipe = experiment.recipe
-        found[spec.name], _ = tokenise(
-            kept[: experiment.evaluation.heldout_pairs],
-            tokenizer,
-            template=experiment.data.template,
-            max_tokens=recipe.max_tokens,
-            max_prompt_tokens=recipe.max_prompt_tokens,
-            most_lost=experiment.data.most_lost,
-        )
-        if len({pair.prompt.tobytes() for pair in found[spec.name]}) < 4:
-            raise UserError(
-                f"objective {spec.name}: {spec.source} leaves {len(found[spec.name])} pairs, {len(hits)} of {len(rows)} share a prompt "
-                "with the training pairs; 4 prompts are needed at least"
-            )
-        say(
-            f"objective {spec.name}: {len(found[spec.name]):,} held-out pairs, {len(hits):,} left out: their prompts are trained on"
-        )
-    return found
-
-
-def _objective_rows(experiment: Experiment, source: str, tokenizer: Any) -> Sequence[Preference]:
-    return experiment.data.read(source, tokenizer.all_special_tokens).require_usable().kept
-
+from dpobench.synthetic import embedded
 
 Say = Callable[[str], None]
+
+
+class SourceCounts(TypedDict):
+    """What was counted while one data set was read, as plan and report hold it: of each problem one line."""
+
+    name: str
+    layout: str
+    read: int
+    prompts: int
+    length: LengthBiasRecord | None
+    kept: int
+    problems: dict[str, str] | Literal["none"]
+
+
+class DataCounts(TypedDict, total=False):
+    """What was counted while the data of an experiment were read; a data set that was not read is left out.
+
+    `overlap` and `prompts_overlap` are numbers of held-out rows and of held-out prompts that were left out because they are training
+    prompts too; `prompts` are the numbers of prompts on each side of the split.
+    """
+
+    train: SourceCounts
+    heldout: SourceCounts
+    overlap: int
+    tokens: TokenRecord
+    heldout_tokens: TokenRecord
+    prompts_overlap: int
+    prompts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -77,9 +66,9 @@ class Inputs:
         heldout: held-out pairs.
         prompts: held-out prompts.
         evaluation: how to score, local tasks included.
-        note: counts and findings, for plan and report.
-        asked: prompts of the training pairs, each once, in their order.
-        objectives: held-out pairs of the aims that are data sets.
+        counts: what was counted while the data were read, for plan and report.
+        training_prompts: prompts of the training pairs, each once, in their order.
+        objectives: held-out pairs of the objectives that are data sets.
     """
 
     model: Path
@@ -88,8 +77,8 @@ class Inputs:
     heldout: Sequence[TokenPair]
     prompts: Sequence[Prompt]
     evaluation: Evaluation
-    note: Mapping[str, Any]
-    asked: Sequence[Prompt] = ()
+    counts: DataCounts
+    training_prompts: Sequence[Prompt] = ()
     objectives: Mapping[str, Sequence[TokenPair]] = field(default_factory=dict)
 
 
@@ -97,9 +86,9 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
     """Read and check everything an experiment needs.
 
     Args:
-        experiment: what was asked for.
+        experiment: what is to be run.
         out: its folder.
-        cache: where an embedded default is kept between experiments.
+        cache: where embedded defaults are stored between experiments.
         say: shows a line to the user.
 
     Raises:
@@ -113,39 +102,47 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
     model = resolve(experiment.model)
     tokenizer = load_tokenizer(model)
     _check_context(model, experiment)
-    train, heldout, note = _rows(experiment.data, experiment.evaluation, tokenizer, say)
-    tokens, report = _tokens(train, tokenizer, experiment)
-    note["tokens"] = report.to_json()
+    train, heldout, counts = _divided_rows(experiment.data, experiment.evaluation, tokenizer, say)
+    train_pairs, report = _tokenised(train, tokenizer, experiment)
+    counts["tokens"] = report.to_json()
     for line in report.lines():
         say(line)
-    held, report = _tokens(heldout, tokenizer, experiment)
-    note["heldout_tokens"] = report.to_json()
-    if len(tokens) < experiment.recipe.batch:
+    heldout_pairs, report = _tokenised(heldout, tokenizer, experiment)
+    counts["heldout_tokens"] = report.to_json()
+    if len(train_pairs) < experiment.recipe.batch:
         raise UserError(
-            f"recipe.batch = {experiment.recipe.batch}, but there are {len(tokens)} training pairs; choose a smaller batch"
+            f"recipe.batch = {experiment.recipe.batch}, but there are {len(train_pairs)} training pairs; choose a smaller batch"
         )
     prompts = _prompts(experiment, heldout, tokenizer)
     if experiment.data.prompts is not None:
-        prompts, note["prompts_overlap"] = _without_overlap(prompts, train)
-        if note["prompts_overlap"]:
-            say(f"{note['prompts_overlap']} held-out prompts left out: they are training prompts too")
-    note["prompts"] = _split_counts(prompts)
-    say(f"{len(tokens):,} training pairs, {len(held):,} held-out pairs, {len(prompts):,} held-out prompts")
-    asked, aimed = _asked(train, tokens), objective_pairs(experiment, tokenizer, train, say)
-    return Inputs(model, model_hash(model), tokens, held, prompts, experiment.evaluation, note, asked, aimed)
-
-
-def _asked(rows: Sequence[Preference], tokens: Sequence[TokenPair]) -> list[Prompt]:
-    ids = {pair.id: tuple(pair.prompt.tolist()) for pair in tokens}
-    found: dict[str, Prompt] = {}
-    for row in rows:
-        if row.id in ids:
-            found.setdefault(row.prompt_id, Prompt(row.prompt_id, tuple(row.prompt), ids[row.id]))
-    return list(found.values())
+        hits = overlapping((prompt.messages for prompt in prompts), (row.prompt for row in train))
+        prompts = [prompt for index, prompt in enumerate(prompts) if index not in hits]
+        counts["prompts_overlap"] = len(hits)
+        if hits:
+            say(f"{len(hits)} held-out prompts left out: they are training prompts too")
+    counts["prompts"] = _split_counts(prompts)
+    say(
+        f"{len(train_pairs):,} training pairs, {len(heldout_pairs):,} held-out pairs, {len(prompts):,} held-out prompts"
+    )
+    return Inputs(
+        model,
+        model_hash(model),
+        train_pairs,
+        heldout_pairs,
+        prompts,
+        experiment.evaluation,
+        counts,
+        _training_prompts(train, train_pairs),
+        objective_pairs(experiment, tokenizer, train, say),
+    )
 
 
 def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inputs:
     """Read what scoring alone needs: all rows of `data.source` are held out, nothing is trained.
+
+    Args:
+        experiment: what is to be scored; its `model` and `data.source` are given.
+        say: shows a line to the user.
 
     Raises:
         UserError: model, data or settings cannot be used.
@@ -155,16 +152,65 @@ def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inpu
     model = resolve(experiment.model)
     tokenizer = load_tokenizer(model)
     report = _read(experiment.data.source, experiment.data, tokenizer, say)
-    rows = sorted(report.kept, key=lambda row: row.id)[: experiment.evaluation.heldout_pairs]
-    held, tokens = _tokens(rows, tokenizer, experiment)
-    note = {"heldout": _counts(report), "heldout_tokens": tokens.to_json()}
+    rows = sorted(report.rows, key=lambda row: row.id)[: experiment.evaluation.heldout_pairs]
+    pairs, token_report = _tokenised(rows, tokenizer, experiment)
     prompts = _prompts(experiment, rows, tokenizer)
-    note["prompts"] = _split_counts(prompts)
-    aimed = objective_pairs(experiment, tokenizer, (), say)
-    return Inputs(model, model_hash(model), (), held, prompts, experiment.evaluation, note, objectives=aimed)
+    counts: DataCounts = {
+        "heldout": _source_counts(report),
+        "heldout_tokens": token_report.to_json(),
+        "prompts": _split_counts(prompts),
+    }
+    objectives = objective_pairs(experiment, tokenizer, (), say)
+    return Inputs(model, model_hash(model), (), pairs, prompts, experiment.evaluation, counts, objectives=objectives)
 
 
-def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) -> tuple[list[TokenPair], TokenReport]:
+def objective_pairs(
+    experiment: Experiment, tokenizer: Tokenizer, train: Sequence[Preference], say: Say
+) -> dict[str, list[TokenPair]]:
+    """Held-out pairs of the objectives that are data sets, without those whose prompt is trained on.
+
+    Args:
+        experiment: whose objectives, by name.
+        tokenizer: of the start policy.
+        train: training rows; none where nothing is trained.
+        say: shows a line to the user.
+
+    Raises:
+        UserError: a file cannot be read, or fewer than four prompts of it are left.
+    """
+    pairs_of = {}
+    for spec in read_objectives(experiment.evaluation.objectives, judges.names()):
+        if not spec.source:
+            continue
+        rows = experiment.data.read(spec.source, tokenizer.all_special_tokens).require_usable().rows
+        hits = overlapping((row.prompt for row in rows), (row.prompt for row in train))
+        clean = sorted((row for index, row in enumerate(rows) if index not in hits), key=lambda row: row.id)
+        pairs, _ = _tokenised(clean[: experiment.evaluation.heldout_pairs], tokenizer, experiment)
+        if len({pair.prompt.tobytes() for pair in pairs}) < 4:
+            raise UserError(
+                f"objective {spec.name}: {spec.source} leaves {len(pairs)} pairs, {len(hits)} of {len(rows)} share a prompt "
+                "with the training pairs; 4 prompts are needed at least"
+            )
+        say(
+            f"objective {spec.name}: {len(pairs):,} held-out pairs, {len(hits):,} left out: their prompts are trained on"
+        )
+        pairs_of[spec.name] = pairs
+    return pairs_of
+
+
+def _training_prompts(rows: Sequence[Preference], pairs: Sequence[TokenPair]) -> list[Prompt]:
+    """Prompts of the rows that became pairs, each once."""
+    token_ids = {pair.id: tuple(pair.prompt.tolist()) for pair in pairs}
+    prompts: dict[str, Prompt] = {}
+    for row in rows:
+        if row.id in token_ids:
+            prompts.setdefault(row.prompt_id, Prompt(row.prompt_id, row.prompt, token_ids[row.id]))
+    return list(prompts.values())
+
+
+def _tokenised(
+    rows: Sequence[Preference], tokenizer: Tokenizer, experiment: Experiment
+) -> tuple[list[TokenPair], TokenReport]:
     return tokenise(
         rows,
         tokenizer,
@@ -176,7 +222,7 @@ def _tokens(rows: Sequence[Preference], tokenizer: Any, experiment: Experiment) 
 
 
 def _split_counts(prompts: Sequence[Prompt]) -> dict[str, int]:
-    """How many prompts choose and how many are reported; at least two each."""
+    """How many prompts are on each side of the split, at least two each."""
     counts = {split: sum(prompt.split == split for prompt in prompts) for split in ("selection", "test")}
     if min(counts.values()) < 2:
         raise UserError(
@@ -185,16 +231,8 @@ def _split_counts(prompts: Sequence[Prompt]) -> dict[str, int]:
     return counts
 
 
-def _without_overlap(prompts: Sequence[Prompt], train: Sequence[Preference]) -> tuple[list[Prompt], int]:
-    texts = [question(prompt.messages) for prompt in prompts]
-    hits = {hit.heldout for hit in overlaps(texts, [question(row.prompt) for row in train])}
-    return [prompt for index, prompt in enumerate(prompts) if index not in hits], len(hits)
-
-
 def _with_world(experiment: Experiment, out: Path, cache: Path, say: Say) -> Experiment:
-    """Build the embedded default, or find it in the cache, and lay its files into the experiment's folder."""
-    from dpobench.synthetic import embedded
-
+    """Build the embedded default, or take it from the cache, and copy its files into the experiment's folder."""
     say("embedded default: building its world and base model, or finding them in the cache")
     built = embedded.build(experiment.world, cache)
     world = out / "world"
@@ -231,74 +269,62 @@ def _check_context(model: Path, experiment: Experiment) -> None:
         )
 
 
-def _read(source: str, data: Data, tokenizer: Any, say: Say) -> DataReport:
+def _read(source: str, data: Data, tokenizer: Tokenizer, say: Say) -> DataReport:
     report = data.read(source, tokenizer.all_special_tokens)
     for line in report.lines():
         say(line)
     return report.require_usable()
 
 
-def _counts(report: DataReport) -> dict[str, Any]:
-    """What the report of an experiment says of a data set: counts, one line a problem."""
-    problems = {problem.kind: f"{problem.count:,} rows, action: {problem.action}" for problem in report.problems}
-    told = {key: value for key, value in report.to_json().items() if key not in ("columns", "ignored", "problems")}
-    return told | {"problems": problems or "none"}
+def _source_counts(report: DataReport) -> SourceCounts:
+    record = report.to_json()
+    return {
+        "name": record["name"],
+        "layout": record["layout"],
+        "read": record["read"],
+        "prompts": record["prompts"],
+        "length": record["length"],
+        "kept": record["kept"],
+        # The report of the experiment reads these lines.
+        "problems": {p.kind: f"{p.count:,} rows, action: {p.action}" for p in report.problems} or "none",
+    }
 
 
-def _rows(
-    data: Data, evaluation: Evaluation, tokenizer: Any, say: Say
-) -> tuple[list[Preference], list[Preference], dict[str, Any]]:
-    """Training and held-out rows, disjoint in their prompts."""
+def _divided_rows(
+    data: Data, evaluation: Evaluation, tokenizer: Tokenizer, say: Say
+) -> tuple[list[Preference], list[Preference], DataCounts]:
+    """Training and held-out rows, disjoint in their prompts, and what was counted."""
     assert data.source is not None
     report = _read(data.source, data, tokenizer, say)
-    note: dict[str, Any] = {"train": _counts(report)}
+    counts: DataCounts = {"train": _source_counts(report)}
     if data.heldout is None:
-        train, heldout = hold_out(report.kept, data.heldout_share, seed=0)
+        train, heldout = hold_out(report.rows, data.heldout_share, seed=0)
     else:
-        held = _read(data.heldout, data, tokenizer, say)
-        note["heldout"] = _counts(held)
-        train = list(report.kept)
-        hits = {
-            hit.heldout
-            for hit in overlaps([question(row.prompt) for row in held.kept], [question(row.prompt) for row in train])
-        }
-        heldout = [row for index, row in enumerate(held.kept) if index not in hits]
-        note["overlap"] = len(hits)
+        train = list(report.rows)
+        heldout_report = _read(data.heldout, data, tokenizer, say)
+        counts["heldout"] = _source_counts(heldout_report)
+        hits = overlapping((row.prompt for row in heldout_report.rows), (row.prompt for row in train))
+        heldout = [row for index, row in enumerate(heldout_report.rows) if index not in hits]
+        counts["overlap"] = len(hits)
         if hits:
             say(f"{len(hits)} held-out rows left out: their prompts are training prompts too")
-    by_hash = sorted(train, key=lambda row: row.id) if data.limit else train
-    kept = sorted(heldout, key=lambda row: row.id)[: evaluation.heldout_pairs]
-    return by_hash[: data.limit], kept, note
+    if data.limit:
+        train = sorted(train, key=lambda row: row.id)[: data.limit]
+    return train, sorted(heldout, key=lambda row: row.id)[: evaluation.heldout_pairs], counts
 
 
-def _prompts(experiment: Experiment, heldout: Sequence[Preference], tokenizer: Any) -> list[Prompt]:
+def _prompts(experiment: Experiment, heldout: Sequence[Preference], tokenizer: Tokenizer) -> list[Prompt]:
     """Held-out prompts: those of a file, or those of the held-out pairs; each once, short enough, the first by hash."""
-    found: dict[str, tuple[tuple[Any, ...], str | None]] = {}
+    dialogues: dict[str, tuple[tuple[Message, ...], str | None]] = {}
     if experiment.data.prompts is not None:
-        raw, name = load(experiment.data.prompts)
-        for number, asked in enumerate(raw):
-            messages = _messages(asked.get("prompt"), name, number)
-            found.setdefault(prompt_id(messages), (messages, None))
+        for messages in read_dialogues(experiment.data.prompts):
+            dialogues.setdefault(prompt_id(messages), (messages, None))
     else:
         for row in heldout:
-            found.setdefault(row.prompt_id, (row.prompt, row.chosen))
+            dialogues.setdefault(row.prompt_id, (row.prompt, row.chosen))
     prompts = []
-    for identity in sorted(found):
-        messages, chosen = found[identity]
-        ids = tokenise_prompt(messages, tokenizer, experiment.data.template)
-        if len(ids) <= experiment.recipe.max_prompt_tokens:
-            prompts.append(Prompt(identity, tuple(messages), tuple(ids), chosen))
+    for identity, (messages, chosen) in sorted(dialogues.items()):
+        token_ids = tokenise_prompt(messages, tokenizer, experiment.data.template)
+        if len(token_ids) <= experiment.recipe.max_prompt_tokens:
+            prompts.append(Prompt(identity, messages, token_ids, chosen))
     return prompts[: experiment.evaluation.prompts]
-
-
-def _messages(prompt: Any, name: str, row: int) -> tuple[Any, ...]:
-    if isinstance(prompt, str) and prompt.strip():
-        return ({"role": "user", "content": prompt},)
-    turns = prompt if isinstance(prompt, list) else []
-    if not turns or not all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns):
-        raise BadRow(name, row, "prompt", f"is {prompt!r:.60}", "a text or a list of messages is expected")
-    if turns[-1].get("role") != "user":
-        raise BadRow(
-            name, row, "prompt", f"ends with role {turns[-1].get('role')!r}", "the last message must be the user's"
-        )
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)

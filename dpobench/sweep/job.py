@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dpobench.artifacts import provenance, scores
 from dpobench.artifacts.files import MANIFEST, building, publish, read_json, seal, sealed, verify, write_json
-from dpobench.data.perturb import treated
+from dpobench.data.perturb import apply_condition
 from dpobench.data.tokens import TokenPair, read_pairs
 from dpobench.errors import Diverged, DpobenchError
 from dpobench.evaluation import judge_cache
@@ -111,7 +111,9 @@ def _completed(folder: Path, needs: tuple[tuple[str, Path], ...]) -> list[TokenP
 
 def training_pairs(job: Job) -> tuple[list[TokenPair], dict[str, Any]]:
     """The pairs a run is trained on, and what `run.json` says of them."""
-    pairs, told = treated(_completed(job.shared, tuple(sorted(job.needs.items()))), job.run.condition, job.run.seed)
+    pairs, told = apply_condition(
+        _completed(job.shared, tuple(sorted(job.needs.items()))), job.run.condition, job.run.seed
+    )
     made = job.shared / COUNTS
     return pairs, told | ({"answered": read_json(made)} if job.predecessor else {})
 

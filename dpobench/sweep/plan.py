@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from dpobench.artifacts.files import building, folder_hash, read_json, write_json
-from dpobench.data.perturb import Condition, unsided
+from dpobench.data.perturb import Condition, columns_of_the_pair
 from dpobench.errors import UserError
 from dpobench.evaluation.plan import Plan, plan
 from dpobench.evaluation.settings import Evaluation
@@ -95,7 +95,7 @@ def plan_jobs(
     losses = {name: variants.get(name) for name in experiment.variants}
     _check(experiment, inputs, losses)
     if experiment.studies.label_noise and (
-        left := unsided({name: 0 for loss in losses.values() for name in loss.columns})
+        left := columns_of_the_pair({name: 0 for loss in losses.values() for name in loss.columns})
     ):
         say(
             f"--label-noise: of the columns that losses read, {', '.join(left)} stay as they are where a label is turned round"
@@ -254,7 +254,7 @@ def _write_plan(
         "left_out": list(proper.scoring.left_out),
         "given": {name: beyond_pairs(variants.get(name)) for name in experiment.variants},
         "states_probability": [name for name in experiment.variants if variants.get(name).spec.states_probability],
-        "data": dict(proper.inputs.note),
+        "data": dict(proper.inputs.counts),
         "model_hash": proper.inputs.model_hash,
         "reference": proper.heldout.name,
         "training": runs[0].reference if runs else "",

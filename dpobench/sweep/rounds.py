@@ -64,12 +64,12 @@ def write_asked(inputs: Inputs, shared: Path) -> Path:
 
     Returns: their folder, beside that of the training pairs, named after their content.
     """
-    folder = shared.with_name(digest("asked", shared.name, [prompt.id for prompt in inputs.asked]))
+    folder = shared.with_name(digest("asked", shared.name, [prompt.id for prompt in inputs.training_prompts]))
     if not sealed(folder):
         golds = {pair.prompt.tobytes(): pair.gold.tolist() for pair in reversed(inputs.train) if pair.gold is not None}
-        keys = {prompt.id: np.asarray(prompt.token_ids, np.int64).tobytes() for prompt in inputs.asked}
+        keys = {prompt.id: np.asarray(prompt.token_ids, np.int64).tobytes() for prompt in inputs.training_prompts}
         with building(folder) as part:
-            write_prompts(part, inputs.asked)
+            write_prompts(part, inputs.training_prompts)
             write_json(part / GOLDS, {name: golds[key] for name, key in keys.items() if key in golds})
             seal(part)
     return folder

@@ -29,11 +29,11 @@ def without(row, column):
     return {key: value for key, value in row.items() if key != column}
 
 
-def said(content):
+def user_says(content):
     return [{"role": "user", "content": content}]
 
 
-# id: (good row, bad row, column, what was found, what to do)
+# id: (good row, bad row, column, what is wrong, what to do)
 BAD_ROWS = {
     "a column missing in one row": (STRINGS, without(STRINGS, "rejected"), "rejected", "is missing", "add it"),
     "an answer that is null": (STRINGS, {**STRINGS, "chosen": None}, "chosen", "is null", "remove the row"),
@@ -66,7 +66,7 @@ BAD_ROWS = {
     "text among messages": (MESSAGES, {**MESSAGES, "prompt": "q"}, "prompt", "is text where", "the same type"),
     "content that is null": (
         MESSAGES,
-        {**MESSAGES, "prompt": said(None)},
+        {**MESSAGES, "prompt": user_says(None)},
         "prompt[0].content",
         "is null",
         "fill it in",
@@ -78,24 +78,30 @@ BAD_ROWS = {
         "is null",
         "fill it in",
     ),
-    "content that is a number": (MESSAGES, {**MESSAGES, "prompt": said(1)}, "prompt[0].content", "number", "quotes"),
+    "content that is a number": (
+        MESSAGES,
+        {**MESSAGES, "prompt": user_says(1)},
+        "prompt[0].content",
+        "number",
+        "quotes",
+    ),
     "content with a surrogate": (
         MESSAGES,
-        {**MESSAGES, "prompt": said("\udfff")},
+        {**MESSAGES, "prompt": user_says("\udfff")},
         "prompt[0].content",
         "U+DFFF at character 0",
         "repair",
     ),
     "an image": (
         MESSAGES,
-        {**MESSAGES, "prompt": said([{"type": "image", "url": "x"}])},
+        {**MESSAGES, "prompt": user_says([{"type": "image", "url": "x"}])},
         "prompt[0].content[0]",
         "type image",
         "remove the row",
     ),
     "a part without text": (
         MESSAGES,
-        {**MESSAGES, "prompt": said([{"type": "text"}])},
+        {**MESSAGES, "prompt": user_says([{"type": "text"}])},
         "prompt[0].content[0].text",
         "is null",
         "fill it in",
@@ -183,14 +189,14 @@ BAD_ROWS = {
     ),
     "a gold answer of the user": (
         MESSAGES,
-        {**MESSAGES, "gold": said("g")},
+        {**MESSAGES, "gold": user_says("g")},
         "gold",
         "ends with role user",
         "assistant's",
     ),
     "a gold answer to another prompt": (
         IMPLICIT,
-        {**IMPLICIT, "gold": [*said("other"), *ANSWERS["chosen"]]},
+        {**IMPLICIT, "gold": [*user_says("other"), *ANSWERS["chosen"]]},
         "gold",
         "does not begin with the prompt",
         "give the answer alone",
@@ -207,14 +213,14 @@ def written(folder, *rows, name="train.jsonl"):
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_names_file_row_column_and_remedy(case, tmp_path):
-    good, bad, column, found, remedy = BAD_ROWS[case]
+    good, bad, column, fault, remedy = BAD_ROWS[case]
     path = written(tmp_path, good, good, bad, good)
     with pytest.raises(BadRow) as refusal:
         read(path)
     message = str(refusal.value)
     assert message.startswith(f'{path} row 2: "{column}" ')
     what, todo = message.split("; ", 1)
-    assert found in what
+    assert fault in what
     assert remedy in todo
     assert (refusal.value.row, refusal.value.column) == (2, column)
     assert "\n" not in message
@@ -226,8 +232,8 @@ def test_a_bad_row_can_be_left_out_and_is_counted(case, tmp_path):
     report = read(written(tmp_path, good, bad, good), on_bad_row="drop").require_usable()
     problems = {p.kind: p.count for p in report.problems}
     assert problems["bad row"] == 1
-    assert report.read == 3
-    assert [row.row for row in report.kept] == [0]
+    assert report.rows_read == 3
+    assert [row.row for row in report.rows] == [0]
 
 
 def test_a_bad_first_row_does_not_decide_the_layout(tmp_path):
@@ -287,7 +293,7 @@ BAD_FILES = {
     "no column rejected": (
         "a.jsonl",
         lines(without(STRINGS, "rejected")),
-        r': no column "rejected" \(found: chosen, prompt\)\. Name it with --set data.columns.rejected=NAME',
+        r': no column "rejected" \(its columns: chosen, prompt\)\. Name it with --set data.columns.rejected=NAME',
     ),
     "a column of another name": (
         "a.jsonl",
@@ -380,7 +386,7 @@ def test_a_hub_name_without_network_says_what_was_tried(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"nobody/nothing: no file or folder.*only the local cache was asked: HF_HUB_OFFLINE"
+        UserError, match=r"nobody/nothing: no file or folder.*only the local cache was searched: HF_HUB_OFFLINE"
     ):
         load("nobody/nothing")
 

@@ -12,8 +12,8 @@ USER = {"role": "user", "content": "question"}
 
 
 def pair(number, chosen="yes", rejected="no", prompt=None, **columns):
-    asked = prompt if prompt is not None else ({"role": "user", "content": f"question {number}"},)
-    return Preference(asked, chosen, rejected, columns, "train.jsonl", number)
+    messages = prompt if prompt is not None else ({"role": "user", "content": f"question {number}"},)
+    return Preference(messages, chosen, rejected, columns, "train.jsonl", number)
 
 
 def many(count=100):
@@ -27,13 +27,13 @@ def counts(report):
 def test_sound_rows_are_kept_without_a_word():
     report = examine(many()).require_usable()
     assert counts(report) == {}
-    assert (report.read, len(report.kept), report.prompts) == (100, 100, 100)
+    assert (report.rows_read, len(report.rows), report.prompts) == (100, 100, 100)
 
 
 def test_few_identical_answers_are_dropped_and_counted():
     report = examine([*many(), pair(100, "same", "same")]).require_usable()
     assert counts(report) == {"identical answers": ("drop", 1)}
-    assert len(report.kept) == 100
+    assert len(report.rows) == 100
     assert report.problems[0].examples == ('row 100: "same"',)
 
 
@@ -60,7 +60,7 @@ def test_empty_answers_are_dropped_when_few_and_refused_when_many(chosen, reject
 def test_forty_equal_rows_are_one_pair_and_a_warning():
     report = examine([pair(i, prompt=(USER,)) for i in range(40)]).require_usable()
     assert counts(report) == {"duplicated pair": ("drop", 39), "few distinct rows": ("warn", 1)}
-    assert len(report.kept) == 1
+    assert len(report.rows) == 1
     assert "40 rows, 1 distinct" in "\n".join(report.lines())
 
 
@@ -98,7 +98,7 @@ def test_odd_prompts_are_kept_with_a_warning():
     rows = [pair(0, prompt=(USER, USER)), pair(1, prompt=({"role": "user", "content": " "},))]
     report = examine(rows).require_usable()
     assert counts(report) == {"empty prompt": ("warn", 1), "roles do not alternate": ("warn", 1)}
-    assert len(report.kept) == 2
+    assert len(report.rows) == 2
 
 
 def test_control_tokens_in_any_text_are_counted():
@@ -120,7 +120,7 @@ def test_length_alone_is_judged_on_pairs_of_unequal_length():
 def test_nothing_left_is_an_error_that_says_why():
     turns = [USER, {"role": "assistant", "content": "x"}, USER, {"role": "assistant", "content": "y"}]
     made = convert([{"chosen": turns, "rejected": [{"role": "user", "content": "other"}, turns[1]]}], "rows.jsonl")
-    report = examine(made.rows, name="rows.jsonl", findings=made.findings)
+    report = examine(made.rows, name="rows.jsonl", problems=made.problems)
     with pytest.raises(
         UserError, match=r"rows\.jsonl: none of 1 row can be used: drop .*diverge before the last answer"
     ):

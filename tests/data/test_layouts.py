@@ -109,7 +109,7 @@ def through_a_file(folder, rows):
 def test_a_comparison_survives_every_layout_without_loss(writer, tmp_path, rows):
     made = through_a_file(tmp_path, [{**writer(p), **p.columns} for p in rows])
     assert made.layout == WRITERS[writer]
-    assert not made.findings
+    assert not made.problems
     assert [p.id for p in made.rows] == [p.id for p in rows]
     assert [(p.prompt, p.chosen, p.rejected, p.columns) for p in made.rows] == [
         (p.prompt, p.chosen, p.rejected, p.columns) for p in rows
@@ -143,21 +143,21 @@ def test_a_gold_answer_is_read_beside_every_layout_in_every_form(writer, form, t
     made = through_a_file(tmp_path, rows)
     assert made.layout == WRITERS.get(writer, "strings")
     assert [row.gold for row in made.rows] == [None, "the best: \nof all ", None]
-    assert (made.columns, made.ignored, made.findings) == ((), (), ())
+    assert (made.columns, made.ignored, made.problems) == ((), (), ())
     assert made.rows[0].id == made.rows[2].id == p.id != made.rows[1].id
 
 
 def test_the_blank_after_a_mark_is_no_part_of_a_gold_answer():
     p = Preference(({"role": "user", "content": "Hi"},), "a", "b")
-    asked = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}
-    told = {
-        "after an open transcript": ({**asked, "gold": " A"}, "A"),
+    row = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}
+    cases = {
+        "after an open transcript": ({**row, "gold": " A"}, "A"),
         "beside whole transcripts": ({**as_transcript(p), "gold": " A"}, "A"),
         "as a whole transcript": ({**as_transcript(p), "gold": transcript([*p.prompt, assistant("A")])}, "A"),
         "after a plain prompt": ({**as_strings(p), "gold": " A"}, " A"),
     }
-    assert {name: convert([row], "rows").rows[0].gold for name, (row, _) in told.items()} == {
-        name: expected for name, (_, expected) in told.items()
+    assert {name: convert([one], "rows").rows[0].gold for name, (one, _) in cases.items()} == {
+        name: expected for name, (_, expected) in cases.items()
     }
 
 
@@ -199,13 +199,13 @@ def test_dialogues_that_part_before_the_last_answer_are_counted(writer):
     longer["rejected"] = writer(deep)["rejected"]
     made = convert([writer(good), longer], "rows")
     assert [p.row for p in made.rows] == [0]
-    assert [(f.kind, f.row) for f in made.findings] == [("diverges before the last answer", 1)]
+    assert [(f.kind, f.row) for f in made.problems] == [("diverges before the last answer", 1)]
 
 
 def test_a_prompt_that_is_not_in_the_dialogues_is_counted():
     good = Preference(({"role": "user", "content": "u"},), "a", "b")
     made = convert([as_prompt_and_messages(good), {**as_prompt_and_messages(good), "prompt": "other"}], "rows")
-    assert [(f.kind, f.row) for f in made.findings] == [("prompts differ", 1)]
+    assert [(f.kind, f.row) for f in made.problems] == [("prompts differ", 1)]
 
 
 def test_text_and_lists_of_single_answers_go_together():
@@ -309,7 +309,7 @@ def write_parquet(path):
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, write):
     write(tmp_path / name)
     report = read(str(tmp_path / name)).require_usable()
-    assert [(p.prompt[0]["content"], p.chosen, p.rejected, p.columns) for p in report.kept] == [
+    assert [(p.prompt[0]["content"], p.chosen, p.rejected, p.columns) for p in report.rows] == [
         (r["prompt"], r["chosen"], r["rejected"], {"score_chosen": r["score_chosen"]}) for r in ROWS
     ]
 

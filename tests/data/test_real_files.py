@@ -32,7 +32,7 @@ def say(capsys, lines):
         sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
-# name: layout, rows, kept, {problem: count}
+# name: layout, rows, usable, {problem: count}
 FILES = {
     "hh_harmless_test.jsonl.gz": (
         "transcript",
@@ -48,18 +48,18 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_real_file_is_read_checked_and_tokenised_in_full(name, folder, plain_tokenizer, capsys):
     path = str(path_of(folder, name))
-    layout, rows, kept, problems = FILES[name]
+    layout, rows, usable, problems = FILES[name]
     start = time.process_time()
-    report = read(path, control=control_tokens(plain_tokenizer)).require_usable()
-    assert (report.layout, report.read, len(report.kept)) == (layout, rows, kept)
+    report = read(path, control_tokens=control_tokens(plain_tokenizer)).require_usable()
+    assert (report.layout, report.rows_read, len(report.rows)) == (layout, rows, usable)
     assert {p.kind: p.count for p in report.problems} == problems
-    train, heldout = hold_out(report.kept, 0.1)
-    pairs, tokens = tokenise(report.kept, plain_tokenizer, max_tokens=40_000, max_prompt_tokens=30_000)
+    train, heldout = hold_out(report.rows, 0.1)
+    pairs, tokens = tokenise(report.rows, plain_tokenizer, max_tokens=40_000, max_prompt_tokens=30_000)
     spent = time.process_time() - start
-    assert len(pairs) == kept
+    assert len(pairs) == usable
     assert (tokens.dropped, tokens.cut_answers) == ({}, 0)
     assert {row.prompt_id for row in train}.isdisjoint({row.prompt_id for row in heldout})
-    assert 0.05 * kept < len(heldout) < 0.15 * kept
+    assert 0.05 * usable < len(heldout) < 0.15 * usable
     # Measured: 2 s; a quadratic step somewhere would take minutes.
     assert spent < 20
     say(capsys, [*report.lines(), *tokens.lines(), f"{spent:.2f} s of CPU; {len(heldout)} rows held out"])
@@ -80,9 +80,9 @@ def test_no_answer_text_stands_in_a_prompt_of_the_dialogues(folder, capsys):
     path = path_of(folder, "hh_harmless_test.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         raw = [json.loads(line) for line in stream]
-    kept = read(str(path)).require_usable().kept
+    usable = read(str(path)).require_usable().rows
     eaten = split_words = 0
-    for row in kept:
+    for row in usable:
         chosen, rejected = raw[row.row]["chosen"], raw[row.row]["rejected"]
         written = "".join(
             f"\n\n{'Human' if turn['role'] == 'user' else 'Assistant'}: {turn['content']}" for turn in row.prompt
@@ -98,13 +98,13 @@ def test_no_answer_text_stands_in_a_prompt_of_the_dialogues(folder, capsys):
         eaten += len(prefix.rstrip()) > answer_from
         after = chosen[len(prefix) :][:1] + rejected[len(prefix) :][:1]
         split_words += len(prefix) > answer_from and prefix[-1].isalpha() and any(map(str.isalpha, after))
-    assert len(kept) == 2303
+    assert len(usable) == 2303
     # The trap is in the data: a prefix of characters would have taken answer text in hundreds of these rows.
     assert (eaten, split_words) == (444, 197)
     say(
         capsys,
         [
-            f"{len(kept)} of {len(raw)} rows kept, 0 prompts with answer text",
+            f"{len(usable)} of {len(raw)} rows kept, 0 prompts with answer text",
             f"(a prefix of characters: {eaten} rows, in {split_words} of them within a word)",
         ],
     )
@@ -113,4 +113,4 @@ def test_no_answer_text_stands_in_a_prompt_of_the_dialogues(folder, capsys):
 def test_scores_of_a_real_file_come_along(folder):
     report = read(str(path_of(folder, "alpacaeval2_pairs.jsonl.gz")))
     assert report.columns == ("score_chosen", "score_rejected")
-    assert all(row.columns["score_chosen"] > row.columns["score_rejected"] for row in report.kept)
+    assert all(row.columns["score_chosen"] > row.columns["score_rejected"] for row in report.rows)

@@ -55,8 +55,8 @@ def test_a_gold_answer_stays_with_its_row_where_others_have_none_or_are_lost(pla
     rows = [asks(number=0), lost, asks("gold two", number=2), asks(number=3), asks("gold four", number=4)]
     pairs, report = tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=50, most_lost=0.5)
     # The plain template puts a blank between a prompt and its answer.
-    told = [None if p.gold is None else plain_tokenizer.decode(p.gold.tolist()) for p in pairs]
-    assert told == [None, " gold two<|end|>", None, " gold four<|end|>"]
+    golds = [None if p.gold is None else plain_tokenizer.decode(p.gold.tolist()) for p in pairs]
+    assert golds == [None, " gold two<|end|>", None, " gold four<|end|>"]
     assert report.dropped == {"prompt too long": 1}
 
 
@@ -143,6 +143,6 @@ def test_a_gold_column_in_a_file_reaches_the_tokens_and_is_not_called_unread(tmp
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     report = read(str(file), columns={"gold": "best"}).require_usable()
     assert report.ignored == ("topic",)
-    first, second = tokenise(report.kept, plain_tokenizer)[0]
+    first, second = tokenise(report.rows, plain_tokenizer)[0]
     assert first.gold is None
     assert plain_tokenizer.decode(second.gold.tolist()) == " the best<|end|>"

@@ -91,7 +91,7 @@ def test_a_template_that_writes_the_begin_token_is_enough(byte_level, tmp_path):
     file.write_text("{{ bos_token }}{% for m in messages %}{{ m['content'] }}\n{% endfor %}", encoding="utf-8")
     (pair,), report = tokenise([asks()], made, template=str(file))
     assert list(pair.prompt).count(made.bos_token_id) == 1
-    assert report.template["name"] == "t.jinja"
+    assert report.template.name == "t.jinja"
     # This template writes no end token: it is added after all it writes.
     assert text_of(made, pair.chosen) == "because\n</s>"
 
@@ -143,9 +143,9 @@ def test_answers_that_are_equal_once_cut_are_dropped_and_counted(plain_tokenizer
 def test_a_long_prompt_is_dropped_whole_and_never_cut(plain_tokenizer):
     rows = [*(asks(number=i) for i in range(19)), asks("long " * 99, number=19)]
     pairs, report = tokenise(rows, plain_tokenizer, max_tokens=200, max_prompt_tokens=50)
-    assert len(pairs) == report.kept == 19
+    assert len(pairs) == report.pairs == 19
     assert report.dropped == {"prompt too long": 1}
-    assert report.rows == report.kept + sum(report.dropped.values())
+    assert report.rows == report.pairs + sum(report.dropped.values())
 
 
 def test_more_than_ten_percent_long_prompts_are_an_error(plain_tokenizer):
@@ -192,13 +192,13 @@ def test_control_tokens_in_the_data_become_plain_text(tokenizer):
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    asked=st.lists(
+    pieces=st.lists(
         st.one_of(st.text(max_size=8), st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im", "_end|>"])), max_size=5
     ),
     answers=st.tuples(st.text(max_size=12), st.text(max_size=12)).filter(lambda a: a[0] != a[1] and all(a)),
 )
-def test_no_text_is_lost_and_no_control_id_comes_from_it(chat_tokenizer, asked, answers):
-    row = asks("".join(asked), *answers)
+def test_no_text_is_lost_and_no_control_id_comes_from_it(chat_tokenizer, pieces, answers):
+    row = asks("".join(pieces), *answers)
     (pair,), _ = tokenise([row], chat_tokenizer)
     assert text_of(chat_tokenizer, pair.chosen) == answers[0] + "<|im_end|>"
     assert text_of(chat_tokenizer, pair.prompt) == render_prompt(chat_tokenizer, row.prompt)
@@ -240,12 +240,12 @@ def test_a_missing_or_broken_template_is_named(plain_tokenizer, tmp_path):
 
 
 def test_auto_takes_the_chat_template_and_plain_does_not(chat_tokenizer, plain_tokenizer):
-    names = [
+    templates = [
         tokenise([asks()], t, template=w)[1].template for t, w in ((chat_tokenizer, "auto"), (chat_tokenizer, "plain"))
     ]
-    assert [name["name"] for name in names] == ["chat", "plain"]
-    assert names[0]["hash"] != names[1]["hash"]
-    assert tokenise([asks()], plain_tokenizer)[1].template == names[1]
+    assert [template.name for template in templates] == ["chat", "plain"]
+    assert templates[0].hash != templates[1].hash
+    assert tokenise([asks()], plain_tokenizer)[1].template == templates[1]
 
 
 def test_the_report_counts_what_is_there(plain_tokenizer, tmp_path):

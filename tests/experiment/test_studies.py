@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dpobench.data.perturb import first, treated, turned, turned_columns, unsided
+from dpobench.data.perturb import apply_condition, columns_of_the_pair, flipped, flipped_columns, take_subset
 from dpobench.data.prompts import Prompt
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError, UserError
@@ -31,7 +31,7 @@ RUN = Run(**PLAIN, learning_rate=1e-3, recipe=Recipe(), reference="key")
 
 def turned_ids(share, seed=0, count=90):
     pairs = tiny.rows(count)
-    found, told = treated(pairs, {"label_noise": share}, seed)
+    found, told = apply_condition(pairs, {"label_noise": share}, seed)
     changed = {p.id for p, q in zip(pairs, found, strict=True) if p.chosen is not q.chosen}
     assert told == {"pairs": count, "flipped": len(changed)}
     return changed
@@ -50,7 +50,7 @@ def test_a_pair_turned_round_at_a_small_share_is_turned_round_at_every_larger_on
 def test_seeds_turn_other_pairs_round_and_the_order_of_the_data_does_not_matter():
     assert turned_ids(0.3, seed=0) != turned_ids(0.3, seed=1)
     pairs = tiny.rows(90)
-    found, _ = treated(pairs[::-1], {"label_noise": 0.3}, 0)
+    found, _ = apply_condition(pairs[::-1], {"label_noise": 0.3}, 0)
     assert {p.id for p, q in zip(pairs[::-1], found, strict=True) if p.chosen is not q.chosen} == turned_ids(0.3)
 
 
@@ -62,32 +62,32 @@ def test_all_that_belongs_to_a_side_goes_with_it_and_twice_is_as_before():
     )
     pair = replace(pair, columns={"score_chosen": 3.0, "score_rejected": 1.0, "win_probability": 0.75, "weight": 2.0})
     pair = pair.with_reference(*logps)
-    other = turned(pair)
+    other = flipped(pair)
     assert (other.chosen is pair.rejected, other.rejected is pair.chosen, other.gold is pair.gold) == (True, True, True)
     assert other.chosen_reference is logps[1]
     assert other.extras["reference_entropy"][0] is logps[1]
     assert other.columns == {"score_chosen": 1.0, "score_rejected": 3.0, "win_probability": 0.25, "weight": 2.0}
-    assert turned(other) == pair
+    assert flipped(other) == pair
 
 
 def test_a_column_of_one_side_alone_and_one_of_neither_stay():
-    assert turned_columns({"score_chosen": 3.0, "chosen_length": 1.0, "rejected_length": 2.0}) == {
+    assert flipped_columns({"score_chosen": 3.0, "chosen_length": 1.0, "rejected_length": 2.0}) == {
         "score_chosen": 3.0,
         "chosen_length": 2.0,
         "rejected_length": 1.0,
     }
-    assert unsided(["score_chosen", "score_rejected", "win_probability", "confidence"]) == ["confidence"]
+    assert columns_of_the_pair(["score_chosen", "score_rejected", "win_probability", "confidence"]) == ["confidence"]
 
 
 def test_a_smaller_training_set_is_a_part_of_a_larger_one_in_the_same_order():
     pairs = tiny.rows(60)
     places = {pair.id: place for place, pair in enumerate(pairs)}
-    small, large = ([places[p.id] for p in first(pairs, size, seed=4)] for size in (20, 45))
+    small, large = ([places[p.id] for p in take_subset(pairs, size, seed=4)] for size in (20, 45))
     assert (len(small), len(large)) == (20, 45)
     assert set(small) < set(large)
     assert small == sorted(small)
-    assert small != [places[p.id] for p in first(pairs, 20, seed=5)]
-    assert treated(pairs, {"train_size": 20}, 4) == (first(pairs, 20, 4), {"pairs": 20})
+    assert small != [places[p.id] for p in take_subset(pairs, 20, seed=5)]
+    assert apply_condition(pairs, {"train_size": 20}, 4) == (take_subset(pairs, 20, 4), {"pairs": 20})
 
 
 def test_what_is_no_change_is_not_trained_twice():
@@ -251,7 +251,7 @@ def test_too_few_pairs_for_a_batch_are_counted_by_their_reasons(tmp_path):
     tiny.words().save_pretrained(start)
     prompts, _ = asked({"a": [], "b": [], "c": []})
     train = [replace(row, prompt=np.array([5, 6], np.int64)) for row in tiny.rows(4)]
-    inputs = SimpleNamespace(asked=prompts, train=train)
+    inputs = SimpleNamespace(training_prompts=prompts, train=train)
     folder = write_asked(inputs, tmp_path / "training")
     whole = Round(2, start, folder, 2, Evaluation(max_new_tokens=4), Recipe(batch=8), 0, "cpu")
 
