@@ -76,7 +76,7 @@ def work_of(file: str, most: int = 1024) -> Work:
     def size(text: str) -> int:
         return max(2, len(_PIECE.findall(text)))
 
-    rows = read(file).require_usable().kept
+    rows = read(file).require_usable().rows
     told = [(" ".join(str(turn["content"]) for turn in row.prompt), row.chosen, row.rejected) for row in rows]
     lengths = [(size(prompt), size(chosen), size(rejected)) for prompt, chosen, rejected in told]
     short = tuple(one for one in lengths if sum(one) <= most)

@@ -31,7 +31,7 @@ class AddedToken(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What tokenisation uses of a Hugging Face tokenizer (`transformers.PreTrainedTokenizerBase`)."""
+    """What dpobench uses of a Hugging Face tokenizer (`transformers.PreTrainedTokenizerBase`) to tokenise."""
 
     chat_template: str | dict[str, str] | None
 
@@ -42,6 +42,14 @@ class Tokenizer(Protocol):
     @property
     def eos_token_id(self) -> int | None:
         """Id of the end token, if there is one."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Id of the padding token, if there is one."""
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Id of the token for unknown text, if there is one."""
 
     @property
     def all_special_tokens(self) -> Sequence[str]:
@@ -63,6 +71,9 @@ class Tokenizer(Protocol):
         self, text: str | list[str], *, add_special_tokens: bool, return_attention_mask: bool, verbose: bool
     ) -> Mapping[str, list[list[int]]]:
         """Token ids of texts, under `input_ids`."""
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of ids, as the vocabulary spells them."""
 
 
 class TemplateRecord(TypedDict):
