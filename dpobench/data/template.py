@@ -33,7 +33,9 @@ class AddedToken(Protocol):
 class Tokenizer(Protocol):
     """What dpobench uses of a Hugging Face tokenizer (`transformers.PreTrainedTokenizerBase`) to tokenise."""
 
-    chat_template: str | dict[str, str] | None
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """Jinja source of its chat template, or of several by name."""
 
     @property
     def bos_token_id(self) -> int | None:

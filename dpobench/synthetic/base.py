@@ -4,8 +4,7 @@ import contextlib
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +18,23 @@ from dpobench.synthetic.tokenizer import ASSISTANT, BEGIN, END, PAD, USER, words
 
 HELD_OUT_SHARE = 0.27
 _MIX = {"review": 0.17, "steered": 0.21, "fact": 0.26, "sequence": 0.22, "sum": 0.14}
-# AdamW trains what is no matrix between layers, at this share of the matrices' learning rate.
+# AdamW trains every weight but the matrices between layers, at this share of their learning rate.
 _ADAMW_SHARE = 0.3
 _IGNORED = -100
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a review prompt is kept from every training; a property of its text, so no preset can leak another's."""
+    """Whether a review prompt is excluded from every training: a property of its text, the same in all presets."""
     return hashlib.sha256(f"held-out:{prompt}".encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 @contextlib.contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread and a seeded generator inside, the caller's own afterwards: sums keep their order on any machine load."""
+    """Use one thread and a seeded generator within, so that sums have one order on every machine; restore the caller's afterwards.
+
+    Args:
+        seed: of torch's generator.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,7 +54,7 @@ class Corpus:
         seed: of the stream.
     """
 
-    def __init__(self, grammar: Grammar, vocabulary: dict[str, int], seed: int) -> None:
+    def __init__(self, grammar: Grammar, vocabulary: Mapping[str, int], seed: int) -> None:
         self.grammar, self.vocabulary = grammar, vocabulary
         self.rng = random.Random(f"corpus:{seed}")
         self._reviews = [prompt for prompt in grammar.review_prompts() if not is_held_out(prompt)]
@@ -76,6 +79,10 @@ class Corpus:
     def encode(self, question: str, answer: str) -> tuple[list[int], int]:
         """Token ids of a dialogue as the chat template writes it.
 
+        Args:
+            question: of the user.
+            answer: of the assistant.
+
         Returns: the ids, and how many of them come before the answer.
         """
         ids = self.vocabulary
@@ -83,9 +90,12 @@ class Corpus:
         return [*prompt, *(ids[w] for w in words(answer)), ids[END]], len(prompt)
 
     def batch(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One step's dialogues in two parts, the long ones apart, so that little is padding.
+        """One step's dialogues in two parts, short and long ones, so that there is little padding.
 
-        Returns: inputs and labels, int64 [rows, tokens] each; only answers are labelled.
+        Args:
+            size: dialogues of the step.
+
+        Yields: inputs and labels, int64 [rows, tokens] each; only answers are labelled.
         """
         rows = sorted((self.encode(*self.dialogue()) for _ in range(size)), key=lambda row: len(row[0]))
         short = sum(len(ids) < 28 for ids, _ in rows)
@@ -94,7 +104,11 @@ class Corpus:
                 yield self.pad(part)
 
     def pad(self, rows: Sequence[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-        """Encoded dialogues as a rectangle."""
+        """Encoded dialogues as inputs and labels, int64 [rows, tokens] each, padded on the right.
+
+        Args:
+            rows: ids of each dialogue, and how many of them come before the answer.
+        """
         width = max(len(ids) for ids, _ in rows)
         inputs = torch.full((len(rows), width), self.vocabulary[PAD])
         labels = torch.full((len(rows), width), _IGNORED)
@@ -104,8 +118,13 @@ class Corpus:
         return inputs, labels
 
 
-def new_model(settings: Settings, vocabulary: dict[str, int]) -> Any:
-    """An untrained model of the settings' size; the caller has seeded the generator."""
+def new_model(settings: Settings, vocabulary: Mapping[str, int]) -> LlamaForCausalLM:
+    """An untrained model of the settings' size; the caller seeds torch's generator.
+
+    Args:
+        settings: width, depth, heads and context.
+        vocabulary: token ids.
+    """
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=settings.hidden,
@@ -122,23 +141,28 @@ def new_model(settings: Settings, vocabulary: dict[str, int]) -> Any:
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
-    # Sampling from the model itself is the default of every program that loads this folder.
+    # Every program that loads this folder then samples from the model's own distribution by default.
     model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     return model
 
 
-def answer_loss(model: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+def answer_loss(model: LlamaForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
     """Summed negative log-probability of each row's answer, nats, float32 [rows].
 
-    Padding is on the right and attention is causal, so no mask is needed for it.
+    Padding is on the right and attention is causal, so padding needs no mask.
+
+    Args:
+        model: a causal language model.
+        inputs: token ids, int64 [rows, tokens].
+        labels: the same where a token belongs to the answer, -100 elsewhere.
     """
     logits = model(input_ids=inputs, use_cache=False).logits[:, :-1].float()
     losses = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none")
     return losses.view(len(inputs), -1).sum(-1)
 
 
-def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between layers, AdamW for the rest: half the steps of AdamW alone, which is half the wait."""
+def _optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between layers, AdamW for the rest: half the steps that AdamW alone needs."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     return [
@@ -147,8 +171,13 @@ def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train_base(settings: Settings, corpus: Corpus, device: torch.device) -> Any:
+def train_base(settings: Settings, corpus: Corpus, device: torch.device) -> LlamaForCausalLM:
     """Train the base model: a short warm-up, then a cosine.
+
+    Args:
+        settings: size, steps, batch and learning rate.
+        corpus: what it reads.
+        device: where it is trained.
 
     Returns: the model on `device`, in evaluation mode.
     """
@@ -162,10 +191,11 @@ def train_base(settings: Settings, corpus: Corpus, device: torch.device) -> Any:
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     for _ in range(settings.steps):
-        # Each part weighs the same: counted by tokens, the short answers to be learnt by heart would hardly be heard.
+        # Each part weighs the same: weighted by tokens, the short answers of facts and sums would hardly be learnt.
         for inputs, labels in corpus.batch(settings.batch):
-            answered = (labels != _IGNORED).sum().item()
-            torch.autograd.backward(answer_loss(model, inputs.to(device), labels.to(device)).sum() / (2 * answered))
+            answer_tokens = (labels != _IGNORED).sum().item()
+            loss = answer_loss(model, inputs.to(device), labels.to(device)).sum() / (2 * answer_tokens)
+            torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
@@ -175,8 +205,17 @@ def train_base(settings: Settings, corpus: Corpus, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def held_out_losses(model: Any, corpus: Corpus, texts: Sequence[tuple[str, str]], device: torch.device) -> list[float]:
-    """Negative log-probability of each answer, nats a text, to be held against the grammar's own."""
+def held_out_losses(
+    model: LlamaForCausalLM, corpus: Corpus, texts: Sequence[tuple[str, str]], device: torch.device
+) -> list[float]:
+    """Negative log-probability of each answer, nats a text, to be compared with the grammar's exact one.
+
+    Args:
+        model: a causal language model on `device`.
+        corpus: encodes and pads.
+        texts: questions with their answers.
+        device: where the model is.
+    """
     losses: list[float] = []
     for start in range(0, len(texts), 64):
         inputs, labels = corpus.pad([corpus.encode(*text) for text in texts[start : start + 64]])

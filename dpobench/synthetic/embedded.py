@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from dpobench.artifacts.files import building, digest, folder_hash, seal, sealed, write_bytes, write_json
 from dpobench.errors import UserError
@@ -15,50 +14,63 @@ _HERE = Path(__file__).parent
 
 
 def presets() -> dict[str, Path]:
-    """Experiment files that come with the world: their names and where they are."""
+    """Experiment files that come with the package, by name.
+
+    Example:
+        >>> sorted(presets())
+        ['large', 'small', 'tiny']
+    """
     return {file.stem: file for file in sorted((_HERE / "presets").glob("*.toml"))}
 
 
-def location(preset_world: Mapping[str, Any], cache: Path) -> Path:
-    """Where the world of these settings is, or would be built: a key of settings, code and library versions."""
+def location(preset_world: Mapping[str, object], cache: Path) -> Path:
+    """Folder of the world of these settings, whether or not it is built: named after settings, code and library versions.
+
+    Args:
+        preset_world: settings that differ from the defaults of `Settings`.
+        cache: folder of all worlds.
+
+    Raises:
+        UserError: a setting that is unknown or out of range.
+    """
     settings = asdict(Settings.parse(preset_world))
     libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     return cache / f"world-{digest(settings, folder_hash(_HERE, ('*.py',)), libraries, _device(settings['device']))}"
 
 
-def build(preset_world: Mapping[str, Any], cache: Path, say: Callable[[str], None] | None = None) -> Path:
-    """Build the world of these settings, or find it where an earlier call built it.
+def build(preset_world: Mapping[str, object], cache: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Build the world of these settings, unless an earlier call built it.
 
     Args:
         preset_world: settings that differ from the defaults of `Settings`.
-        cache: folder in which worlds are kept.
-        say: is told, in a line, what is being done.
+        cache: folder of all worlds.
+        say: shows a line to the user: what is being done.
 
     Returns: a folder with `model/` (Hugging Face model and tokenizer), `train.jsonl` and `heldout.jsonl` (preference
         pairs, each with its true probability and a third, best answer), `prompts.jsonl` (held-out prompts), `tasks/`
-        (lm-eval), and `world.json` (settings, places, what was measured while it was made).
+        (lm-eval), and `world.json` (settings, places, measurements).
 
     Raises:
         UserError: a setting that is unknown or out of range.
-        DpobenchError: the base model came out unable to answer.
+        DpobenchError: the base model does not end its answers, or always gives the same one.
     """
     settings = Settings.parse(preset_world)
     folder = location(preset_world, cache)
     if not sealed(folder):
         with building(folder) as part:
-            _make(part, settings, say or (lambda line: None))
+            _build(part, settings, say)
             seal(part)
     return folder
 
 
-def undertrained(preset_world: Mapping[str, Any], cache: Path, quality: float) -> Path:
-    """The base model of a world after a share of its training, or where an earlier call left it. The world itself is not made.
+def undertrained(preset_world: Mapping[str, object], cache: Path, quality: float) -> Path:
+    """The base model of a world after fewer training steps, unless an earlier call trained it. The world itself is not built.
 
-    The learning rate runs its whole course in the fewer steps: the model has seen less, it is not caught in the middle.
+    The schedule of the learning rate is shortened to these steps, not cut off after them.
 
     Args:
         preset_world: settings that differ from the defaults of `Settings`.
-        cache: folder in which worlds are kept.
+        cache: folder of all worlds.
         quality: share of the steps, above 0 and at most 1.
 
     Returns: a folder with `model/` and `measured.json` (its steps, its loss on held-out reviews and the grammar's floor).
@@ -72,56 +84,57 @@ def undertrained(preset_world: Mapping[str, Any], cache: Path, quality: float) -
     folder = folder.with_name(f"base-{folder.name.removeprefix('world-')}-{steps}")
     if not sealed(folder):
         with building(folder) as part:
-            _train_alone(part, replace(settings, steps=steps))
+            _train_base(part, replace(settings, steps=steps))
             seal(part)
     return folder
 
 
-def _train_alone(folder: Path, settings: Settings) -> None:
+def _train_base(folder: Path, settings: Settings) -> None:
     from dpobench.synthetic.base import reproducible
     from dpobench.synthetic.construction import Construction
 
     with reproducible(settings.seed):
-        work = Construction(replace(settings, device=_device(settings.device)))
-        work.train()
-        work.measure()
-        work.save_model(folder)
-    write_json(folder / "measured.json", {"steps": settings.steps, **work.measured})
+        world = Construction(replace(settings, device=_device(settings.device)))
+        world.train()
+        world.measure()
+        world.save_model(folder)
+    write_json(folder / "measured.json", {"steps": settings.steps, **world.measured})
 
 
-def _device(wanted: str) -> str:
+def _device(setting: str) -> str:
+    """The device of a setting: cpu or cuda."""
     import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if setting == "cuda" and not torch.cuda.is_available():
         raise UserError("[world] device = 'cuda': this machine has none that torch can use; choose cpu or auto")
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _make(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
-    # Here, not above: asking for presets must not wait for torch.
+def _build(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
+    # Imported here, so that listing the presets does not import torch.
     from dpobench.synthetic.base import reproducible
     from dpobench.synthetic.construction import Construction
 
     with reproducible(settings.seed):
         seconds: dict[str, float] = {}
-        work = Construction(replace(settings, device=_device(settings.device)))
+        world = Construction(replace(settings, device=_device(settings.device)))
         for line, stage in (
-            ("training the base model", work.train),
-            ("measuring it against the grammar's floor", work.measure),
-            ("sampling and labelling preference pairs", work.compare),
+            ("training the base model", world.train),
+            ("measuring it against the grammar's floor", world.measure),
+            ("sampling and labelling preference pairs", world.compare),
         ):
             say(line)
             started = time.monotonic()
             stage()
             seconds[stage.__name__] = round(time.monotonic() - started, 2)
-        for name, text in work.files().items():
+        for name, text in world.files().items():
             write_bytes(folder / name, text.encode())
-        work.save(folder)
+        world.save(folder)
     write_json(
         folder / "world.json",
         {
             "settings": asdict(settings),
-            "measured": work.measured,
+            "measured": world.measured,
             "seconds": seconds,
             "places": settings.world.as_json(),
         },

@@ -1,4 +1,4 @@
-"""The gold reward: a parser reads every sentence of a review back and knows what it is worth."""
+"""The gold reward: it parses every sentence of a review, and knows which are grammatical, true and new."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ _GRAMMAR = Grammar()
 
 
 def score(prompt: str, completion: str) -> dict[str, float]:
-    """What a review of this world is worth.
+    """The gold reward of a review.
 
     Args:
         prompt: the user's message, a review prompt of the default world.
@@ -33,12 +33,12 @@ def score(prompt: str, completion: str) -> dict[str, float]:
         >>> score(f"How was your Friday evening at the {place.name}?", text + " I give it five stars.")["score"]
         2.5
     """
-    return judged(completion, _request(prompt))
+    return score_review(completion, _request(prompt))
 
 
 def score_long(prompt: str, completion: str) -> dict[str, float]:
     """`score` for a world of longer reviews: six aspects count, and 72 words are free."""
-    return judged(completion, _request(prompt), aspect_limit=2 * ASPECT_LIMIT, word_limit=2 * WORD_LIMIT)
+    return score_review(completion, _request(prompt), aspect_limit=2 * ASPECT_LIMIT, word_limit=2 * WORD_LIMIT)
 
 
 def biased(prompt: str, completion: str, *, bonus: float = 0.05) -> dict[str, float]:
@@ -57,60 +57,71 @@ def biased(prompt: str, completion: str, *, bonus: float = 0.05) -> dict[str, fl
 
 
 def substance(prompt: str, completion: str) -> dict[str, float]:
-    """What a review says, whatever its faults: the part of `score` that grows with true statements; see `form` for the rest."""
-    return {"score": _said(score(prompt, completion))}
+    """The part of `score` that true statements earn, faults left out; `form` is the rest."""
+    return {"score": _earned(score(prompt, completion))}
 
 
 def form(prompt: str, completion: str) -> dict[str, float]:
-    """How a review is written, whatever it says: the part of `score` that faults and length take away, at most zero.
+    """The part of `score` that faults and length take away, at most zero.
 
     Returns: `score`; with `substance` it adds up to the whole.
     """
     parts = score(prompt, completion)
-    return {"score": parts["score"] - _said(parts)}
+    return {"score": parts["score"] - _earned(parts)}
 
 
 def substance_long(prompt: str, completion: str) -> dict[str, float]:
     """`substance` for a world of longer reviews."""
-    return {"score": _said(score_long(prompt, completion))}
+    return {"score": _earned(score_long(prompt, completion))}
 
 
 def form_long(prompt: str, completion: str) -> dict[str, float]:
     """`form` for a world of longer reviews."""
     parts = score_long(prompt, completion)
-    return {"score": parts["score"] - _said(parts)}
+    return {"score": parts["score"] - _earned(parts)}
 
 
-def _said(parts: Mapping[str, float]) -> float:
+def _earned(parts: Mapping[str, float]) -> float:
     return parts["sentiment"] + ASPECT_WORTH * parts["aspects"]
 
 
 def is_clean(parts: Mapping[str, float]) -> bool:
-    """Whether a judged review has no fault but, at most, its length."""
+    """Whether a review has no fault except, perhaps, its length.
+
+    Args:
+        parts: as `score` returns them.
+    """
     return not any(parts[fault] for fault in ("ungrammatical", "false", "repeated", "missing"))
 
 
-def judged(
+def score_review(
     completion: str, request: Request, *, aspect_limit: int = ASPECT_LIMIT, word_limit: int = WORD_LIMIT
 ) -> dict[str, float]:
-    """Score and parts of a review, given what was asked for. See `score`."""
+    """Score and parts of a review, as `score` returns them.
+
+    Args:
+        completion: the answer, of any quality.
+        request: what the prompt asks for.
+        aspect_limit: number of aspects that are paid.
+        word_limit: number of words that cost nothing.
+    """
     sentences = _GRAMMAR.read(completion)
-    good: list[Sentence] = []
+    faultless: list[Sentence] = []
     ungrammatical = false = repeated = 0
-    seen: set[str] = set()
+    subjects: set[str] = set()
     for sentence in sentences:
         subject = sentence.topic if sentence.kind == "statement" else sentence.kind
         if not sentence.kind or not _GRAMMAR.agrees(sentence):
             ungrammatical += 1
         elif not _GRAMMAR.is_true(sentence, request):
             false += 1
-            seen.add(subject)
-        elif subject in seen:
+            subjects.add(subject)
+        elif subject in subjects:
             repeated += 1
         else:
-            good.append(sentence)
-            seen.add(subject)
-    statements = [sentence for sentence in good if sentence.kind == "statement"]
+            faultless.append(sentence)
+            subjects.add(subject)
+    statements = [sentence for sentence in faultless if sentence.kind == "statement"]
     sentiment = sum(map(_GRAMMAR.sentiment, statements)) / max(1, len(statements))
     aspects = min(aspect_limit, len(statements))
     missing = _missing(sentences)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import TypeVar
 
-from dpobench.synthetic.lexicon import STANCES, Lexicon
+from dpobench.synthetic.lexicon import ATTITUDES, Lexicon
 from dpobench.synthetic.world import ASPECTS, COLOURS, DAYS, DEFAULT, OWNERS, PARTS, TOWNS, Place, World
 
 REVIEW_PROMPTS = (
@@ -31,7 +31,10 @@ TONES: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 STARS = ("one star", "two stars", "three stars", "four stars", "five stars")
 OWNER, DOOR = "owner", "door"
+# Each noun with its kind of place, and whether it is a plural.
 _NOUNS = {noun: (kind, plural) for kind, nouns in ASPECTS.items() for noun, plural in nouns}
+
+_Outcome = TypeVar("_Outcome")
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,19 @@ class Request:
     tone: str = ""
 
     @property
-    def stances(self) -> tuple[int, ...]:
-        """Stances the prompt leaves open, equally likely."""
-        return TONES[self.tone] if self.tone else STANCES
+    def attitudes(self) -> tuple[int, ...]:
+        """Attitudes that fit the tone, equally likely; see `dpobench.synthetic.lexicon.ATTITUDES`."""
+        return TONES[self.tone] if self.tone else ATTITUDES
 
     def fill(self, pattern: str, **more: str) -> str:
-        """A pattern with its slots filled by what is true."""
+        """A pattern with its slots filled: day, part and tone from the prompt, name and town from the place, others from `more`."""
         place = self.place
         return pattern.format(day=self.day, part=self.part, name=place.name, town=place.town, tone=self.tone, **more)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence read back.
+    """One parsed sentence.
 
     Args:
         kind: "opening", "statement", "ending", or "" if it is no sentence of the grammar.
@@ -92,7 +95,7 @@ def _one_of(words: Sequence[str]) -> str:
 
 
 def _topics(place: Place) -> list[str]:
-    """What a statement on a place can be about."""
+    """Topics of statements about a place."""
     return [*(noun for noun, _ in ASPECTS[place.kind]), OWNER, DOOR]
 
 
@@ -100,8 +103,14 @@ class Grammar:
     """The review grammar over a world.
 
     Args:
-        world: what is true.
+        world: places and the facts about them.
         lexicon: words and odds.
+
+    Example:
+        >>> grammar = Grammar()
+        >>> request = grammar.read_prompt("How was the Little Comet on Monday morning?")
+        >>> [sentence.kind for sentence in grammar.read(grammar.write(request, random.Random(0)))]
+        ['opening', 'statement', 'statement', 'statement', 'ending']
     """
 
     def __init__(self, world: World = DEFAULT, lexicon: Lexicon | None = None) -> None:
@@ -116,51 +125,58 @@ class Grammar:
 
     @cached_property
     def level_odds(self) -> Mapping[int, Mapping[int, float]]:
-        """Odds of a statement's level given the stance."""
+        """Odds of a statement's level, by attitude."""
         table = {}
-        for stance in STANCES:
-            weight = {level: math.exp(-0.5 * ((level - stance) / self.lexicon.spread) ** 2) for level in STANCES}
-            table[stance] = {level: value / sum(weight.values()) for level, value in weight.items()}
+        for attitude in ATTITUDES:
+            weight = {level: math.exp(-0.5 * ((level - attitude) / self.lexicon.spread) ** 2) for level in ATTITUDES}
+            table[attitude] = {level: value / sum(weight.values()) for level, value in weight.items()}
         return table
 
     @cached_property
     def star_odds(self) -> Mapping[int, Mapping[int, float]]:
-        """Odds of the number of stars (1-5) given the stance; a slip beyond the scale stays on it."""
+        """Odds of the number of stars (1 to 5), by attitude; one star less than one is one, one more than five is five."""
         table: dict[int, dict[int, float]] = {}
-        for stance in STANCES:
+        for attitude in ATTITUDES:
             slip, odds = self.lexicon.star_slip, dict.fromkeys(range(1, 6), 0.0)
             for step, share in ((-1, slip), (0, 1 - 2 * slip), (1, slip)):
-                odds[min(5, max(1, stance + 3 + step))] += share
-            table[stance] = odds
+                odds[min(5, max(1, attitude + 3 + step))] += share
+            table[attitude] = odds
         return table
 
     @staticmethod
-    def _draw(odds: Mapping[Any, float], rng: random.Random) -> Any:
+    def _draw(odds: Mapping[_Outcome, float], rng: random.Random) -> _Outcome:
         return rng.choices(tuple(odds), tuple(odds.values()))[0]
 
-    def write(self, request: Request, rng: random.Random, stance: int | None = None) -> str:
+    def write(self, request: Request, rng: random.Random, attitude: int | None = None) -> str:
         """Draw a review.
 
         Args:
             request: what the prompt asks for.
             rng: source of the draws.
-            stance: fixes the stance instead of drawing it.
+            attitude: of the review; None draws it.
         """
-        if stance is None:
-            stance = rng.choice(request.stances)
-        chosen = rng.sample(_topics(request.place), self._draw(self.lexicon.counts, rng))
-        stars = STARS[self._draw(self.star_odds[stance], rng) - 1]
+        if attitude is None:
+            attitude = rng.choice(request.attitudes)
+        topics = rng.sample(_topics(request.place), self._draw(self.lexicon.counts, rng))
+        stars = STARS[self._draw(self.star_odds[attitude], rng) - 1]
         return " ".join(
             [
                 request.fill(self._draw(self.lexicon.openings, rng)),
-                *(self.statement(request.place, topic, stance, rng) for topic in chosen),
+                *(self.statement(request.place, topic, attitude, rng) for topic in topics),
                 request.fill(self._draw(self.lexicon.endings, rng), stars=stars),
             ]
         )
 
-    def statement(self, place: Place, topic: str, stance: int, rng: random.Random) -> str:
-        """Draw a true statement on a topic."""
-        level = self._draw(self.level_odds[stance], rng)
+    def statement(self, place: Place, topic: str, attitude: int, rng: random.Random) -> str:
+        """Draw a true statement on a topic.
+
+        Args:
+            place: of which it is true.
+            topic: a noun of the place, "owner" or "door".
+            attitude: around which its level is drawn.
+            rng: source of the draws.
+        """
+        level = self._draw(self.level_odds[attitude], rng)
         if topic in _NOUNS and rng.random() < self.lexicon.verb_odds:
             return _VERB.format(verb=rng.choice(self.lexicon.verbs[level]), noun=topic)
         degree = self._draw(self.lexicon.intensifier_odds[abs(level)], rng)
@@ -177,11 +193,11 @@ class Grammar:
         return _ADJECTIVE.format(noun=topic, be="were" if _NOUNS[topic][1] else "was", **words)
 
     def write_best(self, request: Request, statements: int, rng: random.Random) -> str:
-        """Draw a review whose every statement has the highest sentiment that the grammar can give it.
+        """Draw a review in which every statement has the highest sentiment that the grammar allows.
 
         Args:
             request: what the prompt asks for.
-            statements: how many.
+            statements: number of statements.
             rng: source of the draws.
         """
         level = max(self.lexicon.adjectives)
@@ -216,7 +232,7 @@ class Grammar:
         return [(kind, p, re.compile(p.replace(".", r"\.").format(**filled))) for kind, p in patterns]
 
     def read(self, text: str) -> list[Sentence]:
-        """Read a text back, sentence by sentence.
+        """Parse a text sentence by sentence.
 
         Args:
             text: any text; what no pattern matches becomes a sentence of kind "".
@@ -233,12 +249,12 @@ class Grammar:
         return Sentence("")
 
     def agrees(self, sentence: Sentence) -> bool:
-        """Whether "was" and "were" follow the noun."""
+        """Whether "was" or "were" agrees in number with the noun."""
         be = sentence.slots.get("be")
         return be is None or (be == "were") == _NOUNS[sentence.slots["noun"]][1]
 
     def is_true(self, sentence: Sentence, request: Request) -> bool:
-        """Whether what a sentence says of the place and the visit is so."""
+        """Whether everything in a sentence is true of the place and the visit."""
         place, slots = request.place, sentence.slots
         truth = {"name": place.name, "town": place.town, "owner": place.owner, "colour": place.colour}
         truth |= {"day": request.day, "part": request.part}
@@ -252,7 +268,11 @@ class Grammar:
         return self.levels[word] * self.lexicon.intensity[sentence.slots.get("degree", "")]
 
     def log_probability(self, request: Request, text: str) -> float:
-        """Exact log-probability of a review, the stance summed out.
+        """Exact log-probability of a review, summed over the attitudes.
+
+        Args:
+            request: what the prompt asks for.
+            text: of the review.
 
         Returns: nats; the end of the text is part of it; minus infinity if the grammar cannot write the text.
         """
@@ -270,18 +290,18 @@ class Grammar:
         topics = len(ASPECTS[request.place.kind]) + 2
         fixed = self.lexicon.counts[count] * opening * ending / math.perm(topics, count)
         stars = STARS.index(sentences[-1].slots["stars"]) + 1
-        given_stance = [
-            self.star_odds[stance][stars] * math.prod(self._statement_odds(s, stance) for s in statements)
-            for stance in request.stances
+        by_attitude = [
+            self.star_odds[attitude][stars] * math.prod(self._statement_odds(s, attitude) for s in statements)
+            for attitude in request.attitudes
         ]
-        total = fixed * sum(given_stance) / len(given_stance)
+        total = fixed * sum(by_attitude) / len(by_attitude)
         return math.log(total) if total > 0 else -math.inf
 
-    def _statement_odds(self, sentence: Sentence, stance: int) -> float:
-        """Probability of a statement given its topic and the stance."""
+    def _statement_odds(self, sentence: Sentence, attitude: int) -> float:
+        """Probability of a statement given its topic and the attitude."""
         slots, lexicon = sentence.slots, self.lexicon
         level = self.levels[slots.get("adjective") or slots["verb"]]
-        odds = self.level_odds[stance][level]
+        odds = self.level_odds[attitude][level]
         if "verb" in slots:
             return odds * lexicon.verb_odds / len(lexicon.verbs[level])
         form = 1 - lexicon.verb_odds if "noun" in slots else 1.0
@@ -300,7 +320,7 @@ class Grammar:
         return [request.fill(p) for p, request in product(patterns, self.requests(tones))]
 
     def requests(self, tones: Sequence[str] = ("",)) -> list[Request]:
-        """Every visit that can be asked about, in the given tones."""
+        """Every visit that a prompt can ask for, in the given tones."""
         return [Request(*fields) for fields in product(self.world.places, DAYS, PARTS, tones)]
 
     @cached_property
@@ -311,7 +331,11 @@ class Grammar:
         return [re.compile(pattern.format(**filled)) for pattern in escaped]
 
     def read_prompt(self, text: str) -> Request | None:
-        """What a review prompt asks for; None if it is no review prompt of this world."""
+        """What a review prompt asks for; None if it is no review prompt of this world.
+
+        Args:
+            text: of the prompt.
+        """
         for reader in self._prompt_readers:
             if match := reader.fullmatch(text.strip()):
                 slots = match.groupdict()

@@ -1,9 +1,8 @@
-"""What must not be forgotten: facts about the places, sequences and sums."""
+"""Knowledge that preference optimisation should not destroy: facts about the places, sequences and sums."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpobench.synthetic.world import COLOURS, DAYS, KINDS, MONTHS, NUMBERS, OWNERS, TOWNS, World
+from dpobench.synthetic.world import COLOURS, DAYS, KINDS, MONTHS, NUMBERS, OWNERS, TOWNS, Relation, World
 
 
 @dataclass(frozen=True)
@@ -12,9 +11,13 @@ class Lesson:
 
     Args:
         question: what the user asks.
-        answer: pattern of the answer with one slot.
+        answer: pattern of the answer with one slot, `{}`.
         right: what belongs in the slot.
-        options: all that could stand there.
+        options: everything that could fill the slot, the right answer included.
+
+    Example:
+        >>> Lesson("What is one plus one?", "The answer is {}.", "two", ("two", "three")).text
+        'The answer is two.'
     """
 
     question: str
@@ -28,7 +31,7 @@ class Lesson:
         return self.answer.format(self.right)
 
 
-_FACTS = (
+_FACTS: tuple[tuple[Relation, tuple[str, str], str, tuple[str, ...]], ...] = (
     ("kind", ("What kind of place is the {}?", "What is the {}?"), "The {} is a {{}}.", KINDS),
     ("town", ("Which town is the {} in?", "Where is the {}?"), "The {} is in {{}}.", TOWNS),
     ("owner", ("Who is the owner of the {}?", "Who has the {}?"), "The owner of the {} is {{}}.", OWNERS),
@@ -40,7 +43,7 @@ _FACTS = (
 def facts(world: World) -> list[Lesson]:
     """Two questions about each of the four facts of each place."""
     return [
-        Lesson(question.format(place.name), answer.format(place.name), place.knows(relation), options)
+        Lesson(question.format(place.name), answer.format(place.name), place.fact(relation), options)
         for relation, questions, answer, options in _FACTS
         for question in questions
         for place in world.places
@@ -48,7 +51,7 @@ def facts(world: World) -> list[Lesson]:
 
 
 def sequences() -> list[Lesson]:
-    """What comes before and after each day, month and number; days and months go round."""
+    """What comes before and after each day, month and number; the first day follows the last, and so with months."""
     lessons = []
     for noun, items, cyclic in (("day", DAYS, True), ("month", MONTHS, True), ("number", NUMBERS, False)):
         for word, step in (("after", 1), ("before", -1)):
@@ -56,12 +59,12 @@ def sequences() -> list[Lesson]:
                 if cyclic or 0 <= index + step < len(items):
                     neighbour = items[(index + step) % len(items)]
                     question = f"Which {noun} comes {word} {item}?"
-                    lessons.append(Lesson(question, "The answer is {}.", neighbour, _others(items, item)))
+                    lessons.append(
+                        Lesson(
+                            question, "The answer is {}.", neighbour, tuple(other for other in items if other != item)
+                        )
+                    )
     return lessons
-
-
-def _others(items: Sequence[str], asked: str) -> tuple[str, ...]:
-    return tuple(item for item in items if item != asked)
 
 
 def sums() -> list[Lesson]:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-STANCES = (-2, -1, 0, 1, 2)
+# The attitude of a review to its place, from -2 (awful) to 2 (wonderful).
+ATTITUDES = (-2, -1, 0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Lexicon:
         openings: odds of the first sentence's patterns.
         endings: odds of the last sentence's patterns.
         verb_odds: share of "I <verb> the <noun>." among statements on a noun.
-        spread: standard deviation of a statement's level around the stance, before it is cut to -2..2.
-        star_slip: odds that the stars differ from the stance by one, to each side.
+        spread: standard deviation of a statement's level around the attitude of its review, before it is cut to -2..2.
+        star_slip: odds that the stars differ from the attitude by one, to each side.
     """
 
     adjectives: Mapping[int, tuple[str, ...]] = field(

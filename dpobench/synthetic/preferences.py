@@ -5,20 +5,22 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpobench.errors import DpobenchError
 from dpobench.synthetic.base import is_held_out
 from dpobench.synthetic.grammar import Grammar
 from dpobench.synthetic.settings import Settings
 
+# Prompt and answer to `score` and the parts that it is made of.
 Reward = Callable[[str, str], Mapping[str, float]]
+# How often an answer that cannot be used is drawn again.
 _ROUNDS = 20
-# What a probability keeps from 0 and 1: float32, in which losses read it, cannot tell one that is nearer from 1.
+# Least distance of a probability from 0 and 1: in float32, in which losses read it, a nearer one is equal to 1.
 _NEAREST = 2.0**-24
 
 
@@ -27,12 +29,26 @@ class Answer:
     """One sampled answer.
 
     Args:
-        text: what the model said, marks left out.
-        usable: whether it ended by itself and has no mark inside, so that its text is all of it.
+        text: of the answer, control tokens left out.
+        usable: whether the model ended it and no control token is inside, so that the text is complete.
     """
 
     text: str
     usable: bool
+
+
+class PairRow(TypedDict):
+    """A row of `train.jsonl` and `heldout.jsonl`."""
+
+    id: str
+    prompt: list[dict[str, str]]
+    chosen: list[dict[str, str]]
+    rejected: list[dict[str, str]]
+    score_chosen: float
+    score_rejected: float
+    flipped: bool
+    win_probability: float
+    gold: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -40,10 +56,10 @@ class Pair:
     """Two answers and their label.
 
     Args:
-        prompt: what the user asked.
+        prompt: of the user.
         answers: the preferred answer and the other, in the order of the label.
         scores: gold scores in the same order.
-        flipped: whether noise turned the label round.
+        flipped: whether noise flipped the label.
         win_probability: of the preferred answer against the other by the Bradley-Terry rule, before noise; in (0, 1),
             below 0.5 where the draw or the noise put the worse answer first.
     """
@@ -54,8 +70,13 @@ class Pair:
     flipped: bool
     win_probability: float
 
-    def row(self, identity: str, gold: str) -> dict[str, Any]:
-        """The pair as a line of JSON: conversations, scores, flag, probability, and a third, best answer."""
+    def row(self, identity: str, gold: str) -> PairRow:
+        """The pair as a row of its file.
+
+        Args:
+            identity: of the row.
+            gold: a third, best answer.
+        """
         return {
             "id": identity,
             "prompt": [{"role": "user", "content": self.prompt}],
@@ -77,15 +98,21 @@ class Sampler:
         tokenizer: its tokenizer, with a chat template.
         seed: of the draws.
         limit: tokens after which an answer is cut.
-        batch: answers drawn at a time.
+        batch: most answers drawn at a time.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, seed: int, limit: int, batch: int = 512) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, limit: int, batch: int = 512
+    ) -> None:
         self.model, self.tokenizer, self.limit, self.batch = model, tokenizer, limit, batch
         self.rng = torch.Generator().manual_seed(seed)
 
     def __call__(self, prompts: Sequence[str]) -> list[Answer]:
-        """One answer for each prompt; prompts of one length are drawn together, so none is padded."""
+        """One answer to each prompt. Prompts of one length are answered together, so that none is padded.
+
+        Args:
+            prompts: of the user.
+        """
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         encoded = self.tokenizer.apply_chat_template(chats, add_generation_prompt=True)["input_ids"]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
@@ -105,32 +132,36 @@ class Sampler:
         cache, step_input = DynamicCache(config=self.model.config), inputs
         for step in range(self.limit):
             output = self.model(input_ids=step_input.to(device), past_key_values=cache, use_cache=True)
-            chances = output.logits[:, -1].float().softmax(-1).cpu()
-            token = torch.multinomial(chances, 1, generator=self.rng)
+            probabilities = output.logits[:, -1].float().softmax(-1).cpu()
+            token = torch.multinomial(probabilities, 1, generator=self.rng)
             drawn[rows, step] = token[:, 0]
-            going = token[:, 0] != end
-            ended[rows[~going]] = True
-            if not going.any():
+            unfinished = token[:, 0] != end
+            ended[rows[~unfinished]] = True
+            if not unfinished.any():
                 break
-            # Finished rows leave the cache as soon as there are enough of them to be worth the copy.
-            if going.sum() < 0.8 * len(rows):
-                cache.batch_select_indices(going.nonzero()[:, 0].to(device))
-                rows, token = rows[going], token[going]
+            # Finished rows are removed from the cache once there are enough of them to be worth the copy.
+            if unfinished.sum() < 0.8 * len(rows):
+                cache.batch_select_indices(unfinished.nonzero()[:, 0].to(device))
+                rows, token = rows[unfinished], token[unfinished]
             step_input = token
-        return [self._answer(ids, bool(done)) for ids, done in zip(drawn.tolist(), ended, strict=True)]
+        return [self._answer(ids, bool(has_end)) for ids, has_end in zip(drawn.tolist(), ended, strict=True)]
 
     def _answer(self, ids: list[int], ended: bool) -> Answer:
         end = self.tokenizer.eos_token_id
         body = ids[: ids.index(end)] if ended else ids
-        marked = any(token in self.tokenizer.all_special_ids for token in body)
-        return Answer(self.tokenizer.decode(body, skip_special_tokens=True), ended and not marked and bool(body))
+        has_control = any(token in self.tokenizer.all_special_ids for token in body)
+        return Answer(self.tokenizer.decode(body, skip_special_tokens=True), ended and not has_control and bool(body))
 
 
 def two_answers(sampler: Callable[[Sequence[str]], list[Answer]], prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """Two different usable answers for each prompt; an answer that cannot be used is drawn again.
+    """Two different usable answers to each prompt; an answer that cannot be used is drawn again.
+
+    Args:
+        sampler: draws one answer to each prompt.
+        prompts: of the user.
 
     Raises:
-        DpobenchError: the model does not end its answers, or always says the same.
+        DpobenchError: the model does not end its answers, or always gives the same one.
     """
     texts = _usable(sampler, [*prompts, *prompts])
     first, second = texts[: len(prompts)], texts[len(prompts) :]
@@ -146,13 +177,13 @@ def two_answers(sampler: Callable[[Sequence[str]], list[Answer]], prompts: Seque
 def _usable(sampler: Callable[[Sequence[str]], list[Answer]], prompts: Sequence[str]) -> list[str]:
     texts: dict[int, str] = {}
     for _ in range(_ROUNDS):
-        todo = [i for i in range(len(prompts)) if i not in texts]
-        if not todo:
+        missing = [i for i in range(len(prompts)) if i not in texts]
+        if not missing:
             return [texts[i] for i in range(len(prompts))]
-        for i, answer in zip(todo, sampler([prompts[i] for i in todo]), strict=True):
+        for i, answer in zip(missing, sampler([prompts[i] for i in missing]), strict=True):
             if answer.usable:
                 texts[i] = answer.text
-    raise DpobenchError(f"the base model does not end its answer to {prompts[todo[0]]!r}; train it for more steps")
+    raise DpobenchError(f"the base model does not end its answer to {prompts[missing[0]]!r}; train it for more steps")
 
 
 def label(
@@ -167,42 +198,52 @@ def label(
     """Bradley-Terry labels: the first is preferred with probability sigmoid(score difference / temperature).
 
     Args:
-        prompts: what was asked.
+        prompts: of the user.
         answers: two answers to each.
         reward: gold score and its parts.
         settings: temperature and length bonus.
-        noise: share of labels turned round after they are drawn.
+        noise: share of labels flipped after they are drawn, from 0 to 1.
         rng: source of the draws.
     """
     pairs = []
     for prompt, (first, second) in zip(prompts, answers, strict=True):
         parts = (reward(prompt, first), reward(prompt, second))
-        worth = [p["score"] + settings.length_bonus * p["words"] for p in parts]
-        difference = (worth[0] - worth[1]) / settings.temperature
-        chance = 0.5 * (1 + math.tanh(difference / 2))
-        swap, flipped = rng.random() >= chance, rng.random() < noise
+        rewards = [p["score"] + settings.length_bonus * p["words"] for p in parts]
+        difference = (rewards[0] - rewards[1]) / settings.temperature
+        # The logistic function, in a form that cannot overflow.
+        probability = 0.5 * (1 + math.tanh(difference / 2))
+        swap, flipped = rng.random() >= probability, rng.random() < noise
         texts, scores = (first, second), (parts[0]["score"], parts[1]["score"])
         if swap != flipped:
-            texts, scores, chance = (second, first), (scores[1], scores[0]), 1 - chance
-        pairs.append(Pair(prompt, texts, scores, flipped, min(1 - _NEAREST, max(_NEAREST, chance))))
+            texts, scores, probability = (second, first), (scores[1], scores[0]), 1 - probability
+        pairs.append(Pair(prompt, texts, scores, flipped, min(1 - _NEAREST, max(_NEAREST, probability))))
     return pairs
 
 
 def split_prompts(grammar: Grammar, settings: Settings) -> tuple[list[str], list[str]]:
-    """Prompts to train on, and held-out ones.
+    """Draw training and held-out prompts.
 
-    Returns: `settings.pairs` training prompts, each as often as the others give or take one, and `settings.prompts`
+    Args:
+        grammar: whose prompts.
+        settings: seed, and how many of each.
+
+    Returns: `settings.pairs` training prompts, no two of which differ by more than one in how often they occur, and `settings.prompts`
         held-out prompts, each once; no text is in both.
     """
     rng = random.Random(f"prompts:{settings.seed}")
-    everything = grammar.review_prompts()
-    training = [prompt for prompt in everything if not is_held_out(prompt)]
-    held_out = [prompt for prompt in everything if is_held_out(prompt)]
+    prompts = grammar.review_prompts()
+    training = [prompt for prompt in prompts if not is_held_out(prompt)]
+    held_out = [prompt for prompt in prompts if is_held_out(prompt)]
     rng.shuffle(training)
     rounds = -(-settings.pairs // len(training))
     return (training * rounds)[: settings.pairs], rng.sample(held_out, settings.prompts)
 
 
-def lines(rows: Iterable[Any]) -> str:
-    """Rows as JSON lines."""
+def lines(rows: Iterable[object]) -> str:
+    r"""Rows as JSON lines.
+
+    Example:
+        >>> lines([{"id": "a"}])
+        '{"id": "a"}\n'
+    """
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,8 +1,7 @@
 """Settings of the embedded world, checked once."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.synthetic.lexicon import Lexicon
@@ -21,12 +20,12 @@ class Settings:
         heads: attention heads.
         steps: optimiser steps of the base model.
         batch: dialogues per step.
-        learning_rate: peak of the base model's learning rate, of its matrices.
-        max_tokens: longest dialogue the model reads.
-        statements: most statements of a review; 4 is the normal world, 8 the one of longer texts.
+        learning_rate: highest learning rate of the base model's matrices.
+        max_tokens: longest dialogue the model reads, in tokens.
+        statements: most statements of a review: 4 in the normal world, 8 in that of longer reviews.
         pairs: preference pairs to train on.
         prompts: held-out prompts, each with one held-out pair.
-        reviews: texts by which the base model's held-out loss is measured.
+        reviews: number of held-out reviews on which the base model's loss is measured.
         temperature: of the Bradley-Terry labels, in units of the gold score.
         length_bonus: reward per word that the labels pay on top of the gold score.
         label_noise: share of training labels flipped after they are drawn.
@@ -52,22 +51,30 @@ class Settings:
     device: str = "cpu"
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> "Settings":
-        """Settings from a table of an experiment file.
+    def parse(cls, given: Mapping[str, object]) -> "Settings":
+        """Settings from the table `[world]` of an experiment file.
+
+        Args:
+            given: settings that differ from the defaults.
 
         Raises:
-            UnknownName: a setting nobody knows.
+            UnknownName: there is no such setting.
             UserError: a value of another type or out of range.
+
+        Example:
+            >>> Settings.parse({"seed": 1, "pairs": 256}).pairs
+            256
         """
-        known = {field.name: field.type for field in fields(cls)}
         defaults = asdict(cls())
         for name, value in given.items():
-            if name not in known:
-                raise UnknownName("world setting", name, known)
-            wanted = type(defaults[name])
-            number = wanted is float and type(value) is int
-            if type(value) is not wanted and not number:
-                raise UserError(f"[world] {name} = {value!r}: {wanted.__name__} is expected, as in {defaults[name]!r}")
+            if name not in defaults:
+                raise UnknownName("world setting", name, defaults)
+            expected = type(defaults[name])
+            whole_number = expected is float and type(value) is int
+            if type(value) is not expected and not whole_number:
+                raise UserError(
+                    f"[world] {name} = {value!r}: {expected.__name__} is expected, as in {defaults[name]!r}"
+                )
         settings = cls(**(defaults | dict(given)))
         settings._check()
         return settings

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dpobench.artifacts.files import write_bytes
 from dpobench.synthetic.abilities import DESCRIPTIONS, OPTIONS
@@ -44,7 +43,7 @@ metric_list:
     aggregation: mean
     higher_is_better: false
 """
-# A data file named in YAML is looked for in the working folder; a function finds it beside itself, wherever that is.
+# A data file that YAML names is searched in the working folder; a function reads it from the folder of its module.
 _CODE = '''\
 """Documents and metric of the tasks in this folder."""
 
@@ -68,7 +67,8 @@ def review_loss(doc, results):
 _READER = """\
 def {name}(**_):
     return _read("{name}")"""
-Document = Mapping[str, Any]
+# What a task asks: text, choices and index of the right one; or text, target and the grammar's exact loss of it, nats.
+Document = Mapping[str, str | int | float | list[str]]
 
 
 def write_tasks(
@@ -77,17 +77,17 @@ def write_tasks(
     """Write all tasks.
 
     Args:
-        folder: where to; also what to give lm-eval as `include_path`.
-        grammar: writes what the tasks ask.
-        reviews: held-out prompts and reviews.
-        prompts: held-out prompts the other tasks may use.
-        seed: of the options and their order.
+        folder: for all files; lm-eval takes it as `include_path`.
+        grammar: writes the documents.
+        reviews: held-out prompts with a review each.
+        prompts: held-out prompts for the other tasks.
+        seed: of the draws: options, their order, words.
     """
     rng = random.Random(f"tasks:{seed}")
     documents = {
-        "facts": _sample([_choice(lesson, rng) for lesson in facts(grammar.world)], rng),
-        "sequences": [_choice(lesson, rng) for lesson in sequences()],
-        "sums": [_choice(lesson, rng) for lesson in sums()],
+        "facts": _sample([_question(lesson, rng) for lesson in facts(grammar.world)], rng),
+        "sequences": [_question(lesson, rng) for lesson in sequences()],
+        "sums": [_question(lesson, rng) for lesson in sums()],
         "grammar": list(_minimal_pairs(grammar, prompts, rng)),
         "steering": list(_steering(grammar, rng)),
         "stars": list(_stars(grammar, prompts, rng)),
@@ -120,7 +120,7 @@ def _document(question: str, answer: str, choices: Sequence[str], right: str, rn
     return {"text": render(question, answer), "choices": order, "label": order.index(right)}
 
 
-def _choice(lesson: Lesson, rng: random.Random) -> Document:
+def _question(lesson: Lesson, rng: random.Random) -> Document:
     wrong = rng.sample([option for option in lesson.options if option != lesson.right], OPTIONS - 1)
     before, after = lesson.answer.split("{}")
     choices = [option + after for option in (lesson.right, *wrong)]
@@ -131,7 +131,7 @@ def _sample(documents: Sequence[Document], rng: random.Random) -> list[Document]
     return rng.sample(list(documents), min(_SIZE, len(documents)))
 
 
-def _visits(grammar: Grammar, prompts: Sequence[str]) -> Iterator[tuple[str, Request]]:
+def _requests(grammar: Grammar, prompts: Sequence[str]) -> Iterator[tuple[str, Request]]:
     for prompt in prompts[:_SIZE]:
         request = grammar.read_prompt(prompt)
         assert request is not None
@@ -144,7 +144,7 @@ def _opening(grammar: Grammar, request: Request) -> str:
 
 def _minimal_pairs(grammar: Grammar, prompts: Sequence[str], rng: random.Random) -> Iterator[Document]:
     """Wrong number of the verb, wrong order of the words, or a word left out."""
-    for index, (prompt, request) in enumerate(_visits(grammar, prompts)):
+    for index, (prompt, request) in enumerate(_requests(grammar, prompts)):
         noun, plural = rng.choice(ASPECTS[request.place.kind])
         adjective = rng.choice(grammar.lexicon.adjectives[rng.choice((-2, -1, 1, 2))])
         be, other = ("were", "was") if plural else ("was", "were")
@@ -157,36 +157,36 @@ def _steering(grammar: Grammar, rng: random.Random) -> Iterator[Document]:
     for prompt in rng.sample(grammar.steered_prompts(), _SIZE):
         request = grammar.read_prompt(prompt)
         assert request is not None
-        stance = rng.choice((-2, 2))
+        attitude = rng.choice((-2, 2))
         noun, plural = rng.choice(ASPECTS[request.place.kind])
-        pair = [
+        statements = [
             f"The {noun} {'were' if plural else 'was'} {rng.choice(grammar.lexicon.adjectives[level])}."
-            for level in (stance, -stance)
+            for level in (attitude, -attitude)
         ]
-        right = pair[0] if stance in TONES[request.tone] else pair[1]
-        yield _document(prompt, _opening(grammar, request), pair, right, rng)
+        right = statements[0] if attitude in TONES[request.tone] else statements[1]
+        yield _document(prompt, _opening(grammar, request), statements, right, rng)
 
 
 def _stars(grammar: Grammar, prompts: Sequence[str], rng: random.Random) -> Iterator[Document]:
-    for prompt, request in _visits(grammar, prompts):
-        stance = rng.choice((-2, 2))
+    for prompt, request in _requests(grammar, prompts):
+        attitude = rng.choice((-2, 2))
         topics = [*rng.sample([noun for noun, _ in ASPECTS[request.place.kind]], 2), OWNER]
         statements = []
         for topic in topics:
-            sentence = grammar.statement(request.place, topic, stance, rng)
-            while grammar.sentiment(grammar.read(sentence)[0]) * stance <= 0:
-                sentence = grammar.statement(request.place, topic, stance, rng)
+            sentence = grammar.statement(request.place, topic, attitude, rng)
+            while grammar.sentiment(grammar.read(sentence)[0]) * attitude <= 0:
+                sentence = grammar.statement(request.place, topic, attitude, rng)
             statements.append(sentence)
         choices = [f"{STARS[number]}." for number in (0, 4)]
-        said = " ".join([_opening(grammar, request), *statements, "I give it"])
-        yield _document(prompt, said, choices, choices[stance > 0], rng)
+        unfinished = " ".join([_opening(grammar, request), *statements, "I give it"])
+        yield _document(prompt, unfinished, choices, choices[attitude > 0], rng)
 
 
 def _reviews(grammar: Grammar, reviews: Sequence[tuple[str, str]]) -> Iterator[Document]:
     for prompt, review in reviews:
         request = grammar.read_prompt(prompt)
         assert request is not None
-        # The end of the text is part of both: a model that never ends pays for it.
+        # The end token is part of target and floor: a model that does not end its answers has a higher loss.
         yield {
             "text": render(prompt),
             "target": f"{review} {END}",

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -12,7 +11,7 @@ from dpobench.synthetic.grammar import Grammar
 from dpobench.synthetic.world import ASPECTS
 
 PAD, UNKNOWN, BEGIN, END, USER, ASSISTANT = "<pad>", "<unk>", "<s>", "</s>", "<user>", "<assistant>"
-# Spaces around the marks are for the reader: words are tokens, so no token depends on them.
+# Spaces around the marks are for human readers: words are tokens, so no token depends on them.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<assistant> {{ message['content'] }} {{ eos_token }}"
@@ -22,17 +21,27 @@ TEMPLATE = (
 
 
 def render(question: str, answer: str = "") -> str:
-    """The template's text of one question, up to where the assistant speaks, and what it has said so far."""
+    """The template's text of one question, up to where the assistant's answer begins, and the answer so far.
+
+    Example:
+        >>> render("What is one plus one?", "The answer is")
+        '<s><user> What is one plus one? <assistant> The answer is'
+    """
     return f"{BEGIN}{USER} {question} {ASSISTANT} {answer}".rstrip()
 
 
 def words(text: str) -> list[str]:
-    """The tokens of a text without marks."""
+    """The tokens of a text that holds no marks.
+
+    Example:
+        >>> words("The cake was good.")
+        ['The', 'cake', 'was', 'good', '.']
+    """
     return re.findall(r"\w+|[^\w\s]", text)
 
 
 def vocabulary(grammar: Grammar) -> list[str]:
-    """Every word the world can say, sorted."""
+    """Every word that the grammar or a lesson can write, sorted."""
     lexicon = grammar.lexicon
     texts: list[str] = [*grammar.review_prompts(), *grammar.steered_prompts()]
     texts += [re.sub(r"{\w+}", "", pattern) for pattern in (*lexicon.openings, *lexicon.endings)]
@@ -44,21 +53,21 @@ def vocabulary(grammar: Grammar) -> list[str]:
     return sorted({word for text in texts for word in words(text)})
 
 
-def make_tokenizer(grammar: Grammar, max_length: int) -> Any:
-    """A tokenizer that knows the world's words.
+def make_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the world's words.
 
     Args:
         grammar: whose words.
-        max_length: tokens a model can read.
+        max_length: tokens that a model can read.
 
-    Returns: a `PreTrainedTokenizerFast`; the template writes the begin token, so tokenising adds none.
+    Returns: the tokenizer; the template writes the begin token, so tokenising adds none.
     """
     tokens: Iterable[str] = [PAD, UNKNOWN, BEGIN, END, USER, ASSISTANT, *vocabulary(grammar)]
     core = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    # No token begins with the prefix: the decoder only joins with spaces and takes those before punctuation away.
+    # No token begins with the prefix: the decoder only joins words by spaces, without one before punctuation.
     core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

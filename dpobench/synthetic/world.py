@@ -1,11 +1,11 @@
-"""A seeded world of 24 places, about which everything true is known."""
+"""A seeded world of 24 places; everything that is true of them is known."""
 
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import Literal
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 PARTS = ("morning", "afternoon", "evening")
@@ -21,7 +21,7 @@ TOWNS = ("Eastwick", "Norham", "Southbay", "Westford", "Millbrook", "Ashby")
 OWNERS = ("Anna", "Bruno", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karla", "Leo")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black")
 
-# What one finds in a kind of place; the flag says whether the noun is a plural.
+# Nouns of each kind of place, and whether each is a plural.
 ASPECTS: Mapping[str, tuple[tuple[str, bool], ...]] = {
     "cafe": (("coffee", False), ("cake", False), ("soup", False), ("tables", True), ("chairs", True), ("cups", True)),
     "museum": (
@@ -47,12 +47,15 @@ _SECOND = (
 )  # fmt: skip
 
 
+Relation = Literal["kind", "town", "owner", "colour"]
+
+
 @dataclass(frozen=True)
 class Place:
     """A place and what is true of it.
 
     Args:
-        name: two words, said with "the" before them.
+        name: two words; sentences put "the" before them.
         kind: one of `KINDS`.
         town: where it is.
         owner: who owns it.
@@ -65,8 +68,8 @@ class Place:
     owner: str
     colour: str
 
-    def knows(self, relation: str) -> str:
-        """The value of a relation: "kind", "town", "owner" or "colour"."""
+    def fact(self, relation: Relation) -> str:
+        """The value of a relation."""
         return str(getattr(self, relation))
 
 
@@ -85,12 +88,12 @@ class World:
         """Place of each name."""
         return {place.name: place for place in self.places}
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def as_json(self) -> list[dict[str, str]]:
         """The places as JSON holds them."""
         return [asdict(place) for place in self.places]
 
     @classmethod
-    def from_json(cls, places: list[dict[str, Any]]) -> "World":
+    def from_json(cls, places: list[dict[str, str]]) -> "World":
         """The world `as_json` wrote."""
         return cls(tuple(Place(**place) for place in places))
 
@@ -105,6 +108,10 @@ def make_world(seed: int = 0, places: int = 24) -> World:
 
     Returns: a world in which kinds, towns, owners and colours are spread as evenly as the number allows, each
         independently of the others.
+
+    Example:
+        >>> len(make_world(seed=0).places)
+        24
     """
     rng = random.Random(f"world:{seed}")
     names = rng.sample([f"{first} {second}" for first, second in product(_FIRST, _SECOND)], places)

@@ -51,10 +51,10 @@ def test_probabilities_of_all_texts_add_up_to_one() -> None:
 def test_a_text_has_the_probability_worked_out_by_hand() -> None:
     text = f"I spent Friday morning at the {PLACE.name} in {PLACE.town}. The cake was very good. I give it five stars."
     total = 0.0
-    for stance in (-2, -1, 0, 1, 2):
-        weights = {level: math.exp(-((level - stance) ** 2) / (2 * 0.8**2)) for level in (-2, -1, 0, 1, 2)}
+    for attitude in (-2, -1, 0, 1, 2):
+        weights = {level: math.exp(-((level - attitude) ** 2) / (2 * 0.8**2)) for level in (-2, -1, 0, 1, 2)}
         level = weights[1] / sum(weights.values())
-        stars = {2: 0.85, 1: 0.15}.get(stance, 0.0)
+        stars = {2: 0.85, 1: 0.15}.get(attitude, 0.0)
         total += 0.2 * level * 0.4 / 2 * stars
     expected = math.log(0.7 * (1 / 8) * 0.6 * 0.6 * total)
     assert Grammar(lexicon=SMALL).log_probability(REQUEST, text) == pytest.approx(expected, abs=1e-12)
@@ -98,10 +98,10 @@ def test_what_the_grammar_cannot_write_has_no_probability(change: tuple[str, str
     assert grammar.log_probability(REQUEST, text.replace(*change)) == -math.inf
 
 
-def test_a_tone_narrows_the_stance() -> None:
+def test_a_tone_narrows_the_attitude() -> None:
     grammar, rng = Grammar(), random.Random(3)
     request = Request(PLACE, "Friday", "morning", "harsh")
-    text = grammar.write(request, rng, stance=-2)
+    text = grammar.write(request, rng, attitude=-2)
     kind = Request(PLACE, "Friday", "morning", "kind")
     plain = [grammar.log_probability(r, text) for r in (request, REQUEST, kind)]
     assert plain[0] > plain[1] > plain[2]
