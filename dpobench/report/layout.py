@@ -1,25 +1,25 @@
-"""The order of the page: what a reader is told first, and what stands together because it answers one question."""
+"""The order of the page, stated here and nowhere else: what comes first, and what stands together to answer one question."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Table
 
 Kind = Literal["table", "figure", "sentence", "small", "heading"]
-_WORDS: Mapping[str, Kind] = {"sentence": "sentence", "small": "small", "heading": "heading"}
+_TEXTS: Mapping[str, Kind] = {"sentence": "sentence", "small": "small", "heading": "heading"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing in a section.
+    """One thing in a chapter.
 
     Args:
         kind: what it is.
-        name: of a table or figure; the words of a sentence or a heading.
-        summary: what stands for it until a reader opens it; empty where it is open.
-        first: whether the section begins with it: then the section's title is its own.
+        name: of a table or figure; the text of a sentence or a heading.
+        summary: stands for it until a reader opens it; empty where it is open.
+        first: whether the chapter begins with it: then the chapter's title is its title.
     """
 
     kind: Kind
@@ -29,13 +29,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of the page.
+class Chapter:
+    """One heading of the page with all that stands below it.
 
     Args:
         anchor: its id.
         title: its heading.
-        short: its name in the list of sections.
+        short: its name in the list of chapters.
         parts: what is in it, in order.
     """
 
@@ -49,38 +49,43 @@ _BOARD = (
     "Each variant at the strength selected on the selection prompts; all numbers are from the test prompts. Estimates with 95 % intervals. "
     "Bold only where the Holm-adjusted p is below the level and there are two seeds or more."
 )
-# Anchor, title, name in the list of sections, and parts; "topic:" stands for all of a topic, "*" for the topics named nowhere else.
+# Anchor, title, name in the list of chapters, and parts; "section:" stands for all of a section, "*" for the sections named nowhere else.
 _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("board", "Leaderboard", "Leaderboard", ("table:leaderboard", f"small:{_BOARD}", "figure:differences")),
-    ("front", "What is gained at which distance", "Distance", ("figure:frontier", "topic:tradeoff", "topic:distance")),
+    (
+        "front",
+        "What is gained at which distance",
+        "Distance",
+        ("figure:frontier", "section:tradeoff", "section:distance"),
+    ),
     ("strengths", "The effect of β, and every cell", "Full grid", ("figure:strength", "table:grid")),
-    ("sure", "How sure this is", "How sure", ("topic:statistics",)),
-    ("games", "Tournament, and what trying more brings", "Tournament", ("topic:tournament",)),
+    ("sure", "How sure this is", "How sure", ("section:statistics",)),
+    ("games", "Tournament, and what trying more brings", "Tournament", ("section:tournament",)),
     ("*", "", "", ()),
-    ("trust", "Can the judge be trusted?", "Judge and controls", ("topic:judge", "topic:controls")),
-    ("tasks", "Held-out benchmarks", "Benchmarks", ("table:benchmarks", "topic:documents")),
-    ("long", "Length", "Length", ("figure:lengths", "table:lengths", "topic:length")),
+    ("trust", "Can the judge be trusted?", "Judge and controls", ("section:judge", "section:controls")),
+    ("tasks", "Held-out benchmarks", "Benchmarks", ("table:benchmarks", "section:documents")),
+    ("long", "Length", "Length", ("figure:lengths", "table:lengths", "section:length")),
     (
         "held-out",
         "Held-out pairs: likelihood, ranking, calibration",
         "Held-out pairs",
-        ("topic:pairs", "table:displacement", "figure:calibration", "table:calibration"),
+        ("section:pairs", "table:displacement", "figure:calibration", "table:calibration"),
     ),
     (
         "own",
         "Over-optimisation, and the form of own answers",
         "Over-optimisation",
-        ("table:over_optimisation", "topic:within", "topic:own-answers"),
+        ("table:over_optimisation", "section:within", "section:own-answers"),
     ),
     (
         "training",
         "Training dynamics and numerical trouble",
         "Training",
-        ("figure:dynamics", "table:dynamics", "topic:numbers"),
+        ("figure:dynamics", "table:dynamics", "section:numbers"),
     ),
     ("read", "The data", "Data", ("table:data",)),
 )
-# What most readers need not see, and what stands in its place; a table has its title there.
+# Folded until a reader opens it, under this summary; a table under its title.
 _FOLDED = {
     "figure:tradeoff": "Figure: the same cells with joint 95 % ellipses",
     "table:tradeoff_cells": "",
@@ -92,55 +97,61 @@ _FOLDED = {
 }
 
 
-def sections(tables: Mapping[str, Table], figures: Collection[str], topics: Sequence[Topic]) -> list[Section]:
-    """The sections that have anything in them, in order.
+def in_order(sections: Sequence[Section]) -> list[Section]:
+    """The sections as they follow one another on the page; those that no chapter names keep their order."""
+    places = [part for *_, parts in _ORDER for part in (parts or ("*",))]
+    return sorted(sections, key=lambda s: places.index(f"section:{s.name}" if f"section:{s.name}" in places else "*"))
+
+
+def chapters(tables: Mapping[str, Table], figures: Collection[str], sections: Sequence[Section]) -> list[Chapter]:
+    """The chapters that have anything in them, in order.
 
     Args:
         tables: by name; those without rows are left out.
         figures: names.
-        topics: those that have anything to say.
+        sections: those that have anything to show.
     """
-    named = {part.partition(":")[2] for *_, parts in _ORDER for part in parts if part.startswith("topic:")}
-    known = {topic.name: topic for topic in topics}
-    found = []
-    for anchor, title, short, asked in _ORDER:
+    named = {part.partition(":")[2] for *_, parts in _ORDER for part in parts if part.startswith("section:")}
+    known = {section.name: section for section in sections}
+    made = []
+    for anchor, title, short, names in _ORDER:
         if anchor == "*":
-            others = [topic for topic in topics if topic.name not in named]
-            found += [_section(t.name, t.title, t.title, [*_of_topic(t)], tables, figures) for t in others]
+            others = [section for section in sections if section.name not in named]
+            made += [_chapter(s.name, s.title, s.title, _parts_of(s), tables, figures) for s in others]
             continue
         parts: list[str] = []
-        for one in asked:
-            kind, _, name = one.partition(":")
-            if kind != "topic":
-                parts.append(one)
+        for part in names:
+            kind, _, name = part.partition(":")
+            if kind != "section":
+                parts.append(part)
             elif name in known:
-                # Sentences in the middle of a section need to say what they are about.
-                parts += [f"heading:{known[name].title}"] if parts and known[name].said else []
-                parts += _of_topic(known[name])
-        found.append(_section(anchor, title, short, parts, tables, figures))
-    return [section for section in found if any(part.kind != "small" for part in section.parts)]
+                # Sentences in the middle of a chapter need a heading that says what they are about.
+                parts += [f"heading:{known[name].title}"] if parts and known[name].sentences else []
+                parts += _parts_of(known[name])
+        made.append(_chapter(anchor, title, short, parts, tables, figures))
+    return [chapter for chapter in made if any(part.kind != "small" for part in chapter.parts)]
 
 
-def _of_topic(topic: Topic) -> list[str]:
-    """A topic's sentences, figures and tables."""
-    figures, tables = [f"figure:{name}" for name in topic.figures], [f"table:{table.name}" for table in topic.tables]
-    return [*(f"sentence:{said}" for said in topic.said), *figures, *tables]
+def _parts_of(section: Section) -> list[str]:
+    """A section's sentences, figures and tables."""
+    figures, tables = [f"figure:{name}" for name in section.figures], [f"table:{t.name}" for t in section.tables]
+    return [*(f"sentence:{sentence}" for sentence in section.sentences), *figures, *tables]
 
 
-def _section(
-    anchor: str, title: str, short: str, asked: Sequence[str], tables: Mapping[str, Table], figures: Collection[str]
-) -> Section:
+def _chapter(
+    anchor: str, title: str, short: str, names: Sequence[str], tables: Mapping[str, Table], figures: Collection[str]
+) -> Chapter:
     parts: list[Part] = []
-    for one in asked:
-        kind, _, name = one.partition(":")
-        summary = _FOLDED.get(one, "")
+    for part in names:
+        kind, _, name = part.partition(":")
+        summary = _FOLDED.get(part, "")
         if kind == "table" and name in tables and len(tables[name].frame):
-            summary = tables[name].title if one in _FOLDED else ""
+            summary = tables[name].title if part in _FOLDED else ""
             parts.append(Part("table", name, summary, first=not parts))
         elif kind == "figure" and name in figures:
             parts.append(Part("figure", name, summary))
-        elif kind in _WORDS:
-            parts.append(Part(_WORDS[kind], name))
+        elif kind in _TEXTS:
+            parts.append(Part(_TEXTS[kind], name))
     if anchor == "tasks" and not parts:
         parts.append(Part("sentence", "No benchmark was run."))
-    return Section(anchor, title, short, parts)
+    return Chapter(anchor, title, short, parts)

@@ -13,29 +13,29 @@ from dpobench.analysis.findings import TEST, Findings
 from dpobench.analysis.results import REFERENCE
 from dpobench.data.prompts import split_of
 from dpobench.report import layout, text, words
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Table
 
 SHOWN_PROMPTS, SHOWN_CHARACTERS = 6, 1500
 
 
 def context(
-    f: Findings, tables: Mapping[str, Table], figures: Mapping[str, tuple[str, str]], topics: Sequence[Topic] = ()
+    f: Findings, tables: Mapping[str, Table], figures: Mapping[str, tuple[str, str]], sections: Sequence[Section] = ()
 ) -> dict[str, Any]:
-    """What both templates are given.
+    """What both templates are filled with.
 
     Args:
         f: the findings.
         tables: by name.
         figures: caption and SVG by name.
-        topics: those that have anything to say.
+        sections: those that have anything to show.
     """
     return {
         "name": str(f.results.experiment.get("name") or "comparison of preference losses"),
         "verdict": words.verdict(f),
         "tables": tables,
         "figures": figures,
-        "sections": layout.sections(tables, figures, topics),
+        "chapters": layout.chapters(tables, figures, sections),
         "costs": [layout.Part("table", name) for name in ("compute", "trials") if len(tables[name].frame)],
         "answers": side_by_side(f),
         "glossary": words.glossary(f),

@@ -20,21 +20,21 @@ def write_report(folder: Path) -> Path:
     # Drawing and statistics are imported when a report is written: `dpobench --help` needs neither.
     from dpobench.analysis.findings import read
     from dpobench.analysis.results import load
-    from dpobench.report import figures, page, words
-    from dpobench.report.sections import leaderboard, topics, training_dynamics
+    from dpobench.report import figures, layout, page, words
+    from dpobench.report.sections import leaderboard, overview, sections, training_dynamics
 
     findings = read(load(folder))
     made = [leaderboard.leaderboard(findings), leaderboard.grid(findings), leaderboard.benchmarks(findings)]
     made += [leaderboard.compute(findings), leaderboard.trials(findings), *training_dynamics.diagnostics(findings)]
     with figures.drawing():
-        sections = topics(findings)
-    made += [table for section in sections for table in section.tables]
+        shown = layout.in_order(sections(findings))
+        drawn = overview.draw(findings)
+    made += [table for section in shown for table in section.tables]
     tables = {table.name: table for table in made}
-    drawn = figures.draw(findings)
-    for section in sections:
+    for section in shown:
         drawn |= section.figures
-    alarms = [alarm for section in sections for alarm in section.alarms]
-    notes = [*alarms, *words.notes(findings), *(note for section in sections for note in section.notes)]
+    alarms = [alarm for section in shown for alarm in section.alarms]
+    notes = [*alarms, *words.notes(findings), *(note for section in shown for note in section.notes)]
     with building(folder / "report") as place:
         for table in made:
             if not len(table.frame.columns):  # nothing was measured: an empty file would only puzzle its reader
@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
             write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
             inline[name] = (caption, figures.inline(markup, name))
         write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *notes, ""]).encode())
-        given = page.context(findings, tables, inline, sections) | {"notes": notes, "alarms": alarms}
+        given = page.context(findings, tables, inline, shown) | {"notes": notes, "alarms": alarms}
         write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
         write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
     return folder / "report" / "report.html"

@@ -32,9 +32,9 @@ def findings(folder):
     return read(load(folder))
 
 
-def section(topic, folder):
+def drawn(section, folder):
     with figures.drawing():
-        return topic(findings(folder))
+        return section(findings(folder))
 
 
 def add(folder, evaluator, rows_of):
@@ -75,7 +75,7 @@ def measured(make):
 
 
 def test_the_table_of_distances_holds_every_estimate_with_its_interval(measured):
-    found = section(distance.topic, measured)
+    found = drawn(distance.section, measured)
     (table,) = found.tables
     row = table.frame.iloc[0]
     for name in ("per_sequence", "per_token", "forward", "log_ratio", "gap", "truncated"):
@@ -98,7 +98,7 @@ def test_a_biased_estimate_and_a_distance_of_rounding_are_called_so(make):
         return {"kl_k1": (prompts, kl + noise + 2.0), "kl_noise_floor": (prompts[:4], [0.9, 0.1, 0, 0])}
 
     add(folder, "kl_more", more)
-    found = section(distance.topic, folder)
+    found = drawn(distance.section, folder)
     # Two nats of bias against two of noise over some 128 test prompts: about eleven standard errors.
     assert set(found.tables[0].frame["reading"]) == {"estimates disagree"}
     assert [note for note in found.notes if "Two estimates of one distance disagree for dpo (+" in note]
@@ -106,7 +106,7 @@ def test_a_biased_estimate_and_a_distance_of_rounding_are_called_so(make):
 
 
 def test_a_folder_without_further_estimates_has_no_section(planted):
-    assert distance.topic(findings(planted)) is None
+    assert distance.section(findings(planted)) is None
 
 
 def test_the_row_of_one_seed_carries_its_checkpoints_own_test(make):
@@ -129,7 +129,7 @@ def test_with_more_seeds_the_row_counts_them_and_each_checkpoint_stands_below(pl
     assert len(change.each) == 3
     assert change.lost == pytest.approx(np.mean(change.losses))
     assert change.delta.value == pytest.approx((change.gained - change.lost) / 80)
-    (table,) = section(benchmarks.topic, planted).tables
+    (table,) = drawn(benchmarks.section, planted).tables
     rows = table.frame[(table.frame["variant"] == "ipo") & (table.frame["task"] == "steering")]
     assert rows["seed"].tolist() == [0, 1, 2]
     assert rows["lost"].tolist() == list(change.losses)
@@ -205,11 +205,11 @@ def test_a_cell_that_was_not_selected_is_checked_too(make):
     add(folder, "kl_more", lambda prompts, kl: {"kl_k1": (prompts, kl + noise)})
     f = findings(folder)
     (other,) = [c for c in f.configurations if c != f.chosen["dpo"]]
-    assert not [note for note in section(distance.topic, folder).notes if "disagree" in note]
+    assert not [note for note in drawn(distance.section, folder).notes if "disagree" in note]
     for run in other.runs:
         frame, meaning = scores.read(run.folder, "kl_more")
         scores.write(run.folder, "kl_more", frame.assign(value=frame["value"] + 2.0), meaning, {})
-    (said,) = [note for note in section(distance.topic, folder).notes if "disagree" in note]
+    (said,) = [note for note in drawn(distance.section, folder).notes if "disagree" in note]
     assert f"disagree for dpo at β {other.beta:g}: the samples are not" in said
 
 
@@ -224,10 +224,10 @@ def test_a_task_without_accuracy_is_named_and_a_cut_context_too(make):
             ("truncated", "facts"): ([f"facts-{place}" for place in range(120)], [1.0] * 30 + [0.0] * 90),
         },
     )
-    found = section(benchmarks.topic, folder)
-    assert "for want of an accuracy or exact match: words." in found.said[0]
+    found = drawn(benchmarks.section, folder)
+    assert "for want of an accuracy or exact match: words." in found.sentences[0]
     assert [note for note in found.notes if "facts (25 % of the documents)" in note]
-    assert section(benchmarks.topic, make(betas=(0.1,))).said == []
+    assert drawn(benchmarks.section, make(betas=(0.1,))).sentences == []
 
 
 def test_a_delta_of_shares_stays_within_one():

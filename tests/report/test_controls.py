@@ -37,14 +37,14 @@ def with_controls(folder, same=0.5, ks=(1, 2, 4)):
 
 
 def table_of(f):
-    found = controls.topic(f)
+    found = controls.section(f)
     (table,) = found.tables
     return found, list(csv.DictReader(io.StringIO(table.csv())))
 
 
 def test_without_a_pool_there_is_no_section(make):
     f = read(load(make(betas=(0.1,), seeds=(0,))))
-    assert controls.topic(f) is None
+    assert controls.section(f) is None
     assert controls.best_of_rows(f) == []
 
 
@@ -88,17 +88,17 @@ def test_a_variant_less_the_best_of_4_is_paired_by_prompt_and_knows_its_seeds(ma
 
 def test_what_beats_every_variant_without_training_is_said_at_the_head(make):
     f = with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2, 64))
-    (said,) = controls.topic(f).notes
+    (said,) = controls.section(f).notes
     assert said.startswith("No trained variant reaches the best of 64 answers of the reference, 0.9")
     # The best of two wins two in three, and the variants more.
-    assert controls.topic(with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2))).notes == []
+    assert controls.section(with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2))).notes == []
 
 
 def test_a_reference_that_beats_itself_is_said_at_the_head(make):
     found, rows = table_of(with_controls(make(betas=(0.1,), seeds=(0,)), same=0.8))
     assert rows[0]["reading"] == "does not cover 0.5"
     assert "negative control fails" in found.alarms[0]
-    assert "does not cover 0.5" in found.said[0]
+    assert "does not cover 0.5" in found.sentences[0]
 
 
 def test_what_a_leaderboard_needs_of_the_best_of_k(make):
@@ -124,7 +124,7 @@ def test_the_bound_is_the_kl_of_the_best_of_n_where_answers_are_many_and_never_t
 
 
 def test_the_figure_has_the_curve_and_every_variant(make):
-    found = controls.topic(with_controls(make(betas=(0.1,), seeds=(0, 1))))
+    found = controls.section(with_controls(make(betas=(0.1,), seeds=(0, 1))))
     _, figure = found.figures["best_of"]
     (axis,) = figure.axes
     labels = axis.get_legend_handles_labels()[1]

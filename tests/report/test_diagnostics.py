@@ -179,9 +179,9 @@ def test_a_cell_that_the_policy_likes_better_and_the_judge_less_is_a_gap(make):
         frame.loc[frame["metric"] == "reward", "value"] -= 2.0 * far
         scores.write(run, "winrate", frame, meaning, {"seed": 0})
         enrich(run)
-    topic = optimisation.topic(read(load(made)))
-    assert [row["reading"] for row in topic.tables[0].frame.to_dict("records")] == ["gap", "selected"]
-    assert topic.said[0].startswith("The policy's own reward rises while the judge's falls")
+    part = optimisation.section(read(load(made)))
+    assert [row["reading"] for row in part.tables[0].frame.to_dict("records")] == ["gap", "selected"]
+    assert part.sentences[0].startswith("The policy's own reward rises while the judge's falls")
 
 
 def test_lengths_are_set_against_the_datas_chosen_answers_to_the_same_prompts(folder):
@@ -232,12 +232,12 @@ def test_gradients_are_counted_over_all_steps_of_a_cell(folder):
 
 def test_unlike_clipping_is_said_at_the_head(make):
     folder = make(variants=("dpo", "ipo"), betas=(0.1,), seeds=(0,), prompts=64)
-    assert trouble.topic(read(load(folder))).notes == []
+    assert trouble.section(read(load(folder))).notes == []
     for run in (folder / "runs").glob("*"):
         size = 7.0 if run.name.startswith("ipo") else 0.1
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         (run / "log.jsonl").write_text("".join(json.dumps(row | {"gradient_norm": size}) + "\n" for row in rows))
-    (said,) = trouble.topic(read(load(folder))).notes
+    (said,) = trouble.section(read(load(folder))).notes
     assert "nearly every step of ipo and seldom for dpo" in said
 
 
@@ -296,10 +296,10 @@ def test_a_count_that_is_the_same_in_every_row_is_said_once():
 def test_a_folder_from_before_these_quantities_has_its_report_without_them(planted):
     findings = read(load(planted))
     with drawing():
-        pairs = displacement.topic(findings)
+        pairs = displacement.section(findings)
     assert [len(table.frame) for table in pairs.tables] == [0, 0]
     assert list(pairs.figures) == ["quadrants"]
-    assert [len(table.frame) for table in optimisation.topic(findings).tables] == [0, 4]
+    assert [len(table.frame) for table in optimisation.section(findings).tables] == [0, 4]
     assert len(trouble.numerical(findings).frame) == 9
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dpobench.report import layout
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table
 from dpobench.report.write import write_report
 
@@ -70,16 +70,16 @@ def table(name, rows=1, columns=3):
     return Table(name, f"Title of {name}", pd.DataFrame([row] * rows, dtype=object), shown)
 
 
-def test_a_topic_that_no_section_names_has_one_of_its_own():
-    topics = [Topic("news", "News", [table("fresh")], ["Said."], {})]
-    found = {section.anchor: section for section in layout.sections({"fresh": table("fresh")}, [], topics)}
+def test_a_section_that_no_section_names_has_one_of_its_own():
+    sections = [Section("news", "News", [table("fresh")], ["Said."], {})]
+    found = {section.anchor: section for section in layout.chapters({"fresh": table("fresh")}, [], sections)}
     assert [part.kind for part in found["news"].parts] == ["sentence", "table"]
     assert found["news"].short == "News"
 
 
-def test_a_topics_sentences_in_the_middle_of_a_section_have_a_heading_and_at_its_start_none():
-    topics = [Topic("judge", "The judge", [], ["First."]), Topic("controls", "Controls", [], ["Second."])]
-    (found,) = [section for section in layout.sections({}, [], topics) if section.anchor == "trust"]
+def test_a_sections_sentences_in_the_middle_of_a_section_have_a_heading_and_at_its_start_none():
+    sections = [Section("judge", "The judge", [], ["First."]), Section("controls", "Controls", [], ["Second."])]
+    (found,) = [section for section in layout.chapters({}, [], sections) if section.anchor == "trust"]
     assert [(part.kind, part.name) for part in found.parts] == [
         ("sentence", "First."),
         ("heading", "Controls"),
@@ -88,7 +88,7 @@ def test_a_topics_sentences_in_the_middle_of_a_section_have_a_heading_and_at_its
 
 
 def test_an_empty_section_is_left_out_and_missing_benchmarks_are_said():
-    found = {section.anchor: section for section in layout.sections({"grid": table("grid", rows=0)}, [], [])}
+    found = {section.anchor: section for section in layout.chapters({"grid": table("grid", rows=0)}, [], [])}
     assert list(found) == ["tasks"]
     assert found["tasks"].parts[0].name == "No benchmark was run."
 

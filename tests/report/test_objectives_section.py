@@ -74,12 +74,12 @@ def test_a_point_is_beaten_by_one_as_good_everywhere_and_better_somewhere(values
 
 
 def test_without_objectives_there_is_no_section(make):
-    assert objectives.topic(read(load(make(betas=(0.1,), seeds=(0,))))) is None
+    assert objectives.section(read(load(make(betas=(0.1,), seeds=(0,))))) is None
 
 
 def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
     f = with_aims(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
-    found = objectives.topic(f)
+    found = objectives.section(f)
     grid = {row["variant"]: row for row in rows_of(found.tables[1])}
     assert set(grid) == {"dpo", "ipo", "cdpo", "reference"}
     tested = [i for i, prompt in enumerate(prompt_ids(World())) if split_of(prompt) == "test"]
@@ -98,13 +98,13 @@ def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
     }
     assert float(grid["dpo"]["membership"]) > 0.95
     assert float(grid["cdpo"]["membership"]) < 0.05
-    assert any("dpo gains on helpful and loses on harmless" in sentence for sentence in found.said)
-    assert not any(sentence.startswith("cdpo") for sentence in found.said)
+    assert any("dpo gains on helpful and loses on harmless" in sentence for sentence in found.sentences)
+    assert not any(sentence.startswith("cdpo") for sentence in found.sentences)
 
 
 def test_what_a_variant_gains_and_pays_is_told_against_the_control(make):
     f = with_aims(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
-    rows = {row["variant"]: row for row in rows_of(objectives.topic(f).tables[0])}
+    rows = {row["variant"]: row for row in rows_of(objectives.section(f).tables[0])}
     assert float(rows["ipo"]["helpful_difference_high"]) < 0 < float(rows["ipo"]["harmless_difference_low"])
     assert float(rows["ipo"]["helpful_difference"]) == pytest.approx(
         float(rows["ipo"]["helpful"]) - float(rows["dpo"]["helpful"])
@@ -114,7 +114,7 @@ def test_what_a_variant_gains_and_pays_is_told_against_the_control(make):
 
 def test_cells_as_good_as_one_another_share_the_set(make):
     f = with_aims(make(betas=(0.1,), seeds=(0, 1)), dict.fromkeys(CHANCES, (0.6, 0.6)))
-    grid = {row["variant"]: row for row in rows_of(objectives.topic(f).tables[1])}
+    grid = {row["variant"]: row for row in rows_of(objectives.section(f).tables[1])}
     shares = [float(grid[name]["membership"]) for name in ("dpo", "ipo", "cdpo")]
     assert all(0.03 < share < 0.999 for share in shares), "chance alone decides among equals"
     assert float(grid["reference"]["membership"]) < 0.05
@@ -122,7 +122,7 @@ def test_cells_as_good_as_one_another_share_the_set(make):
 
 def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure(make):
     f = with_aims(make(betas=(0.1,), seeds=(0, 1)), CHANCES, {"dpo": 0.6, "ipo": 0.6, "cdpo": 0.95})
-    found = objectives.topic(f)
+    found = objectives.section(f)
     grid = {row["variant"]: row for row in rows_of(found.tables[1])}
     assert grid["cdpo"]["pareto"] == "yes", "the best on the third aim"
     assert int(grid["cdpo"]["n_honest"]) < 200 < int(grid["cdpo"]["n_helpful"])
@@ -135,7 +135,7 @@ def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure
 def test_the_figure_shows_every_cell_and_the_set(make):
     betas = (0.03, 0.1)
     chances = {(variant, beta): (0.5 + beta, 0.7 - beta) for variant in ("dpo", "ipo", "cdpo") for beta in betas}
-    found = objectives.topic(with_aims(make(betas=betas, seeds=(0,)), chances))
+    found = objectives.section(with_aims(make(betas=betas, seeds=(0,)), chances))
     _, figure = found.figures["objectives"]
     (axis,) = figure.axes
     assert set(axis.get_legend_handles_labels()[1]) == {"dpo", "ipo", "cdpo", "reference", "Pareto set"}
@@ -164,7 +164,7 @@ def without_verdicts(folder, variant, share):
 def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
     folder = make(betas=(0.1,), seeds=(0,))
     with_aims(folder, CHANCES)
-    found = objectives.topic(without_verdicts(folder, "ipo", 0.25))
+    found = objectives.section(without_verdicts(folder, "ipo", 0.25))
     table = found.tables[0]
     heads = [column.header for column in table.shown]
     assert {"Missing, helpful", "Helpful, missing lost", "Helpful, missing won"} <= set(heads)
@@ -178,13 +178,13 @@ def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
 def test_cells_and_aims_without_verdicts_are_named(make):
     folder = make(betas=(0.1,), seeds=(0,))
     with_aims(folder, CHANCES)
-    found = objectives.topic(without_verdicts(folder, "ipo", 1.0))
-    assert "Left out: ipo at β = 0.1, which has too few verdicts on helpful." in found.said
-    assert "Left out, for it has no verdict on any cell: honest." in found.said
+    found = objectives.section(without_verdicts(folder, "ipo", 1.0))
+    assert "Left out: ipo at β = 0.1, which has too few verdicts on helpful." in found.sentences
+    assert "Left out, for it has no verdict on any cell: honest." in found.sentences
     assert {row["variant"] for row in rows_of(found.tables[1])} == {"dpo", "cdpo", "reference"}
     for variant in ("dpo", "cdpo"):
-        found = objectives.topic(without_verdicts(folder, variant, 1.0))
-    assert found.said == ["Left out, for it has no verdict on any cell: helpful, honest."]
+        found = objectives.section(without_verdicts(folder, variant, 1.0))
+    assert found.sentences == ["Left out, for it has no verdict on any cell: helpful, honest."]
     assert not found.tables
 
 
@@ -196,6 +196,6 @@ def test_no_interval_of_a_difference_leaves_what_is_possible(make):
             frame, metrics = scores.read(run.folder, "objectives")
             value = float((run.seed == 0) == (run.variant == "dpo"))
             scores.write(run.folder, "objectives", frame.assign(value=value), metrics, {})
-    found = objectives.topic(read(load(f.results.folder)))
+    found = objectives.section(read(load(f.results.folder)))
     row = next(row for row in rows_of(found.tables[0]) if row["variant"] == "ipo")
     assert (float(row["helpful_difference_low"]), float(row["helpful_difference_high"])) == (-1, 1)

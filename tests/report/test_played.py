@@ -11,7 +11,7 @@ from dpobench.artifacts.files import read_json, sealed, write_json
 from dpobench.data.prompts import split_of
 from dpobench.evaluation.registry import judges
 from dpobench.evaluation.settings import Evaluation
-from dpobench.report.sections.tournament import topic
+from dpobench.report.sections.tournament import section
 from dpobench.sweep import tournament
 
 PLUGIN = '''
@@ -96,8 +96,10 @@ def test_everybody_meets_everybody_where_that_was_asked_for(asked):
     pairs = {(a.split("-")[0], b.split("-")[0]) for a, b in zip(found["a"], found["b"], strict=True)}
     own = {("dpo", "ipo"), ("dpo", "cdpo"), ("ipo", "cdpo")}
     assert pairs == own | {(name, "reference") for name in ("dpo", "ipo", "cdpo")}
-    section = topic(read(load(folder)))
-    assert "the judge's comparisons" in section.said[0], "the report's tournament is read from these verdicts"
+    tournament_section = section(read(load(folder)))
+    assert "the judge's comparisons" in tournament_section.sentences[0], (
+        "the report's tournament is read from these verdicts"
+    )
 
 
 def test_a_judge_that_fails_ends_nothing_and_is_told(asked):
@@ -121,10 +123,10 @@ def moved(place):
 def test_what_each_variant_did_against_control_and_reference_is_in_the_report(asked):
     folder, evaluation, _ = asked
     tournament.play(folder, evaluation())
-    section = topic(read(load(folder)))
-    assert "the judge's comparisons" in section.said[0]
-    assert any(sentence.startswith("1 pairs did not meet") for sentence in section.said)
-    strengths, matrix = section.tables[:2]
+    tournament_section = section(read(load(folder)))
+    assert "the judge's comparisons" in tournament_section.sentences[0]
+    assert any(sentence.startswith("1 pairs did not meet") for sentence in tournament_section.sentences)
+    strengths, matrix = tournament_section.tables[:2]
     assert set(strengths.frame["player"]) == {"dpo", "ipo", "cdpo", "reference"}
     assert strengths.frame["player"][0] == "ipo", "the judge is fond of it"
     by_player = {row["player"]: row for row in matrix.frame.to_dict("records")}
@@ -136,16 +138,16 @@ def test_what_each_variant_did_against_control_and_reference_is_in_the_report(as
 def test_verdicts_that_stay_away_are_told(asked):
     folder, evaluation, _ = asked
     tournament.play(folder, evaluation())
-    assert not [line for line in topic(read(load(folder))).said if "no verdict" in line]
+    assert not [line for line in section(read(load(folder))).sentences if "no verdict" in line]
     every = read_json(folder / "tournament" / "note.json")["prompts"]
     one = pd.read_parquet(folder / "tournament" / "asked.parquet").dropna(subset="raw")["prompt"].iloc[0]
     place = tournament.play(folder, evaluation(silent=one[0]))
     missing = read_json(place / "note.json")["missing"]
-    section = topic(read(load(folder)))
+    tournament_section = section(read(load(folder)))
     assert 0 < missing < 1
-    (told,) = [line for line in section.said if "no verdict" in line]
+    (told,) = [line for line in tournament_section.sentences if "no verdict" in line]
     assert told.startswith(f"The judge gave no verdict on {missing:.1%} of these comparisons")
-    assert section.tables[0].frame["n_prompts"].iloc[0] < every
+    assert tournament_section.tables[0].frame["n_prompts"].iloc[0] < every
 
 
 def test_baselines_do_not_play_and_do_not_hinder(asked):
@@ -154,8 +156,8 @@ def test_baselines_do_not_play_and_do_not_hinder(asked):
     write_json(folder / "plan.json", told | {"baselines": ["cdpo"]})
     found = pd.read_parquet(tournament.play(folder, evaluation()) / "verdicts.parquet")
     assert not any(run.startswith("cdpo") for column in "ab" for run in found[column])
-    section = topic(read(load(folder)))
-    assert set(section.tables[0].frame["player"]) == {"dpo", "ipo", "reference"}
+    tournament_section = section(read(load(folder)))
+    assert set(tournament_section.tables[0].frame["player"]) == {"dpo", "ipo", "reference"}
 
 
 @pytest.mark.parametrize("other", [{"judge": "scoring"}, {"judge": None}, {"fails": True}])
@@ -165,7 +167,7 @@ def test_a_tournament_does_not_outlive_its_judge(asked, other):
     before, count = (place / "verdicts.parquet").read_bytes(), calls.stat().st_size
     assert tournament.play(folder, evaluation(**other) if "fails" in other else Evaluation(**other)) is None
     assert not place.exists()
-    assert "the judge's comparisons" not in " ".join(topic(read(load(folder))).said)
+    assert "the judge's comparisons" not in " ".join(section(read(load(folder))).sentences)
     # Nothing that was paid for is lost.
     assert (tournament.play(folder, evaluation()) / "verdicts.parquet").read_bytes() == before
     assert calls.stat().st_size == count
@@ -191,7 +193,7 @@ def test_verdicts_of_another_judge_than_the_reports_are_not_shown(asked):
     told, judge = read_json(note), read_json(place / "note.json")["judge"]
     for key, shown in ((judge, True), ("another", False)):
         write_json(note, told | {"settings": {"needs": {"judge": key}}})
-        assert ("the judge's comparisons" in " ".join(topic(read(load(folder))).said)) == shown
+        assert ("the judge's comparisons" in " ".join(section(read(load(folder))).sentences)) == shown
 
 
 def test_a_judge_that_breaks_ends_nothing_and_leaves_its_traceback(asked, monkeypatch):

@@ -7,7 +7,7 @@ from dpobench.analysis.findings import read
 from dpobench.analysis.power import lines
 from dpobench.analysis.results import REFERENCE, load
 from dpobench.report.sections.compute import compute
-from dpobench.report.sections.statistics import equivalence_of, letters_of, topic
+from dpobench.report.sections.statistics import equivalence_of, letters_of, section
 from dpobench.stats.crossed import crossed_mean
 
 
@@ -25,7 +25,7 @@ def test_a_planted_winner_shares_no_letter_and_the_others_do(planted):
     assert next(iter(signs)) == "ipo"
     assert signs["ipo"] == "a"
     assert signs["dpo"] == signs["cdpo"] == "b"
-    rows = table(topic(f), "all_pairs")
+    rows = table(section(f), "all_pairs")
     assert {(row["first"], row["second"]) for row in rows if row["significant"]} == {("ipo", "dpo"), ("ipo", "cdpo")}
     assert len(rows) == 3
 
@@ -33,7 +33,7 @@ def test_a_planted_winner_shares_no_letter_and_the_others_do(planted):
 def test_letters_and_differences_agree(equal):
     f = findings(equal)
     signs = letters_of(f)
-    for row in table(topic(f), "all_pairs"):
+    for row in table(section(f), "all_pairs"):
         shared = set(signs[row["first"]]) & set(signs[row["second"]])
         assert bool(shared) == (row["p_adjusted"] >= f.results.alpha)
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
@@ -47,26 +47,26 @@ def test_equivalence_is_of_every_variant_but_the_control(planted):
     p, shown = found["ipo"]
     assert p > 0.9  # truly better by 0.12: not within 0.02
     assert not shown
-    verdicts = {row["variant"]: row["verdict"] for row in table(topic(f), "equivalence")}
+    verdicts = {row["variant"]: row["verdict"] for row in table(section(f), "equivalence")}
     assert verdicts["ipo"] == "different, not shown within 0.02"
 
 
 def test_one_seed_is_said_to_be_of_checkpoints(make):
     f = findings(make(seeds=(0,), betas=(0.1,), variants=("dpo", "ipo")))
-    found = topic(f)
-    assert "not of the methods" in found.said[0]
-    assert "a second seed comes before anything else" in found.said[1]
+    found = section(f)
+    assert "not of the methods" in found.sentences[0]
+    assert "a second seed comes before anything else" in found.sentences[1]
     assert all(row["level"] == "checkpoint" for row in table(found, "all_pairs"))
     assert not any(row["significant"] for row in table(found, "all_pairs"))
 
 
 def test_with_one_variant_there_is_no_section(make):
-    assert topic(findings(make(seeds=(0,), betas=(0.1,), variants=("dpo",)))) is None
+    assert section(findings(make(seeds=(0,), betas=(0.1,), variants=("dpo",)))) is None
 
 
 def test_without_a_judge_the_metric_on_held_out_pairs_is_taken(make):
     f = findings(make(judge=False, variants=("dpo", "ipo"), seeds=(0, 1), betas=(0.1,), prompts=256))
-    assert "held-out accuracy" in topic(f).said[0]
+    assert "held-out accuracy" in section(f).sentences[0]
 
 
 def test_the_spread_of_single_verdicts_is_that_of_the_world(planted):
@@ -89,7 +89,7 @@ def test_power_says_what_one_seed_could_not_tell(make):
 
 def test_differences_of_shares_in_the_tables_stay_within_one(make):
     f = findings(make(seeds=(0, 1), betas=(0.1,), prompts=24, advantage={"ipo": 0.25}))
-    found = topic(f)
+    found = section(f)
     for name in ("all_pairs", "equivalence"):
         for row in table(found, name):
             assert -1 <= row["difference_low"] <= row["difference_high"] <= 1
@@ -97,14 +97,14 @@ def test_differences_of_shares_in_the_tables_stay_within_one(make):
 
 @pytest.mark.parametrize("name", ["all_pairs", "equivalence", "variances", "designs"])
 def test_tables_are_read_back_as_csv(planted, name):
-    found = next(t for t in topic(findings(planted)).tables if t.name == name)
+    found = next(t for t in section(findings(planted)).tables if t.name == name)
     rows = list(csv.DictReader(found.csv().splitlines()))
     assert len(rows) == len(found.frame)
     assert all(int(row["n_prompts"]) > 0 for row in rows)
 
 
 def test_shares_of_the_error_add_up_and_more_of_anything_lessens_it(planted):
-    found = topic(findings(planted))
+    found = section(findings(planted))
     assert sum(row["share"] for row in table(found, "variances")) == pytest.approx(1.0)
     rows = {row["design"]: row for row in table(found, "designs")}
     assert all(

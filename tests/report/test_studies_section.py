@@ -68,8 +68,8 @@ def test_the_loss_of_one_variant_is_found_and_nothing_is_claimed_of_the_other(no
     assert row["ipo", 0.3]["p_change"] < 0.05
     assert row["dpo", 0.3]["change"] == 0
     assert row["ipo", 0.3]["p_to_control"] < 0.05
-    assert "ipo at 0.3 −0." in " ".join(found.said)
-    assert "for the other 1 no difference is shown" in " ".join(found.said)
+    assert "ipo at 0.3 −0." in " ".join(found.sentences)
+    assert "for the other 1 no difference is shown" in " ".join(found.sentences)
     assert set(found.figures) == {"study_label_noise"}
 
 
@@ -107,15 +107,15 @@ def test_rounds_are_a_path_and_a_seed_alone_claims_nothing(make):
     folder = with_condition(make(**one), make(**one, advantage={"ipo": -0.4}), {"round": 2})
     found, row = study_of(folder)
     assert [value for variant, value in row if variant == "dpo"] == [1, 2]
-    assert "nothing is claimed of the methods" in " ".join(found.said)
+    assert "nothing is claimed of the methods" in " ".join(found.sentences)
     # What the table shows is said, and of what: a seed alone is these checkpoints.
-    assert "difference of these checkpoints to the experiment proper (1): ipo at 2 −0." in " ".join(found.said)
+    assert "difference of these checkpoints to the experiment proper (1): ipo at 2 −0." in " ".join(found.sentences)
 
 
 def test_with_one_seed_the_sentence_says_what_the_table_does_and_of_what(make):
     plain = {"betas": (0.1,), "seeds": (0,)}
     folder = with_condition(make(**plain), make(**plain, advantage={"cdpo": -0.2}), {"label_noise": 0.3})
-    said = " ".join(study_of(folder)[0].said)
+    said = " ".join(study_of(folder)[0].sentences)
     assert "cdpo at 0.3 −0." in said
     assert "1 seed, " in said
     assert "differences of checkpoints, and nothing is claimed of the methods" in said
@@ -185,5 +185,5 @@ def test_what_was_measured_of_weaker_references_is_told_worst_first(make):
     plan["conditions"][0]["measured"] = {"steps": 12, "held_out_loss": 24.318, "floor": 17.04}
     write_json(folder / "plan.json", plan | {"measured": {"steps": 120, "held_out_loss": 19.77, "floor": 17.04}})
     found, _ = study_of(folder)
-    assert "24.32 nats after 12 steps (0.1); 19.77 nats after 120 steps (1)" in found.said[1]
-    assert "no model can have less than 17.04" in found.said[1]
+    assert "24.32 nats after 12 steps (0.1); 19.77 nats after 120 steps (1)" in found.sentences[1]
+    assert "no model can have less than 17.04" in found.sentences[1]

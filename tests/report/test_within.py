@@ -65,11 +65,11 @@ def findings(passed):
 
 def section(findings):
     with figures.drawing():
-        return within.topic(findings)
+        return within.section(findings)
 
 
-def frame_of(topic, name):
-    (table,) = [table for table in topic.tables if table.name == name]
+def frame_of(part, name):
+    (table,) = [table for table in part.tables if table.name == name]
     return table.frame
 
 
@@ -85,7 +85,7 @@ def test_every_cell_stands_there_at_each_step_and_at_its_end(findings):
 
 
 def test_only_the_variant_that_was_better_on_its_way_is_said_to_have_been(findings):
-    better, gap = section(findings).said
+    better, gap = section(findings).sentences
     assert "Of 2 cells, 1 had a better win-rate before the end" in better
     assert "ipo at β 0.1 after 21 of 64 steps" in better
     assert "dpo" not in better
@@ -146,7 +146,7 @@ def test_checkpoints_scored_for_some_seeds_only_are_no_points(findings):
 def test_checkpoints_without_the_ranking_metric_say_nothing(findings):
     known = findings.results.within.scores
     without = replace(findings.results.within, scores=known[known["metric"] != "win_rate"])
-    assert section(read(replace(findings.results, within=without))).said == []
+    assert section(read(replace(findings.results, within=without))).sentences == []
 
 
 def test_scores_of_checkpoints_that_are_no_numbers_are_counted(make):
@@ -162,7 +162,7 @@ def test_scores_of_checkpoints_that_are_no_numbers_are_counted(make):
 def test_checkpoints_are_points_of_the_trade_off(findings):
     assert [p.label for p in points(findings)][:3] == ["0.1 after 21 of 64 steps", "0.1 after 43 of 64 steps", "0.1"]
     with figures.drawing():
-        found = tradeoff.topic(findings)
+        found = tradeoff.section(findings)
     cells = frame_of(found, "tradeoff_cells")
     assert len(cells) == 6
     best = cells.loc[cells["pareto_probability"].astype(float).idxmax()]

@@ -1,36 +1,41 @@
-"""Further sections of the report, one module each: a function `topic(findings)` that returns its section, or None.
+"""The sections of the report, one module each: `section(findings)` returns the section, or None where its data are missing.
 
-A module here needs nothing but the findings, and what it says stands in the report wherever its data are there.
+A module here needs nothing but the findings. Where its section stands on the page is stated in `dpobench.report.layout`.
 """
 
-import importlib
+from collections.abc import Callable
+from functools import partial
 
 from dpobench.analysis.findings import Findings
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
+from dpobench.report.sections import (
+    benchmarks,
+    controls,
+    displacement,
+    distance,
+    judge,
+    length,
+    objectives,
+    optimisation,
+    statistics,
+    studies,
+    tournament,
+    tradeoff,
+    trouble,
+    within,
+)
 
-# In the order of the page.
-NAMES: tuple[str, ...] = (
-    "tradeoff",
-    "tournament",
-    "length",
-    "statistics",
-    "benchmarks",
-    "distance",
-    "judge",
-    "controls",
-    "displacement",
-    "optimisation",
-    "within",
-    "trouble",
-    "label_noise",
-    "train_size",
-    "reference_quality",
-    "rounds",
-    "objectives",
+SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (
+    *(
+        module.section
+        for module in (benchmarks, controls, displacement, distance, judge, length, objectives, optimisation)
+    ),
+    *(module.section for module in (statistics, tournament, tradeoff, trouble, within)),
+    *(partial(studies.section, name=name) for name in studies.KINDS),
 )
 
 
-def topics(f: Findings) -> list[Topic]:
-    """The sections that have anything to say."""
-    found = [importlib.import_module(f"{__name__}.{name}").topic(f) for name in NAMES]
-    return [topic for topic in found if topic is not None]
+def sections(f: Findings) -> list[Section]:
+    """Every section that has something to show, in no particular order."""
+    made = [make(f) for make in SECTIONS]
+    return [section for section in made if section is not None]

@@ -8,7 +8,7 @@ from dpobench.analysis.documents import Change, changes
 from dpobench.analysis.findings import Findings
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import canvas, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, number
 
 # Share of documents whose options look alike to the model from which a score says little.
@@ -19,17 +19,17 @@ _PRINT = "#101317"
 _MOST = 12
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section; None where no task was scored."""
     found, silent = changes(f), unshown(f)
     if not found:
-        return Topic("documents", "Benchmarks, document by document", said=[silent]) if silent else None
+        return Section("documents", "Benchmarks, document by document", sentences=[silent]) if silent else None
     caption = (
         "Paired delta to the reference in points of each task's metric, selected cells; bold where the adjusted p-value is below "
         f"{f.results.alpha:g} with two seeds or more. The colours reach equally far on both sides of zero."
     )
     drawn = {"benchmark_deltas": (caption, heat_map(f, found))}
-    return Topic(
+    return Section(
         "documents",
         "Benchmarks, document by document",
         [checkpoints(f, found)],

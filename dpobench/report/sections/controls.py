@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import GREY, INK, canvas, entry, legend, log_axis, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, interval
 from dpobench.stats.crossed import Estimate, crossed_mean, share_difference
 
@@ -61,7 +61,7 @@ def best_of_rows(f: Findings) -> list[BestOf]:
     return found
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where the reference answered more than once."""
     same, best = f.estimate([REFERENCE], SAME, TEST), best_of_rows(f)
     if same is None and not best:
@@ -100,7 +100,7 @@ def topic(f: Findings) -> Topic | None:
     alarms = [_alarm(same)] if same is not None and _p(same) < ALARM else []
     figures = {"best_of": (caption, figure)} if figure is not None else {}
     title = "Controls: what must and what should show"
-    return Topic("controls", title, [table], _said(same, best), figures, _untrained(f, best), alarms)
+    return Section("controls", title, [table], _said(same, best), figures, _untrained(f, best), alarms)
 
 
 def _untrained(f: Findings, best: list[BestOf]) -> list[str]:

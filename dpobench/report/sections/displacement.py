@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import BACK, PALETTE, canvas, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.sections.training_dynamics import QUADRANTS, counted
 from dpobench.report.sections.training_dynamics import quadrants as shares_of
 from dpobench.report.table import Column, Table
@@ -22,7 +22,7 @@ SHADES = (PALETTE[2], PALETTE[5], BACK, PALETTE[1])
 _UNITS = {"pairs": "held-out test prompts with pairs", "seeds": "seeds"}
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where held-out pairs were scored."""
     tables, figure = [accuracies(f), by_length(f)], quadrants(f)
     if not any(len(table.frame) for table in tables) and figure is None:
@@ -31,7 +31,7 @@ def topic(f: Findings) -> Topic | None:
         "Held-out test pairs of the selected cells by what became of the log-probability of both answers, compared with the reference. "
         "Where both fall, the probability went to texts that nobody labelled."
     )
-    return Topic(
+    return Section(
         "pairs", "Held-out pairs", tables, _said(tables[0]), {"quadrants": (caption, figure)} if figure else {}
     )
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import canvas, entry, legend, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, interval, number
 from dpobench.stats.crossed import Estimate, crossed_mean
 
@@ -40,7 +40,7 @@ class _Row:
         return self.gap is not None and self.gap.se > 0 and abs(self.gap.value) > DISAGREE * self.gap.se
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section; None where nothing beyond the distance itself was measured."""
     beside = f"{f.distance}_k1"
     if f.distance is None or not f.results.groups(beside):
@@ -55,7 +55,7 @@ def topic(f: Findings) -> Topic | None:
         "selected cells. Bands are 95 % intervals."
     )
     figures = {"distance_profile": (caption, drawn)} if drawn is not None else {}
-    return Topic(
+    return Section(
         "distance",
         "Distance to the reference",
         [table(f, found, floor)],

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dpobench.analysis.findings import TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, interval
 from dpobench.stats.crossed import Estimate, crossed_mean, share_interval
 from dpobench.stats.reliability import agreement, correlation, kappa
@@ -35,7 +35,7 @@ _NOTE = (
 )
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where the judge was examined or gave verdicts with bounds."""
     card = _card(f)
     rows = [] if card is None else [*_harness(card), *_agreements(card), *_attacks(card)]
@@ -60,7 +60,7 @@ def topic(f: Findings) -> Topic | None:
     verdicts = _verdicts(f)
     unsure = _unsure(verdicts)
     said = [*_said(rows, unsure), *unsure]
-    return Topic("judge", "Can the judge be trusted?", [table, verdicts], said, alarms=[*notes, *unsure])
+    return Section("judge", "Can the judge be trusted?", [table, verdicts], said, alarms=[*notes, *unsure])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, number
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.length import by_quintile, difficulty, equal_length, length_controlled
@@ -16,12 +16,12 @@ FEWEST, RESAMPLES = 24, 500
 Array = np.ndarray[Any, Any]
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """Length-controlled win-rate, win-rate at equal length, and by fifth of the length difference."""
     controlled = length_controlled_of(f)
     if not controlled:
         return None
-    return Topic("length", "Length control", [_controlled(f, controlled), _quintiles(f, list(controlled))])
+    return Section("length", "Length control", [_controlled(f, controlled), _quintiles(f, list(controlled))])
 
 
 def length_controlled_of(f: Findings) -> dict[str, Estimate]:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
-from dpobench.report.figures import GREY, canvas, entry, legend, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.figures import GREY, Look, canvas, entry, legend, look, plain
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table
 from dpobench.stats.crossed import Estimate, crossed_difference, share_difference
 from dpobench.stats.resample import draws
@@ -58,7 +58,7 @@ class Point:
     cell: Configuration | None = None
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where objectives were asked for."""
     every = [Point(c.variant, tuple(c.ids), c) for c in f.configurations if c.done] + [Point(REFERENCE, (REFERENCE,))]
     # An aim on which nobody but the reference was judged says nothing.
@@ -66,7 +66,7 @@ def topic(f: Findings) -> Topic | None:
     points = [p for p in every if all(_estimate(f, p, aim) for aim in aims)]
     left_out = _left_out(f, every, aims)
     if len(aims) < 2 or not points:
-        return Topic("objectives", _TITLE, said=left_out) if left_out else None
+        return Section("objectives", _TITLE, sentences=left_out) if left_out else None
     chosen = [p for p in points if p.cell is None or f.chosen.get(p.variant) == p.cell]
     front, member = pareto_set(f, points, aims)
     tables = [_selected(f, chosen, aims), _grid(f, points, aims, front, member)]
@@ -77,7 +77,7 @@ def topic(f: Findings) -> Topic | None:
             "marks the selected cell, numbers are β; the dashed line joins the cells that no other beats on both."
         )
         figures = {"objectives": (caption, _scatter(f, points, aims, front))}
-    return Topic("objectives", _TITLE, tables, [*left_out, *_said(f, chosen, aims)], figures)
+    return Section("objectives", _TITLE, tables, [*left_out, *_said(f, chosen, aims)], figures)
 
 
 _TITLE = "Objectives: several aims at once"
@@ -292,7 +292,7 @@ def _scatter(f: Findings, points: Sequence[Point], aims: Sequence[Aim], front: n
     for point, x, y in placed:
         if x is None or y is None:
             continue
-        style: dict[str, Any] = {"color": GREY, "marker": "+"} if point.cell is None else look(f, point.variant)
+        style = look(f, point.variant) if point.cell else Look(color=GREY, marker="+", zorder=2)
         axis.plot([x.low, x.high], [y.value, y.value], color=style["color"], lw=1.1, alpha=0.4)
         axis.plot([x.value, x.value], [y.low, y.high], color=style["color"], lw=1.1, alpha=0.4)
         label = REFERENCE if point.cell is None else entry(f, point.variant)

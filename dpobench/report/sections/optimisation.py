@@ -7,7 +7,7 @@ import pandas as pd
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.sections.leaderboard import ENDED
 from dpobench.report.sections.training_dynamics import counted
 from dpobench.report.table import Column, Table
@@ -19,7 +19,7 @@ LOG_RATIO, GOLD = "kl_k1", "reward"
 _UNITS = {"n_prompts": "test prompts", "seeds": "seeds"}
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where answers were scored one by one."""
     tables = [own_reward(f), texture(f)]
     if not any(len(table.frame) for table in tables):
@@ -33,7 +33,7 @@ def topic(f: Findings) -> Topic | None:
             f"The policy's own reward rises while the judge's falls, compared with the selected cell: {listed(gaps)}. This is what "
             "over-optimisation looks like from inside: what the loss measures improves, what it was meant for does not."
         )
-    return Topic("own-answers", "Own answers: implicit reward and form", tables, said)
+    return Section("own-answers", "Own answers: implicit reward and form", tables, said)
 
 
 def listed(found: Sequence[str], most: int = 8) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from dpobench.analysis.components import Measured, measured, selected_scores
 from dpobench.analysis.findings import Findings, put
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, number
 from dpobench.stats.compare import MARGIN, Equivalence, equivalences, holm, letters
 from dpobench.stats.components import advice, alternatives
@@ -15,14 +15,14 @@ from dpobench.stats.crossed import Estimate, crossed_difference, share_differenc
 from dpobench.stats.power import smallest_effect
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """All of it, where at least two variants were scored on the same prompts."""
     found = measured(f)
     if found is None:
         return None
     tables = [pairs(f), equivalence(f), variances(f, found), designs(f, found)]
     seen = detectable(f, found)
-    return Topic("statistics", "How sure this is", tables, [seen, advice(found.parts, *found.design)], notes=[seen])
+    return Section("statistics", "How sure this is", tables, [seen, advice(found.parts, *found.design)], notes=[seen])
 
 
 def letters_of(f: Findings) -> dict[str, str]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Configuration, Findings, put, read
 from dpobench.analysis.results import REFERENCE, conditions, load
 from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, interval
 from dpobench.stats.compare import holm
 from dpobench.stats.crossed import Estimate, crossed_difference, share_difference
@@ -122,7 +122,7 @@ class Study:
         return f"{label[:1].upper()}{label[1:]}" + (f" against {group}" if group else "")
 
 
-def section(f: Findings, name: str) -> Topic | None:
+def section(f: Findings, name: str) -> Section | None:
     """The section of one study; None where it was not made.
 
     Args:
@@ -141,7 +141,7 @@ def section(f: Findings, name: str) -> Topic | None:
     figure = (path if name == "round" else curves)(study)
     figures = {} if figure is None else {f"study_{name}": (_caption(study), figure)}
     said = [study.kind.said, *_references(study), *_sentences(study, frame)]
-    return Topic(f"study_{name}", study.kind.title, [_table(study, frame)], said, figures)
+    return Section(f"study_{name}", study.kind.title, [_table(study, frame)], said, figures)
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -328,8 +328,8 @@ def curves(study: Study) -> Figure | None:
             label=entry(study.proper, variant),
             **style,
         )
-        band = {"color": style["color"], "alpha": 0.15, "lw": 0}
-        axis.fill_between([v for v, _ in known], [e.low for _, e in known], [e.high for _, e in known], **band)
+        values, low, high = [v for v, _ in known], [e.low for _, e in known], [e.high for _, e in known]
+        axis.fill_between(values, low, high, color=style["color"], alpha=0.15, lw=0)
     base = [
         (value, f.estimate([REFERENCE], study.metric[0], TEST, study.metric[1])) for value, f in study.points.items()
     ]
@@ -372,9 +372,8 @@ def path(study: Study) -> Figure | None:
         axis.plot([x.value for _, x, _ in points], [y.value for _, _, y in points], lw=1.2, ms=6,
                   label=entry(study.proper, variant), **style)  # fmt: skip
         for number, x, y in points:
-            bar = {"color": style["color"], "lw": 1.0, "alpha": 0.45}
-            axis.plot([x.low, x.high], [y.value, y.value], **bar)
-            axis.plot([x.value, x.value], [y.low, y.high], **bar)
+            axis.plot([x.low, x.high], [y.value, y.value], color=style["color"], lw=1.0, alpha=0.45)
+            axis.plot([x.value, x.value], [y.low, y.high], color=style["color"], lw=1.0, alpha=0.45)
             axis.annotate(
                 str(number), (x.value, y.value), (6, 5), textcoords="offset points", fontsize=8, color=style["color"]
             )

@@ -12,7 +12,7 @@ from dpobench.analysis.findings import SELECTION, TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.artifacts.files import read_json
 from dpobench.report.figures import canvas, entry, legend, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, probability
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.tournament import Tournament, round_robin, tournament
@@ -23,7 +23,7 @@ FEWEST, ROOMY = 8, 6
 COMPARED = "the judge's comparisons"
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """Round robin, strengths, and the best-of-k curve of the trials."""
     tables: list[Table] = []
     said: list[str] = []
@@ -43,7 +43,7 @@ def topic(f: Findings) -> Topic | None:
     figures = {"trials_curve": (_CAPTION, _figure(f, curves))} if curves else {}
     if curves:
         tables.append(_trials(f, curves))
-    return Topic("tournament", "Tournament", tables, said, figures) if tables else None
+    return Section("tournament", "Tournament", tables, said, figures) if tables else None
 
 
 _CAPTION = "Ranking metric to be expected of the best of k cells tried, picked on the selection prompts and read on the test prompts. Bands are 95 % intervals over prompts and seeds, for the cells of this grid."  # noqa: E501

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import SELECTION, TEST, Findings, put
 from dpobench.analysis.points import Point, points
 from dpobench.analysis.results import REFERENCE
-from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.figures import GREY, Look, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, number
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.resample import Ellipse, ellipse
@@ -22,14 +22,14 @@ FEWEST, TARGET = 8, 0.6
 NOT_REACHED = "not reached"
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """Frontier per variant and Pareto probability per cell."""
     shown, cells, base = _cells(f)
     if not shown:
         return None
     found = tradeoff(cells, base, f.results.control, target=TARGET)
     figures = {"tradeoff": (_CAPTION, _figure(f, shown, cells, found))}
-    return Topic(
+    return Section(
         "tradeoff",
         "Trade-off against the distance",
         [_variants(f, shown, found), _by_cell(f, shown, cells, found)],
@@ -194,7 +194,7 @@ def _figure(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: T
     return figure
 
 
-def _ellipse(axis: Axes, found: Ellipse, sign: float, style: dict[str, Any]) -> None:
-    across, up = found.edge()
+def _ellipse(axis: Axes, around: Ellipse, sign: float, style: Look) -> None:
+    across, up = around.edge()
     axis.fill(np.exp(across), sign * up, color=style["color"], alpha=0.13, lw=0, zorder=1)
     axis.plot(np.exp(across), sign * up, color=style["color"], alpha=0.55, lw=0.8, zorder=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dpobench.analysis.findings import TEST, Configuration, Findings
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.sections.training_dynamics import MARGIN, SATURATED, counted
 from dpobench.report.table import Column, Table
 from dpobench.stats.reliability import spread_between
@@ -19,14 +19,14 @@ SPIKE = 5.0
 OFTEN, SELDOM = 0.9, 0.5
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where there are training logs."""
     tables = [numerical(f), spread(f)]
     if not any(len(table.frame) for table in tables):
         return None
     broken = sum(c.count("diverged") for c in f.configurations)
     said = [f"{broken} of {len(f.results.runs)} trainings stopped at a loss or gradient that was not finite."]
-    return Topic("numbers", "Numerical trouble, and spread between seeds", tables, said, notes=_unlike(f))
+    return Section("numbers", "Numerical trouble, and spread between seeds", tables, said, notes=_unlike(f))
 
 
 def _unlike(f: Findings) -> list[str]:

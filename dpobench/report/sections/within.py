@@ -13,7 +13,7 @@ from dpobench.analysis.findings import SELECTION, TEST, Configuration, Findings,
 from dpobench.analysis.points import Point, earlier, end
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
-from dpobench.report.section import Topic
+from dpobench.report.section import Section
 from dpobench.report.sections.optimisation import GOLD, LOG_RATIO, listed, over_reference
 from dpobench.report.sections.training_dynamics import counted
 from dpobench.report.table import Column, Table, interval
@@ -22,7 +22,7 @@ from dpobench.stats.crossed import Estimate, crossed_mean, share_difference
 _CAPTION = "Left: the way of every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
 
 
-def topic(f: Findings) -> Topic | None:
+def section(f: Findings) -> Section | None:
     """The section, where checkpoints within trainings were scored."""
     cells = [c for c in f.configurations if c.done and earlier(f, c)]
     if not cells or f.ranking is None:
@@ -32,7 +32,7 @@ def topic(f: Findings) -> Topic | None:
         _table(f, selected, "within", "Along the training: selected cells"),
         _table(f, cells, "within_cells", "Along the training: every cell"),
     ]
-    return Topic("within", "Along the training", tables, _said(f, cells), {"within": (_CAPTION, _figure(f, cells))})
+    return Section("within", "Along the training", tables, _said(f, cells), {"within": (_CAPTION, _figure(f, cells))})
 
 
 @dataclass(frozen=True)

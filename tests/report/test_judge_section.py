@@ -12,7 +12,7 @@ from dpobench.artifacts import scores
 from dpobench.evals.judge_card import judge_card
 from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.plugins.registry import spec_of
-from dpobench.report.sections.judge import topic
+from dpobench.report.sections.judge import section
 from dpobench.report.write import write_report
 
 DECLARED = spec_of(judge_card, EvaluatorSpec).metrics
@@ -36,7 +36,7 @@ def said(make):
         frame = pd.concat(tables, ignore_index=True)
         scores.check(frame, DECLARED, "judge_card")
         scores.write(reference, "judge_card", frame, DECLARED, {})
-        found = topic(read(load(folder)))
+        found = section(read(load(folder)))
         return found, {row["check"]: row for row in found.tables[0].frame.to_dict("records")}, folder
 
     return of
@@ -143,12 +143,12 @@ def test_an_oracle_raises_no_alarm(said):
     found, checks, _ = said(fair("control"), card, rows("alone", 12, attack=0.0))
     assert found.alarms == []
     assert checks["κ on held-out pairs"]["judge"] == 1
-    assert found.said[0].startswith("Nothing here speaks against the judge")
+    assert found.sentences[0].startswith("Nothing here speaks against the judge")
 
 
 def test_missing_verdicts_of_a_variant_stand_between_their_bounds(make):
     folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=200)
-    assert topic(read(load(folder))) is None, "an old folder has neither a card nor bounds"
+    assert section(read(load(folder))) is None, "an old folder has neither a card nor bounds"
     run = next((folder / "runs").iterdir())
     frame, declared = scores.read(run, "winrate")
     own = frame[frame["metric"] == "win_rate"].reset_index(drop=True)
@@ -162,7 +162,7 @@ def test_missing_verdicts_of_a_variant_stand_between_their_bounds(make):
         for name in ("win_rate_worst", "win_rate_best", "missing")
     }
     scores.write(run, "winrate", written, declared | more, {})
-    row = topic(read(load(folder))).tables[1].frame.to_dict("records")[0]
+    row = section(read(load(folder))).tables[1].frame.to_dict("records")[0]
     tested = [prompt for prompt, side in load(folder).splits.items() if side == "test"]
     kept = own[own["prompt"].isin(tested)]
     assert row["missing"] == pytest.approx(lost[kept.index].mean())
@@ -186,14 +186,14 @@ def test_more_than_two_missing_verdicts_in_a_hundred_are_an_alarm(make, each, al
     share = dataclasses.replace(declared["win_rate"], role="diagnostic")
     written = pd.concat([frame[frame["metric"] != "win_rate"], own[~lost], *more], ignore_index=True)
     scores.write(run, "winrate", written, declared | dict.fromkeys([*told, "missing"], share), {})
-    found = topic(read(load(folder)))
+    found = section(read(load(folder)))
     (row,) = found.tables[1].frame.to_dict("records")
     assert row["alarm"] == bool(alarms)
     assert len(found.alarms) == alarms
     if alarms:
         between = f"win-rate of {row['win_rate']:.3f} lies between {row['worst']:.3f} and {row['best']:.3f}"
         assert between in found.alarms[0]
-        assert found.said == found.alarms
+        assert found.sentences == found.alarms
         assert f"| **{row['missing']:.2f}" in found.tables[1].markdown()
 
 
@@ -214,5 +214,5 @@ def test_draws_that_cancel_are_no_tie(make):
         for name in ("win_rate_worst", "win_rate_best", "missing", "tie")
     }
     scores.write(run, "winrate", pd.concat(tables, ignore_index=True), declared | more, {})
-    (row,) = topic(read(load(folder))).tables[1].frame.to_dict("records")
+    (row,) = section(read(load(folder))).tables[1].frame.to_dict("records")
     assert (row["win_rate"], row["ties"]) == (0.5, 0)

@@ -17,14 +17,14 @@ def findings(planted: Path) -> Findings:
     return read(load(planted))
 
 
-def frame_of(topic, name: str) -> pd.DataFrame:
-    (table,) = [table for table in topic.tables if table.name == name]
+def frame_of(part, name: str) -> pd.DataFrame:
+    (table,) = [table for table in part.tables if table.name == name]
     return table.frame
 
 
 def test_the_better_variant_buys_more_at_every_distance(findings):
     with figures.drawing():
-        found = tradeoff.topic(findings)
+        found = tradeoff.section(findings)
     rows = frame_of(found, "tradeoff_variants").set_index("variant")
     assert rows.loc["ipo", "to_control_low"] > 0.03
     assert rows.loc["cdpo", "to_control_low"] < 0 < rows.loc["cdpo", "to_control_high"]
@@ -36,7 +36,7 @@ def test_the_better_variant_buys_more_at_every_distance(findings):
 
 def test_the_pareto_set_is_the_better_variants(findings):
     with figures.drawing():
-        cells = frame_of(tradeoff.topic(findings), "tradeoff_cells")
+        cells = frame_of(tradeoff.section(findings), "tradeoff_cells")
     best = cells.loc[cells["pareto_probability"].astype(float).idxmax()]
     assert best["variant"] == "ipo"
     assert len(cells) == 9
@@ -44,7 +44,7 @@ def test_the_pareto_set_is_the_better_variants(findings):
 
 def test_the_tournament_is_played_from_rewards_at_the_selected_cells(findings):
     with figures.drawing():
-        found = tournament.topic(findings)
+        found = tournament.section(findings)
     strengths = frame_of(found, "tournament_strengths").set_index("player")
     assert set(strengths.index) == {"dpo", "ipo", "cdpo", "reference"}
     assert strengths.loc["dpo", "strength"] == 0.0
@@ -67,17 +67,17 @@ def test_comparisons_in_the_experiments_folder_are_used_instead_of_rewards(make)
             ]
     (folder / "tournament").mkdir()
     pd.DataFrame(rows, columns=["prompt", "draw", "a", "b", "score"]).to_parquet(folder / tournament.VERDICTS)
-    found = tournament.topic(read(load(folder)))
+    found = tournament.section(read(load(folder)))
     strengths = frame_of(found, "tournament_strengths").set_index("player")
     # Three of four against the reference, even among themselves: log-odds of 1/4.
     assert strengths.loc["reference", "strength"] == pytest.approx(np.log(1 / 3), abs=1e-6)
     assert strengths.loc["ipo", "strength"] == pytest.approx(0, abs=1e-6)
-    assert "comparisons" in found.said[0]
+    assert "comparisons" in found.sentences[0]
 
 
 def test_the_curve_of_trials_rises_to_the_selected_cell(findings):
     with figures.drawing():
-        rows = frame_of(tournament.topic(findings), "best_of_trials").set_index("variant")
+        rows = frame_of(tournament.section(findings), "best_of_trials").set_index("variant")
     selected = findings.estimate(findings.chosen["ipo"].ids, findings.ranking)
     assert rows.loc["ipo", "best_of_1"] < rows.loc["ipo", "best_of_3"]
     assert rows.loc["ipo", "best_of_3"] == pytest.approx(selected.value, abs=0.02)
@@ -88,20 +88,20 @@ def test_where_length_does_not_matter_its_control_changes_little(findings):
     for variant, estimate in found.items():
         plain = findings.estimate(findings.chosen[variant].ids, findings.headline)
         assert estimate.low < plain.value < estimate.high
-    rows = frame_of(length.topic(findings), "length_quintiles").set_index("variant")
+    rows = frame_of(length.section(findings), "length_quintiles").set_index("variant")
     assert rows.loc["dpo", [f"pairs_{i}" for i in range(1, 6)]].sum() == 3 * rows.loc["dpo", "n_prompts"]
 
 
 def test_without_a_judge_there_is_neither_tournament_nor_length_control(make):
     found = read(load(make(betas=(0.1,), seeds=(0,), judge=False, prompts=96)))
-    assert tournament.topic(found) is None
-    assert length.topic(found) is None
+    assert tournament.section(found) is None
+    assert length.section(found) is None
     assert length.length_controlled_of(found) == {}
     with figures.drawing():
-        assert tradeoff.topic(found) is not None  # the held-out preference ranks instead
+        assert tradeoff.section(found) is not None  # the held-out preference ranks instead
 
 
 def test_before_any_run_has_finished_there_is_nothing_to_say(make):
     folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64, diverged=(("dpo", 0.1, 0),))
     found = read(load(folder))
-    assert [part.topic(found) for part in (tradeoff, tournament, length)] == [None, None, None]
+    assert [part.section(found) for part in (tradeoff, tournament, length)] == [None, None, None]
