@@ -7,7 +7,7 @@ DEMO := results/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check wheel bench gpu clean help
+.PHONY: demo quick test slow coverage witness check wheel bench gpu clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,18 @@ demo: $(STAMP) ## run the main job on the embedded default and write a report
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+quick: $(STAMP) ## the tests that matter most, in under a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick $(ARGS)
+
+slow: $(STAMP) ## the tests that take more than ten seconds each
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+coverage: $(STAMP) ## the test suite, and the lines that it does not reach
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered $(ARGS)
+
+witness: $(STAMP) ## whether a refactoring changed any number: make witness SINCE=main
+	$(BIN)/python tests/witness.py since $(SINCE)
 
 check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .

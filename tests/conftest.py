@@ -31,6 +31,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def dpobench(_a_cache_of_its_own, tmp_path_factory):
+    """The command line: `dpobench("status", folder)` runs it to its end, `dpobench.start(...)` does not wait."""
+    from tests.commands import commands
+
+    with commands(tmp_path_factory.mktemp("commands")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def start(tmp_path_factory):
     """Folder of a start policy."""
     from tests.training import tiny

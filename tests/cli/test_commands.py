@@ -12,12 +12,6 @@ from dpobench.cli import commands
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "matplotlib", "scipy", "pydantic")
 
 
-def dpobench(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "dpobench", *arguments], capture_output=True, text=True, cwd=cwd, check=False
-    )
-
-
 def imported(*arguments):
     code = f"import sys\nfrom dpobench.cli.commands import commands\ncommands.main({list(arguments)!r}, standalone_mode=False)\n"
     code += f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
@@ -34,18 +28,18 @@ def test_help_and_the_list_of_variants_import_nothing_heavy(arguments):
 
 @pytest.mark.parametrize("wrong", [("--variants", "dop"), ("--variants", "dpo", "--judge", "golt")])
 def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported(wrong):
-    asked = ["run", *wrong]
+    arguments = ["run", *wrong]
     code = "import sys\nfrom dpobench.cli.commands import commands\nfrom dpobench.errors import UnknownName\n"
-    code += f"try:\n commands.main({asked!r}, standalone_mode=False)\nexcept UnknownName as error:\n print(error)\n"
+    code += f"try:\n commands.main({arguments!r}, standalone_mode=False)\nexcept UnknownName as error:\n print(error)\n"
     code += f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    said, heavy = done.stdout.splitlines()
-    assert "Did you mean" in said
+    message, heavy = done.stdout.splitlines()
+    assert "Did you mean" in message
     assert heavy == ""
 
 
 @pytest.mark.parametrize(
-    ("judge", "settings", "said"),
+    ("judge", "settings", "message"),
     [
         ("gold", "function=nowhere.py:f", "no such file nowhere.py"),
         ("local", "model=nowhere/at/all", "no such folder"),
@@ -53,16 +47,16 @@ def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported(wrong):
         ("imported", "file=nowhere.csv", "nowhere.csv"),
     ],
 )
-def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_computed(judge, settings, said):
+def test_an_unreachable_judge_is_refused_before_anything_is_computed(judge, settings, message):
     from dpobench.evaluation.settings import Evaluation
     from dpobench.experiment.validate import check_judges
 
     name, value = settings.split("=")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_judges(Evaluation(judge=judge, judge_settings={name: value}), may_pay=False)
 
 
-def test_a_dry_run_tries_the_judge():
+def test_a_dry_run_tries_the_judge(dpobench):
     done = dpobench("run", "--preset", "tiny", "--variants", "dpo", "--dry-run", "--judge", "local")
     assert done.returncode == 2
     assert "the local judge needs a model" in done.stderr
@@ -109,7 +103,7 @@ def test_commands_are_pinned():
         (("--variants", "dpo", "--seeds", "0,1,2", "--lr-grid", "1e-4,5e-4"), 12),
         (("--variants", "dpo"), 2),
         (("--variants", "dpo", "--no-baselines"), 1),
-        # No noise, all pairs and the whole reference are the experiment proper: (1 + 2 + 1 + 2 + 2) conditions, dpo and the baseline.
+        # No noise, all pairs and the whole reference are the main experiment: (1 + 2 + 1 + 2 + 2) conditions, dpo and the baseline.
         (
             (
                 "--variants",
@@ -135,7 +129,7 @@ def test_grids_unfold_as_written(arguments, runs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("run", "--variants", "dppo"), "no variant is called 'dppo'. Did you mean 'dpo'?"),
         (("run",), "no variant is chosen"),
@@ -162,15 +156,15 @@ def test_grids_unfold_as_written(arguments, runs):
         (("variants", "new", "My-Loss"), "no name for a loss"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, said, tmp_path):
+def test_a_mistake_is_one_line_and_status_2(arguments, message, dpobench, tmp_path):
     done = dpobench(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_a_missing_model_is_named_before_anything_is_trained(tmp_path):
+def test_a_missing_model_is_named_before_anything_is_trained(dpobench, tmp_path):
     done = dpobench(
         "run", "--variants", "dpo", "--model", "./nowhere", "--data", "x.jsonl", "--out", "out", cwd=tmp_path
     )
@@ -178,7 +172,7 @@ def test_a_missing_model_is_named_before_anything_is_trained(tmp_path):
     assert "model './nowhere': no such folder" in done.stderr
 
 
-def test_a_new_loss_passes_its_own_test_and_the_laws(tmp_path):
+def test_a_new_loss_passes_its_own_test_and_the_laws(dpobench, tmp_path):
     assert dpobench("variants", "new", "mine", "--folder", str(tmp_path)).returncode == 0
     checked = dpobench("variants", "check", str(tmp_path / "mine.py"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -192,14 +186,14 @@ def test_a_new_loss_passes_its_own_test_and_the_laws(tmp_path):
     assert "2 passed" in tested.stdout, tested.stdout
 
 
-def test_a_portrait_names_source_grid_and_laws():
+def test_a_portrait_names_source_grid_and_laws(dpobench):
     done = dpobench("variants", "show", "ipo")
     assert "arXiv:2310.12036" in done.stdout
     assert "sets a target margin in nats per token" in done.stdout
     assert "BROKEN" not in done.stdout
 
 
-def test_doctor_finds_this_installation_ready():
+def test_doctor_finds_this_installation_ready(dpobench):
     done = dpobench("doctor")
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == "ready"

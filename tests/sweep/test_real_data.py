@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -31,30 +28,13 @@ def model(shared, tmp_path_factory):
         ("alpacaeval2_pairs.jsonl.gz", "strings", 1067, 1067),
     ],
 )
-def test_a_real_data_set_goes_from_file_to_report(file, layout, read, kept, shared, model, tmp_path):
+def test_a_real_data_set_goes_from_file_to_report(file, layout, read, kept, shared, model, dpobench, tmp_path):
     out = tmp_path / "out"
     data = shared / "data" / "preferences" / file
-    command = [
-        sys.executable,
-        "-m",
-        "dpobench",
-        "run",
-        "--variants",
-        "dpo",
-        "--model",
-        model,
-        "--data",
-        data,
-        "--out",
-        out,
-        *FEW,
-    ]
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+    done = dpobench("run", "--variants", "dpo", "--model", model, "--data", data, "--out", out, *FEW)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((out / "plan.json").read_text())["data"]
-    assert (told["train"]["layout"], told["train"]["read"], told["train"]["kept"]) == (layout, read, kept)
+    counts = json.loads((out / "plan.json").read_text())["data"]["train"]
+    assert (counts["layout"], counts["read"], counts["kept"]) == (layout, read, kept)
     assert "win-rate" not in done.stdout.splitlines()[-6:]
     with (out / "report" / "tables" / "leaderboard.csv").open() as stream:
         rows = {row["variant"]: row for row in csv.DictReader(stream)}

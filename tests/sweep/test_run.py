@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = ("run", "--preset", "tiny", "--variants", "dpo,ipo,cdpo", "--beta-grid", "0.1,0.5", "--seeds", "0,1")
+COMMAND = ("run", "--preset", "tiny", "--variants", "dpo,ipo", "--beta-grid", "0.1,0.5", "--seeds", "0,1")
 COLUMNS = {
     "variant",
     "beta",
@@ -28,27 +29,6 @@ COLUMNS = {
     "p_adjusted",
     "level",
 }
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def dpobench(cache):
-    def call(*arguments, **options):
-        environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "dpobench", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            **options,
-        )
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +55,8 @@ def hashes(folder, pattern="*"):
 def test_leaderboard_has_its_columns_and_every_variant_beside_the_reference(finished):
     rows = leaderboard(finished)
     assert set(rows["dpo"]) >= COLUMNS
-    assert set(rows) == {"dpo", "ipo", "cdpo", "sft", "reference", "best of 4 of the reference"}
-    for name in ("dpo", "ipo", "cdpo"):
+    assert set(rows) == {"dpo", "ipo", "sft", "reference", "best of 4 of the reference"}
+    for name in ("dpo", "ipo"):
         row = rows[name]
         assert row["seeds"] == "2"
         assert row["level"] == "method"
@@ -89,8 +69,8 @@ def test_leaderboard_has_its_columns_and_every_variant_beside_the_reference(fini
 
 def test_every_number_leads_to_a_run_a_commit_a_data_hash_and_a_seed(finished):
     plan = json.loads((finished / "plan.json").read_text())
-    # Three variants at two betas, and the baseline at its default; two seeds.
-    assert len(plan["runs"]) == (3 * 2 + 1) * 2
+    # Two variants at two betas, and the baseline at its default; two seeds.
+    assert len(plan["runs"]) == (2 * 2 + 1) * 2
     for entry in plan["runs"]:
         note = json.loads((finished / "runs" / entry["id"] / "run.json").read_text())
         assert note["status"] == "done"
@@ -110,31 +90,27 @@ def test_the_same_run_again_does_nothing_and_writes_the_same_report(dpobench, fi
     before = hashes(finished / "report")
     times = {f: f.stat().st_mtime_ns for f in (finished / "runs").rglob("*") if f.is_file()}
     done = dpobench(*COMMAND, "--out", finished)
-    assert "14 runs planned, 14 done already" in done.stdout
+    assert "10 runs planned, 10 done already" in done.stdout
     assert hashes(finished / "report") == before
     assert {f: f.stat().st_mtime_ns for f in (finished / "runs").rglob("*") if f.is_file()} == times
 
 
-def test_a_further_grid_point_trains_that_point_alone(dpobench, finished):
-    done = dpobench(*COMMAND, "--beta-grid", "dpo=0.1,0.3,0.5", "--out", finished)
-    assert "16 runs planned, 14 done already" in done.stdout
-    assert dpobench(*COMMAND, "--out", finished).returncode == 0
+def test_a_further_grid_point_trains_that_point_alone(dpobench, finished, tmp_path):
+    out = tmp_path / "tiny"
+    shutil.copytree(finished, out)
+    done = dpobench(*COMMAND, "--beta-grid", "dpo=0.1,0.3,0.5", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 runs planned, 10 done already" in done.stdout
 
 
-def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_numbers(cache, dpobench, finished, tmp_path):
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_numbers(dpobench, finished, tmp_path):
     out = tmp_path / "tiny"
     draw = random.Random(3)
-    environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dpobench", *COMMAND, "--out", str(out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-        time.sleep(draw.uniform(6, 14))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        call = dpobench.start(*COMMAND, "--out", out)
+        time.sleep(draw.uniform(1, 9))
+        call.kill()
+        assert call.wait().returncode == -signal.SIGKILL
     done = dpobench(*COMMAND, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert hashes(out / "runs", "*.safetensors") == {
@@ -153,24 +129,19 @@ ROUNDS = (
 
 
 @pytest.mark.slow
-def test_killed_in_the_second_round_it_ends_with_the_same_numbers(cache, dpobench, tmp_path):
+def test_killed_in_the_second_round_it_ends_with_the_same_numbers(dpobench, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     done = dpobench(*ROUNDS, "--out", whole)
     assert done.returncode == 0, done.stdout + done.stderr
     planned = json.loads((whole / "plan.json").read_text())["runs"]
     assert [run["condition"] for run in planned] == [{}, {"label_noise": 0.3}, {"round": 2}]
     pairs = whole / "reference" / planned[2]["reference"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpobench", *ROUNDS, "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
-    )
+    call = dpobench.start(*ROUNDS, "--out", out)
     # As soon as the run of the second round is being given its pairs, or has them.
-    while process.poll() is None and not list((out / "reference").glob(f"*{pairs.name}*")):
+    while call.is_running and not list((out / "reference").glob(f"*{pairs.name}*")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    call.kill()
+    assert call.wait().returncode == -signal.SIGKILL
     assert "2 of 3 runs done" in dpobench("status", out).stdout
     done = dpobench(*ROUNDS, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -182,7 +153,7 @@ def test_killed_in_the_second_round_it_ends_with_the_same_numbers(cache, dpobenc
     assert second["predecessor"] == first["id"]
     assert second["checks"]["start_margin"] < 2e-5
     assert (noisy["pairs"], noisy["flipped"]) == (256, 77)
-    # Looked at on their way are the runs of the experiment proper alone.
+    # Looked at on their way are the runs of the main experiment alone.
     assert [place.parent.name for place in out.glob("runs/*/within")] == [first["id"]]
 
 
@@ -197,14 +168,14 @@ def test_a_round_whose_predecessor_diverged_says_so_and_costs_nothing_else(dpobe
 
 
 def test_checkpoints_that_nothing_scores_are_refused(dpobench, tmp_path):
-    asked = ("run", "--preset", "tiny", "--variants", "dpo", "--checkpoints", "3", "--out", tmp_path / "out")
-    done = dpobench(*asked, "--set", "evaluation.evaluators=['benchmarks']", "--dry-run")
+    arguments = ("run", "--preset", "tiny", "--variants", "dpo", "--checkpoints", "3", "--out", tmp_path / "out")
+    done = dpobench(*arguments, "--set", "evaluation.evaluators=['benchmarks']", "--dry-run")
     assert done.returncode == 2
     assert "evaluation.checkpoints = 3 has no effect" in done.stderr
 
 
 @pytest.mark.slow
-def test_checkpoints_within_a_training_may_be_asked_for_later_and_move_no_number(dpobench, tmp_path):
+def test_checkpoints_within_a_training_may_be_added_later_and_move_no_number(dpobench, tmp_path):
     out = tmp_path / "out"
     command = ("run", "--preset", "tiny", "--variants", "dpo", "--no-baselines", "--threads", "1", "--out", out)
     command += ("--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0")
@@ -218,11 +189,11 @@ def test_checkpoints_within_a_training_may_be_asked_for_later_and_move_no_number
     assert leaderboard(out) == board
     # Eight steps, cut into four equal parts.
     assert sorted(place.name for place in (run / "within").iterdir()) == ["2", "4", "6"]
-    kept = {step: hashes(run / "within" / step / "checkpoint", "*.safetensors") for step in ("2", "4", "6")}
-    assert len({str(weights) for weights in kept.values()}) == 3
-    for step in kept:
-        there = {file.stem for file in (run / "within" / step / "scores").glob("*.parquet")}
-        assert there == {"kl", "preference", "samples", "winrate"}
+    weights = {step: hashes(run / "within" / step / "checkpoint", "*.safetensors") for step in ("2", "4", "6")}
+    assert len({str(hashes_of_files) for hashes_of_files in weights.values()}) == 3
+    for step in weights:
+        evaluators = {file.stem for file in (run / "within" / step / "scores").glob("*.parquet")}
+        assert evaluators == {"kl", "preference", "samples", "winrate"}
     assert "### Along the training" in (out / "report" / "report.md").read_text()
     assert not (out / "states").exists() or not list((out / "states").iterdir())
     times = {f: f.stat().st_mtime_ns for f in (out / "runs").rglob("*") if f.is_file()}
@@ -295,7 +266,7 @@ def test_divergence_is_named_with_its_step_and_stands_in_the_report(dpobench, tm
     assert "not finite at step" in (out / "report" / "tables" / "grid.csv").read_text()
 
 
-def test_a_second_process_on_the_folder_is_told_who_holds_it(dpobench, tmp_path):
+def test_a_second_process_on_the_folder_is_refused_with_the_number_of_the_first(dpobench, tmp_path):
     from dpobench.artifacts.files import locked
 
     with locked(tmp_path / "busy"):
@@ -305,11 +276,8 @@ def test_a_second_process_on_the_folder_is_told_who_holds_it(dpobench, tmp_path)
 
 
 def test_a_damaged_file_is_named(dpobench, finished, tmp_path):
-    import shutil
-
     out = tmp_path / "tiny"
     shutil.copytree(finished, out)
-    # Other tests leave runs in this folder that the command below does not plan.
     planned = json.loads((out / "plan.json").read_text())["runs"]
     first = next(run["id"] for run in planned if run["variant"] == "dpo")
     weights = out / "runs" / first / "checkpoint" / "model.safetensors"
@@ -332,20 +300,22 @@ def test_checkpoints_trained_elsewhere_enter_the_same_report(dpobench, finished,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = leaderboard(out)
-    (own,) = set(rows) - {"reference", "best of 4 of the reference"}
-    assert float(rows[own]["kl"]) > 0
-    assert rows[own]["win_rate"]
+    (name,) = set(rows) - {"reference", "best of 4 of the reference"}
+    assert float(rows[name]["kl"]) > 0
+    assert rows[name]["win_rate"]
 
 
-def test_report_command_needs_the_files_alone(dpobench, finished):
+def test_report_command_needs_the_files_alone(finished):
+    """A process of its own, with another seed of hashes than that which wrote the report before."""
     before = hashes(finished / "report")
-    assert dpobench("report", finished).returncode == 0
+    done = subprocess.run([sys.executable, "-m", "dpobench", "report", str(finished)], check=False)
+    assert done.returncode == 0
     assert hashes(finished / "report") == before
 
 
-def test_under_torchrun_two_processes_train_the_same_policy(cache, finished, tmp_path):
+def test_under_torchrun_two_processes_train_the_same_policy(finished, tmp_path):
     out = tmp_path / "tiny"
-    environment = os.environ | {"DPOBENCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     launcher = [
         sys.executable,
         "-m",
