@@ -5,4 +5,4 @@
 OUT=${1:-results/own_loss}
 
 dpobench variants check examples/own_loss/clipped_dpo.py
-dpobench run --preset tiny --plugin examples/own_loss/clipped_dpo.py --variants dpo,clipped_dpo --beta-grid 0.1,0.5 --seeds 0,1 --out "$OUT"
+dpobench run --preset tiny --plugin examples/own_loss/clipped_dpo.py --variants dpo,clipped_dpo --beta-grid 0.1 --seeds 0,1 --out "$OUT"
