@@ -1,13 +1,12 @@
 """Benchmarks document by document: what each selected cell gained and lost against the reference."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dpobench.analysis.findings import Findings
 from dpobench.analysis.results import REFERENCE
+from dpobench.artifacts.records import Cell
 from dpobench.stats.compare import step_up
 from dpobench.stats.crossed import Array, Estimate, crossed_mean
 from dpobench.stats.paired import mcnemar, permutation
@@ -36,7 +35,7 @@ class Change:
     """
 
     variant: str
-    beta: Any
+    beta: Cell
     task: str
     metric: str
     value: Estimate | None
@@ -74,7 +73,7 @@ class Change:
 
 def changes(f: Findings) -> list[Change]:
     """Every task under every selected cell, p-values adjusted over all of them."""
-    found, chance = [], _chance(f)
+    found = []
     for variant, c in f.chosen.items():
         for metric, task in f.tasks if c.ids else ():
             table = f.results.table(metric, [*c.ids, REFERENCE], task)
@@ -95,7 +94,7 @@ def changes(f: Findings) -> list[Change]:
                     losses=tuple((own < base).sum(1).tolist()),
                     each=each,
                     own_test=test,
-                    chance=chance.get(task, _mean(f, "chance", task)),
+                    chance=_mean(f, "chance", task),
                     tied=_mean(f, "tied", task, c.ids) or 0.0,
                     reference_tied=_mean(f, "tied", task) or 0.0,
                 )
@@ -133,15 +132,6 @@ def _each(own: Array, base: Array) -> tuple[tuple[float, ...], str]:
     if np.isin(own, (0.0, 1.0)).all() and np.isin(base, (0.0, 1.0)).all():
         return tuple(mcnemar(base, seed) for seed in own), "McNemar"
     return tuple(permutation(seed - base) for seed in own), "permutation"
-
-
-def _chance(f: Findings) -> Mapping[str, float]:
-    """Accuracy of guessing where an evaluator wrote it into its settings."""
-    told: dict[str, float] = {}
-    for settings in f.results.settings.values():
-        known = settings.get("chance")
-        told |= known if isinstance(known, dict) else {}
-    return told
 
 
 def _mean(f: Findings, metric: str, task: str, runs: list[str] | None = None) -> float | None:

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from dpobench.analysis.results import BENCHMARK, DISTANCE, HEADLINE, LENGTH, PREFERENCE, REFERENCE, Results, Run
+from dpobench.analysis.results import BENCHMARK, DISTANCE, HEADLINE, LENGTH, PREFERENCE, REFERENCE, Results, RunResult
+from dpobench.artifacts.records import Cell
 from dpobench.artifacts.scores import Metric
 from dpobench.stats.compare import Candidate, Comparison, family, select
 from dpobench.stats.crossed import (
@@ -31,7 +33,7 @@ class Configuration:
     """A variant with its hyper-parameters and learning rate: one cell of the grid, with all its seeds."""
 
     key: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunResult, ...]
 
     @property
     def variant(self) -> str:
@@ -39,28 +41,28 @@ class Configuration:
         return self.runs[0].variant
 
     @property
-    def beta(self) -> Any:
-        """Value of the strength."""
-        return self.runs[0].fields.get("beta")
+    def beta(self) -> Cell:
+        """Regularisation strength; a number, or None for a checkpoint trained elsewhere."""
+        return self.runs[0].record.beta
 
     @property
     def unit(self) -> str:
-        """Unit of the strength."""
-        return str(self.runs[0].fields.get("unit") or "")
+        """Unit of beta."""
+        return self.runs[0].record.unit
 
     @property
-    def learning_rate(self) -> Any:
-        """Peak learning rate."""
-        return self.runs[0].fields.get("learning_rate")
+    def learning_rate(self) -> float | None:
+        """Peak learning rate; None where it is not known."""
+        return self.runs[0].record.learning_rate
 
     @property
     def params(self) -> str:
-        """Hyper-parameters besides the strength, as text."""
-        strength = self.runs[0].fields.get("strength")
+        """Hyper-parameters besides beta, as text."""
+        strength = self.runs[0].record.strength
         return ", ".join(f"{name}={value}" for name, value in sorted(self.runs[0].params.items()) if name != strength)
 
     @property
-    def done(self) -> list[Run]:
+    def done(self) -> list[RunResult]:
         """Runs that trained and were scored, by seed."""
         return sorted((run for run in self.runs if run.status == "done"), key=lambda run: run.seed)
 
@@ -81,9 +83,9 @@ class Configuration:
     @property
     def reasons(self) -> str:
         """Why runs did not finish."""
-        troubled = [run for run in self.runs if run.status != "done"]
+        unfinished = [run for run in self.runs if run.status != "done"]
         return "; ".join(
-            f"seed {run.seed} {run.status}: {run.fields.get('reason') or 'no reason recorded'}" for run in troubled
+            f"seed {run.seed} {run.status}: {run.record.reason or 'no reason recorded'}" for run in unfinished
         )
 
 
@@ -98,14 +100,18 @@ class Findings:
 
     results: Results
     configurations: tuple[Configuration, ...]
-    _known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _computed: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, name: str, compute: Callable[[], _Computed]) -> _Computed:
-        """What several sections need and is dear, computed once."""
-        if name not in self._known:
-            self._known[name] = compute()
-        found: _Computed = self._known[name]
-        return found
+        """What several sections need and takes long to compute, computed once.
+
+        Args:
+            name: of the value; always with the same `compute`.
+            compute: makes it.
+        """
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return cast("_Computed", self._computed[name])
 
     @cached_property
     def headline(self) -> str | None:
@@ -150,7 +156,7 @@ class Findings:
     @cached_property
     def baselines(self) -> list[str]:
         """Variants that were trained beside the candidates, at their defaults; nothing is claimed of them."""
-        return [v for v in self.variants if v in (self.results.plan.get("baselines") or ())]
+        return [v for v in self.variants if v in self.results.plan.baselines]
 
     @cached_property
     def candidates(self) -> list[str]:
@@ -218,7 +224,7 @@ class Findings:
         """Benchmark metrics and their tasks."""
         return [(name, group) for name in self.results.of_role(BENCHMARK) for group in self.results.groups(name)]
 
-    def task_deltas(self, runs: Sequence[str]) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
+    def task_deltas(self, runs: Sequence[str]) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
         """Per task, score less the reference's on the same documents: arrays [S, N]. All documents count, no split."""
         found = {}
         for metric, task in self.tasks if runs else ():
@@ -277,14 +283,14 @@ class Findings:
 
 def read(results: Results) -> Findings:
     """Group the runs of an experiment into configurations."""
-    cells: dict[str, list[Run]] = {}
+    cells: dict[str, list[RunResult]] = {}
     for run in results.runs:
         cells.setdefault(run.configuration, []).append(run)
     return Findings(results, tuple(Configuration(key, tuple(runs)) for key, runs in cells.items()))
 
 
-def put(row: dict[str, Any], name: str, found: Estimate | None) -> None:
-    """Add an estimate and its interval to a row."""
-    row[name] = found.value if found else None
-    row[f"{name}_low"] = found.low if found else None
-    row[f"{name}_high"] = found.high if found else None
+def put(row: dict[str, Cell], name: str, estimate: Estimate | None) -> None:
+    """Add an estimate and its interval to a row of a table: columns `name`, `name_low` and `name_high`."""
+    row[name] = estimate.value if estimate else None
+    row[f"{name}_low"] = estimate.low if estimate else None
+    row[f"{name}_high"] = estimate.high if estimate else None

@@ -51,12 +51,12 @@ def earlier(f: Findings, cell: Configuration) -> list[Point]:
     scored = f.results.within
     if scored is None or not cell.done:
         return []
-    within = f.once("within", lambda: replace(f, results=scored, _known={}))
+    within = f.once("within", lambda: replace(f, results=scored, _computed={}))
     there = f.once("scored within", lambda: set(scored.scores["run"]))
-    count, steps = int(f.results.experiment["evaluation"]["checkpoints"]), _steps(cell)
+    count, steps = f.results.experiment.evaluation.checkpoints, _steps(cell)
     names = {step: [step_of(run, step) for run in cell.ids] for step in spread(count, steps)}
     return [Point(cell, step, steps, ids, within) for step, ids in names.items() if there.issuperset(ids)]
 
 
 def _steps(cell: Configuration) -> int:
-    return int(cell.done[0].fields.get("steps") or 0)
+    return cell.done[0].record.steps

@@ -1,3 +1,3 @@
-"""What lies on disk: files that are whole or absent, scores, and where a number came from."""
+"""What lies on disk: files that are whole or absent, typed records, scores, and where a number came from."""
 
-__all__ = ["code_hash", "files", "provenance", "scores", "settings"]
+__all__ = ["code_hash", "files", "provenance", "records", "scores", "settings"]

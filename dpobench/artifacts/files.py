@@ -12,9 +12,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from dpobench.errors import Damaged, Locked, UserError
 
 MANIFEST = "DONE"
+# Of everything that is written as JSON into the folder of an experiment: raise it where a reader of today could not read it.
+FORMAT = 2
+
+
+class StoredFile(BaseModel):
+    """Size and SHA-256 of one file of a manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The files of a sealed folder, by their place in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: int = FORMAT
+    files: dict[str, StoredFile]
 
 
 def digest(*parts: Any) -> str:
@@ -68,6 +88,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path} is damaged ({error}); remove it and run again, only this part is made anew") from error
+
+
+def refuse_format(folder: Path, content: Any) -> None:
+    """Refuse JSON of another format; before formats were written down there was the first.
+
+    Args:
+        folder: where it lies.
+        content: what was read.
+
+    Raises:
+        UserError: both numbers are named.
+    """
+    written = content.get("format", 1) if isinstance(content, dict) else 1
+    if written != FORMAT:
+        raise UserError(
+            f"{folder}: written in format {written}, this dpobench reads format {FORMAT}; run again into another --out, or use the "
+            "dpobench that wrote it"
+        )
 
 
 @contextlib.contextmanager
@@ -128,8 +166,8 @@ def seal(folder: Path, exclude: tuple[str, ...] = ()) -> None:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name != MANIFEST and name not in exclude:
-            files[name] = {"bytes": file.stat().st_size, "sha256": file_hash(file)}
-    write_json(folder / MANIFEST, {"files": files})
+            files[name] = StoredFile(bytes=file.stat().st_size, sha256=file_hash(file))
+    write_json(folder / MANIFEST, Manifest(files=files).model_dump())
 
 
 def sealed(folder: Path) -> bool:
@@ -143,11 +181,13 @@ def verify(folder: Path, *, hashes: bool = True) -> None:
     Raises:
         Damaged: a file is missing, or has another size or hash; it is named.
     """
-    for name, entry in read_json(folder / MANIFEST)["files"].items():
+    content = read_json(folder / MANIFEST)
+    refuse_format(folder, content)
+    for name, stored in Manifest.model_validate(content).files.items():
         file = folder / name
         if not file.is_file():
             raise Damaged(f"{file} is missing; remove {folder} and run again, only this part is made anew")
-        if file.stat().st_size != entry["bytes"] or (hashes and file_hash(file) != entry["sha256"]):
+        if file.stat().st_size != stored.bytes or (hashes and file_hash(file) != stored.sha256):
             raise Damaged(f"{file} is not what was written; remove {folder} and run again, only this part is made anew")
 
 

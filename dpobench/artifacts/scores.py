@@ -1,15 +1,17 @@
 """Scores: one row per prompt and draw, never a mean; and what each metric means."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from pydantic import Field
 
 from dpobench.artifacts.files import write_bytes
+from dpobench.artifacts.records import Part, Record, Values
 from dpobench.errors import DpobenchError
 
 Role = Literal["headline", "distance", "benchmark", "preference", "length", "diagnostic"]
@@ -26,7 +28,7 @@ class Metric:
         unit: for example "share", "nats per sequence", "tokens".
         better: which direction is better; "none" where neither is.
         role: what the report uses it for. "headline" ranks variants, "distance" is how far the policy went, "benchmark" is
-            a held-out task, "preference" ranks where no judge is at hand, "length" is the size of the answers.
+            a held-out task, "preference" ranks where there is no judge, "length" is the size of the answers.
         label: how tables and figures call it.
     """
 
@@ -36,8 +38,45 @@ class Metric:
     label: str = ""
 
 
+class ScoreSettings(Part):
+    """All that decided an evaluator's scores beside the checkpoint.
+
+    Args:
+        heldout: content key of the held-out inputs and of how answers are drawn.
+        seed: mixed into the draws; None where the settings of a plan are meant, and not those of one checkpoint.
+        needs: content keys of what the evaluator declared to need.
+        code: hash of the evaluator's code.
+        arguments: its hyper-parameters.
+        content: hashes of files and folders that these name.
+    """
+
+    heldout: str = ""
+    seed: int | None = None
+    needs: dict[str, str] = Field(default_factory=dict)
+    code: str = ""
+    arguments: Values = Field(default_factory=dict)
+    content: dict[str, str] = Field(default_factory=dict)
+
+
+class ScoresRecord(Record):
+    """What lies beside a table of scores.
+
+    Args:
+        metrics: what each means.
+        settings: under which they were measured.
+    """
+
+    metrics: dict[str, Metric]
+    settings: ScoreSettings
+
+
 def rows(
-    prompts: Sequence[str], metric: str, values: Any, *, draws: Sequence[int] | int = 0, group: Sequence[str] | str = ""
+    prompts: Sequence[str],
+    metric: str,
+    values: npt.ArrayLike,
+    *,
+    draws: Sequence[int] | int = 0,
+    group: Sequence[str] | str = "",
 ) -> pd.DataFrame:
     """A table of scores.
 
@@ -74,15 +113,13 @@ def check(frame: pd.DataFrame, declared: Mapping[str, Metric], evaluator: str) -
 
 
 def write(
-    folder: Path, evaluator: str, frame: pd.DataFrame, declared: Mapping[str, Metric], settings: Mapping[str, Any]
+    folder: Path, evaluator: str, frame: pd.DataFrame, declared: Mapping[str, Metric], settings: ScoreSettings
 ) -> None:
-    """Write `scores/<evaluator>.parquet` and, last, the `.json` beside it that says what the metrics mean."""
-    target = folder / "scores"
-    target.mkdir(parents=True, exist_ok=True)
-    write_bytes(target / f"{evaluator}.parquet", frame.to_parquet(index=False))
-    meaning = {name: asdict(metric) for name, metric in declared.items()}
-    note = json.dumps({"metrics": meaning, "settings": dict(settings)}, indent=1, sort_keys=True, default=str)
-    write_bytes(target / f"{evaluator}.json", note.encode())
+    """Write `scores/<evaluator>.parquet` and, last, the record beside it that says what the metrics mean."""
+    table, record = _files(folder, evaluator)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(table, frame.to_parquet(index=False))
+    ScoresRecord(metrics=dict(declared), settings=settings).write_file(record)
 
 
 def read(folder: Path, evaluator: str) -> tuple[pd.DataFrame, dict[str, Metric]]:
@@ -90,9 +127,8 @@ def read(folder: Path, evaluator: str) -> tuple[pd.DataFrame, dict[str, Metric]]
 
     Returns: the rows, and the meaning of each metric.
     """
-    frame = pd.read_parquet(folder / "scores" / f"{evaluator}.parquet")
-    note = json.loads((folder / "scores" / f"{evaluator}.json").read_text())
-    return frame, {name: Metric(**fields) for name, fields in note["metrics"].items()}
+    table, record = _files(folder, evaluator)
+    return pd.read_parquet(table), ScoresRecord.read_file(record).metrics
 
 
 def present(folder: Path) -> list[str]:
@@ -100,9 +136,14 @@ def present(folder: Path) -> list[str]:
     return sorted(file.stem for file in (folder / "scores").glob("*.json") if file.with_suffix(".parquet").is_file())
 
 
-def settings(folder: Path, evaluator: str) -> dict[str, Any]:
+def settings(folder: Path, evaluator: str) -> ScoreSettings:
     """Settings under which an evaluator ran."""
-    return dict(json.loads((folder / "scores" / f"{evaluator}.json").read_text())["settings"])
+    return ScoresRecord.read_file(_files(folder, evaluator)[1]).settings
+
+
+def _files(folder: Path, evaluator: str) -> tuple[Path, Path]:
+    """Where a table of scores and its record lie."""
+    return folder / "scores" / f"{evaluator}.parquet", folder / "scores" / f"{evaluator}.json"
 
 
 def within(folder: Path, step: int) -> Path:
@@ -122,5 +163,5 @@ def spread(count: int, steps: int) -> tuple[int, ...]:
         >>> spread(3, 64)
         (16, 32, 48)
     """
-    found = {round(steps * place / (count + 1)) for place in range(1, count + 1)}
-    return tuple(sorted(found - {0, steps}))
+    numbers = {round(steps * place / (count + 1)) for place in range(1, count + 1)}
+    return tuple(sorted(numbers - {0, steps}))

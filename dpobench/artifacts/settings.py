@@ -1,11 +1,6 @@
 """The base of every settings model: frozen, and without unknown keys."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel, ConfigDict
-
-if TYPE_CHECKING:
-    pass
 
 
 class Settings(BaseModel):

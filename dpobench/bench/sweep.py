@@ -25,11 +25,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dpobench.artifacts.files import cache_folder, read_json, write_bytes, write_json
+from dpobench.artifacts.records import RunRecord
 from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluation.plan import SAMPLES
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment import options
 from dpobench.experiment.config import parse
+from dpobench.sweep.events import Event, PartBegun, StepTaken
 from dpobench.sweep.job import execute, is_done
 from dpobench.sweep.plan import Machine, plan_jobs
 from dpobench.sweep.workers import import_all, quiet
@@ -239,16 +241,16 @@ def disagreement(asked: Task, ours: Path, theirs: Path) -> float:
     """
     runs = {}
     for file in (ours / "runs").glob("*/run.json"):
-        note = read_json(file)
-        runs[note["variant"], note["params"][note["strength"]]] = (file.parent, note)
+        record = RunRecord.read(file.parent)
+        runs[record.variant, record.beta] = (file.parent, record)
     worst = 0.0
     for cell in asked.cells:
-        folder, note = runs[cell.variant, cell.beta]
+        folder, record = runs[cell.variant, cell.beta]
         place = theirs / f"{cell.variant}-{cell.beta:g}"
         log = [row for row in read_json(place / "log.json") if "loss" in row]
         own = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         answers = len((place / "answers.jsonl").read_text(encoding="utf-8").splitlines())
-        counts = (note["tokens"], len(own), pq.read_metadata(folder / SAMPLES).num_rows)
+        counts = (record.tokens, len(own), pq.read_metadata(folder / SAMPLES).num_rows)
         others = (int(log[-1]["num_tokens"]), len(log), answers)
         if counts != others:
             raise DpobenchError(f"{place.name}: tokens, steps and answers are {counts}, on TRL's side {others}")
@@ -261,7 +263,7 @@ def disagreement(asked: Task, ours: Path, theirs: Path) -> float:
     return worst
 
 
-def share(began: float, marks: Sequence[tuple[float, Mapping[str, Any]]]) -> float:
+def share(began: float, marks: Sequence[tuple[float, Event]]) -> float:
     """A run's own work without its evaluation, over its bare training.
 
     Args:
@@ -272,8 +274,8 @@ def share(began: float, marks: Sequence[tuple[float, Mapping[str, Any]]]) -> flo
         checked, the checkpoint saved, read again and published), over those of the steps. The first step, whose beginning no event
         tells, counts as its tokens at the rate of the others.
     """
-    steps = [(at, event["tokens"]) for at, event in marks if event["event"] == "step"]
-    scored = next(at for at, event in marks if event["event"] == "score")
+    steps = [(at, event.tokens) for at, event in marks if isinstance(event, StepTaken)]
+    scored = next(at for at, event in marks if isinstance(event, PartBegun))
     tokens = [number for _, number in steps]
     bare = (steps[-1][0] - steps[0][0]) * sum(tokens) / sum(tokens[1:])
     return float((scored - began) / bare)
@@ -290,7 +292,7 @@ def _shares(out: Path, preset: str, grids: Mapping[str, Sequence[float]]) -> lis
     jobs = plan_jobs(told.experiment()[0], out, Machine("cpu", 1, 1, cache_folder()), Console(quiet=True))
     found = []
     for job in [job for job in jobs if not is_done(job)]:
-        marks: list[tuple[float, Mapping[str, Any]]] = []
+        marks: list[tuple[float, Event]] = []
         began = time.process_time()
         execute(job, lambda event, marks=marks: marks.append((time.process_time(), event)))  # type: ignore[misc]
         found.append(share(began, marks))

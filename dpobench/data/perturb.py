@@ -4,11 +4,9 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from dpobench.artifacts.records import Condition
 from dpobench.data.tokens import TokenPair
 
-# What a study changes about a run: the name of the study -> its value. Empty for the main experiment.
-Condition = Mapping[str, int | float]
-NOISE, SIZE = "label_noise", "train_size"
 # Probability that the chosen answer wins against the other: after a flip it is that of the other, one minus it.
 _PROBABILITY = "win_probability"
 _SIDES = ("chosen", "rejected")
@@ -27,13 +25,13 @@ def apply_condition(
     Returns: the pairs, and their counts: `pairs`, and `flipped` where labels may be flipped.
 
     Example:
-        >>> apply_condition([], {"label_noise": 0.1}, seed=0)
+        >>> apply_condition([], Condition(label_noise=0.1), seed=0)
         ([], {'pairs': 0, 'flipped': 0})
     """
-    subset = take_subset(pairs, int(condition[SIZE]), seed) if SIZE in condition else list(pairs)
-    if NOISE not in condition:
+    subset = list(pairs) if condition.train_size is None else take_subset(pairs, condition.train_size, seed)
+    if condition.label_noise is None:
         return subset, {"pairs": len(subset)}
-    to_flip = set(hash_order(subset, "flip", seed)[: round(condition[NOISE] * len(subset))])
+    to_flip = set(hash_order(subset, "flip", seed)[: round(condition.label_noise * len(subset))])
     noisy = [flipped(pair) if place in to_flip else pair for place, pair in enumerate(subset)]
     return noisy, {"pairs": len(noisy), "flipped": len(to_flip)}
 

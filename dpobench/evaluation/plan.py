@@ -1,6 +1,5 @@
 """Which evaluators run, with which settings, and the content key of all that decides their scores."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,8 @@ from typing import Any
 
 from dpobench.artifacts.code_hash import code_hash, local_modules, module_file
 from dpobench.artifacts.files import digest, file_hash
+from dpobench.artifacts.records import json_values
+from dpobench.artifacts.scores import ScoreSettings
 from dpobench.errors import UserError
 from dpobench.evaluation.benchmark_tasks import tasks_key
 from dpobench.evaluation.objectives import Judge, judge_key, judged, objectives_key
@@ -51,7 +52,8 @@ class Plan:
     def key(self) -> str:
         """Content key of all that decides the scores of a run beside its checkpoint."""
         everywhere = [(plugin, arguments) for plugin, arguments in self.chosen if not scores_reference_only(plugin)]
-        return digest([[plugin.name, self.told(plugin, arguments)] for plugin, arguments in everywhere])
+        settings = [(plugin.name, self.settings_of(plugin, arguments)) for plugin, arguments in everywhere]
+        return digest([[name, one.model_dump(mode="json")] for name, one in settings])
 
     @property
     def within(self) -> "Plan":
@@ -59,13 +61,25 @@ class Plan:
         chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.spec.within]
         return replace(self, chosen=chosen, opponents=self.opponents[:1], objectives={})
 
-    def told(self, plugin: Plugin[EvaluatorSpec], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """All that decides one evaluator's scores beside the checkpoint; written beside them."""
+    def settings_of(
+        self, plugin: Plugin[EvaluatorSpec], arguments: Mapping[str, Any], seed: int | None = None
+    ) -> ScoreSettings:
+        """All that decides one evaluator's scores besides the checkpoint; written with them.
+
+        Args:
+            plugin: the evaluator.
+            arguments: its hyper-parameters.
+            seed: mixed into the draws of one checkpoint; None for what all checkpoints share.
+        """
         read = {*plugin.spec.needs, *(("pool", "pairs") if scores_reference_only(plugin) else ())}
-        needs = {name: key for name, key in self.needs.items() if name in read}
-        shown = {"heldout": self.heldout, "needs": needs, "code": plugin.code_hash, "arguments": dict(arguments)}
-        told: dict[str, Any] = json.loads(json.dumps(shown | {"content": content_hashes(arguments)}, default=str))
-        return told
+        return ScoreSettings(
+            heldout=self.heldout,
+            seed=seed,
+            needs={name: key for name, key in self.needs.items() if name in read},
+            code=plugin.code_hash,
+            arguments=json_values(arguments),
+            content=content_hashes(arguments),
+        )
 
 
 def scores_reference_only(plugin: Plugin[EvaluatorSpec]) -> bool:

@@ -1,7 +1,7 @@
 """Scoring a checkpoint: draw answers once, then ask every evaluator for its rows."""
 
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from dpobench.artifacts import scores
-from dpobench.artifacts.files import digest, file_hash, read_json, write_bytes, write_json
+from dpobench.artifacts.files import digest, file_hash, write_bytes
+from dpobench.artifacts.records import PoolRecord, SamplesRecord
 from dpobench.data.prompts import PROMPTS, Prompt, read_prompts
 from dpobench.data.tokens import read_pairs
 from dpobench.evaluation.heldout import HeldOut, Once
@@ -46,35 +47,31 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         seed: the run's seed, mixed into the draws.
         progress: called with the name of each part as it begins.
     """
-    key = {"heldout": planned.heldout, "seed": seed}
-    if _stamp(folder) != key:
+    drawn_for = SamplesRecord(heldout=planned.heldout, seed=seed)
+    if not (SamplesRecord.lies_in(folder) and SamplesRecord.read(folder) == drawn_for):
         for name in (SAMPLES, UNALTERED):
             (folder / name).unlink(missing_ok=True)
-        write_json(folder / "samples.json", key)
+        drawn_for.write(folder)
     prompts = read_prompts(heldout)
     if not (folder / SAMPLES).is_file():
         progress("sampling")
         _draw(checkpoint, prompts, settings.sampling, seed, folder / SAMPLES)
     if any(OWN_DISTRIBUTION in plugin.spec.needs for plugin, _ in planned.chosen):
-        _draw_unaltered(checkpoint, folder, prompts, settings, key, progress)
+        _draw_unaltered(checkpoint, folder, prompts, settings, seed, progress)
     if folder == heldout:
-        _draw_pool(checkpoint, folder, prompts, settings, key, progress)
+        _draw_pool(checkpoint, folder, prompts, settings, drawn_for, progress)
     held_out = _held_out(folder, heldout, prompts, settings, planned, once_for(checkpoint, heldout, planned))
     for plugin, arguments in planned.chosen:
         if scores_reference_only(plugin) and folder != heldout:
             continue
-        told = key | planned.told(plugin, arguments)
-        if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == told:
+        score_settings = planned.settings_of(plugin, arguments, seed)
+        if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == score_settings:
             continue
         progress(plugin.name)
         with _own_random_state(seed):
             frame = plugin.function(checkpoint, held_out, **arguments)
         scores.check(frame, plugin.spec.metrics, plugin.name)
-        scores.write(folder, plugin.name, frame, plugin.spec.metrics, told)
-
-
-def _stamp(folder: Path, name: str = "samples.json") -> Any:
-    return read_json(folder / name) if (folder / name).is_file() else None
+        scores.write(folder, plugin.name, frame, plugin.spec.metrics, score_settings)
 
 
 def _draw(checkpoint: Checkpoint, prompts: Sequence[Prompt], how: Sampling, seed: int, file: Path) -> None:
@@ -89,7 +86,7 @@ def _draw_unaltered(
     folder: Path,
     prompts: Sequence[Prompt],
     settings: Evaluation,
-    key: Mapping[str, Any],
+    seed: int,
     progress: Callable[[str], None],
 ) -> None:
     """Answers of the model's own distribution, where those to be compared are drawn from another."""
@@ -97,7 +94,7 @@ def _draw_unaltered(
         return
     progress("sampling at temperature 1")
     how = replace(settings.sampling, temperature=1.0, top_p=1.0, top_k=0)
-    _draw(checkpoint, prompts, how, key["seed"], folder / UNALTERED)
+    _draw(checkpoint, prompts, how, seed, folder / UNALTERED)
 
 
 def _draw_pool(
@@ -105,19 +102,20 @@ def _draw_pool(
     folder: Path,
     prompts: Sequence[Prompt],
     settings: Evaluation,
-    key: Mapping[str, Any],
+    drawn_for: SamplesRecord,
     progress: Callable[[str], None],
 ) -> None:
     """Further answers of the reference, from a stream of their own."""
-    asked = {**key, "pool": settings.pool}
-    if _stamp(folder, "pool.json") == asked and (folder / POOL).is_file() == (settings.pool > 0):
+    wanted = PoolRecord(heldout=drawn_for.heldout, seed=drawn_for.seed, pool=settings.pool)
+    current = PoolRecord.lies_in(folder) and PoolRecord.read(folder) == wanted
+    if current and (folder / POOL).is_file() == (settings.pool > 0):
         return
     (folder / POOL).unlink(missing_ok=True)
     if settings.pool > 0:
         progress("further answers")
         how = replace(settings.sampling, draws=settings.pool)
-        _draw(checkpoint, prompts, how, key["seed"] + 1, folder / POOL)
-    write_json(folder / "pool.json", asked)
+        _draw(checkpoint, prompts, how, drawn_for.seed + 1, folder / POOL)
+    wanted.write(folder)
 
 
 def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:

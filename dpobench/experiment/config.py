@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
+from dpobench.artifacts.records import Condition
 from dpobench.artifacts.settings import Settings
-from dpobench.data.perturb import Condition
 from dpobench.data.settings import Data
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.settings import Evaluation
@@ -90,7 +90,7 @@ class Experiment(Settings):
                         learning_rate=rate,
                         recipe=self.recipe.model_copy(update={"learning_rate": rate}),
                         reference=reference,
-                        condition=dict(condition or {}),
+                        condition=condition or Condition(),
                     )
                 )
         return runs

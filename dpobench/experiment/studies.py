@@ -1,15 +1,14 @@
 """Studies: what of an experiment is changed, one thing at a time, and what becomes of the training pairs of a run for it."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dpobench.artifacts.files import digest
-from dpobench.data.perturb import NOISE, SIZE, Condition
+from dpobench.artifacts.records import Condition
 from dpobench.errors import UserError
 from dpobench.training.run import Run
 
-QUALITY, ROUND = "reference_quality", "round"
 # Tried where the study is asked for without values.
 QUALITIES = (0.1, 0.3)
 
@@ -34,15 +33,15 @@ class Studies(BaseModel):
     rounds: int = Field(1, ge=1, le=50)
     answers: int = Field(2, ge=2)
 
-    def conditions(self, pairs: int | None = None) -> list[dict[str, Any]]:
+    def conditions(self, pairs: int | None = None) -> list[Condition]:
         """What is trained beside the experiment proper, the rounds left out, because they follow one another.
 
         Args:
             pairs: number of training pairs, where it is known; that size is the experiment proper.
         """
-        found: list[dict[str, Any]] = [{NOISE: share} for share in self.label_noise if share > 0]
-        found += [{SIZE: size} for size in self.train_size if size != pairs]
-        return found + [{QUALITY: share} for share in self.reference_quality if share < 1]
+        noise = [Condition(label_noise=share) for share in self.label_noise if share > 0]
+        sizes = [Condition(train_size=size) for size in self.train_size if size != pairs]
+        return noise + sizes + [Condition(reference_quality=share) for share in self.reference_quality if share < 1]
 
     @property
     def later_rounds(self) -> range:
@@ -55,7 +54,7 @@ class Studies(BaseModel):
         Raises:
             UserError: a value named twice, or fewer training pairs than a batch holds.
         """
-        for name in (NOISE, SIZE, QUALITY):
+        for name in ("label_noise", "train_size", "reference_quality"):
             values = getattr(self, name)
             if twice := [value for value in values if values.count(value) > 1]:
                 raise UserError(f"studies.{name}: {twice[0]} is named twice")
@@ -77,9 +76,10 @@ class Studies(BaseModel):
 
 
 def describe(condition: Condition) -> str:
-    """A condition in a few words; nothing for the experiment proper."""
+    """A condition in a few words; nothing for the main experiment."""
     return " ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in condition.items()
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in condition.changed.items()
     )
 
 
@@ -91,4 +91,4 @@ def successor(run: Run, number: int, key: str) -> Run:
         number: of the round.
         key: of all else that decides its training pairs: the prompts, how answers are drawn, the judge.
     """
-    return run.model_copy(update={"reference": digest("round", run.id, key), "condition": {ROUND: number}})
+    return run.model_copy(update={"reference": digest("round", run.id, key), "condition": Condition(round=number)})

@@ -31,7 +31,7 @@ def context(
         sections: those that have anything to show.
     """
     return {
-        "name": str(f.results.experiment.get("name") or "comparison of preference losses"),
+        "name": f.results.experiment.name or "comparison of preference losses",
         "verdict": words.verdict(f),
         "tables": tables,
         "figures": figures,
@@ -59,14 +59,14 @@ def render(template: str, given: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**given)
 
 
-def _run_line(run: files.Run) -> dict[str, Any]:
+def _run_line(run: files.RunResult) -> dict[str, Any]:
     return {
         "id": run.id,
         "variant": run.variant,
-        "beta": "–" if run.fields.get("beta") is None else run.fields["beta"],
+        "beta": "–" if run.record.beta is None else run.record.beta,
         "seed": run.seed,
         "status": run.status,
-        "reason": run.fields.get("reason") or "",
+        "reason": run.record.reason or "",
         "folder": f"runs/{run.id}",
     }
 
@@ -92,9 +92,7 @@ def side_by_side(f: Findings) -> list[dict[str, Any]]:
             }
             for variant, detail, run, _ in sources
         ]
-        messages = [
-            {"role": str(m.get("role")), "content": _cut(m.get("content"))} for m in asked[prompt].get("messages") or ()
-        ]
+        messages = [{"role": str(m.get("role")), "content": _cut(m.get("content"))} for m in asked[prompt].messages]
         shown.append({"messages": messages, "answers": row})
     return shown
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from dpobench.analysis.findings import Findings
 from dpobench.analysis.results import BENCHMARK, REFERENCE
+from dpobench.artifacts.scores import ScoreSettings
 from dpobench.report.table import interval, probability
 from dpobench.report.text import UNEVEN
 from dpobench.stats.compare import Comparison
@@ -111,10 +112,10 @@ def notes(f: Findings) -> list[str]:
     more = {v: [name for name in f.results.given(v) if name not in shared] for v in f.variants}
     if told := [f"{v} ({', '.join(names)})" for v, names in more.items() if names]:
         said.append(f"{UNEVEN}: {'; '.join(told)}. What they gain may be the information's, not the loss's.")
-    recipe = f.results.experiment.get("recipe") or {}
-    if recipe.get("reference_every"):
+    recipe = f.results.experiment.recipe
+    if recipe.reference_every:
         said.append(
-            f"The reference moved: every {recipe['reference_every']} steps it took {recipe['reference_mix']:.0%} of the policy. "
+            f"The reference moved: every {recipe.reference_every} steps it took {recipe.reference_mix:.0%} of the policy. "
             "Log-ratios, margins and distances are measured from the start policy all the same."
         )
     if f.unequal_trials:
@@ -124,17 +125,30 @@ def notes(f: Findings) -> list[str]:
         said.append(
             f"The selected β lies at an end of the grid for {', '.join(edge)}: a wider grid may find a better one."
         )
-    for entry in f.results.plan.get("left_out") or ():
-        said.append(f"Left out: {entry.get('evaluator')} ({entry.get('why')}).")
+    for left_out in f.results.plan.left_out:
+        said.append(f"Left out: {left_out.evaluator} ({left_out.why}).")
     if f.results.not_finite:
         lost = ", ".join(f"{f.results.label(name)} ({count:,})" for name, count in f.results.not_finite.items())
         said.append(
             f"Scores that are no finite numbers were left out: {lost}. What is shown of these is of the other prompts only, and looks "
             "better than it is."
         )
-    if f.results.strangers:
-        said.append(f"{f.results.strangers} run folders belong to earlier plans and are not reported.")
+    if f.results.unplanned:
+        said.append(f"{f.results.unplanned} run folders belong to earlier plans and are not reported.")
     return said
+
+
+def alarms(f: Findings) -> list[str]:
+    """What forbids to read the runs as one comparison."""
+    versions = sorted({run.record.harness for run in f.results.runs if run.record.harness is not None})
+    if len(versions) < 2:
+        return []
+    whose = {v: [run.id for run in f.results.runs if run.record.harness == v] for v in versions}
+    each = "; ".join(f"version {v}: {', '.join(ids[:3])}{' and others' * (len(ids) > 3)}" for v, ids in whose.items())
+    return [
+        f"The runs were trained by {len(versions)} versions of the harness, which do not give the same numbers ({each}): differences "
+        "between them may be the harness's, not the losses'. Train them again with one version."
+    ]
 
 
 def _at_edge(f: Findings, variant: str, beta: Any) -> bool:
@@ -215,10 +229,10 @@ def glossary(f: Findings) -> list[tuple[str, str]]:
 
 def provenance(f: Findings) -> list[tuple[str, str]]:
     """Where the numbers come from; values on which runs differ are listed all."""
-    known = [run.fields.get("provenance") or {} for run in f.results.runs if run.fields.get("provenance")]
+    known = [run.record.provenance.model_dump() for run in f.results.runs if run.record.provenance]
     rows = [
-        ("experiment", str(f.results.experiment.get("name") or "")),
-        ("reference", str(f.results.plan.get("reference") or "")),
+        ("experiment", f.results.experiment.name),
+        ("reference", f.results.plan.reference),
     ]
     for key in sorted({key for entry in known for key in entry if key != "versions"}):
         rows.append((key.replace("_", " "), ", ".join(sorted({str(entry.get(key)) for entry in known}))))
@@ -230,8 +244,9 @@ def provenance(f: Findings) -> list[tuple[str, str]]:
     rows += [("decoding", _decoding(f)), ("judge", _judge(f))]
     rows += [(f"settings of {name}", _settings(told)) for name, told in sorted(f.results.settings.items())]
     recipes = {
-        ", ".join(f"{k}={v}" for k, v in sorted((r.fields.get("recipe") or {}).items()) if k != "learning_rate")
+        ", ".join(f"{k}={v}" for k, v in sorted(r.record.recipe.model_dump().items()) if k != "learning_rate")
         for r in f.results.runs
+        if r.record.recipe
     }
     rows += [("recipe", text) for text in sorted(recipes)]
     return [(key, value) for key, value in rows if value]
@@ -239,27 +254,25 @@ def provenance(f: Findings) -> list[tuple[str, str]]:
 
 def _decoding(f: Findings) -> str:
     """How answers were drawn, alike for every checkpoint."""
-    told = f.results.experiment.get("evaluation") or {}
-    if "max_new_tokens" not in told:
+    drawn = f.results.experiment.evaluation
+    if drawn.max_new_tokens is None:
         return ""
-    shown = f"temperature {told['temperature']:g}, the whole distribution (top_p 1, top_k 0), at most {told['max_new_tokens']} tokens"
-    shown += f", {told['draws']} to a prompt, {told['batch']} at a time"
-    return f"{shown}; {told['pool']} further ones of the reference" if told.get("pool") else shown
+    shown = f"temperature {drawn.temperature:g}, the whole distribution (top_p 1, top_k 0), at most {drawn.max_new_tokens} tokens"
+    shown += f", {drawn.draws} to a prompt, {drawn.batch} at a time"
+    return f"{shown}; {drawn.pool} further ones of the reference" if drawn.pool else shown
 
 
 def _judge(f: Findings) -> str:
     """Which judge, with its plain settings."""
-    told = f.results.experiment.get("evaluation") or {}
-    plain = {k: v for k, v in (told.get("judge_settings") or {}).items() if isinstance(v, (str, int, float))}
-    return ", ".join([str(told["judge"]), *_pairs(plain)]) if told.get("judge") else ""
+    scored = f.results.experiment.evaluation
+    plain = {k: v for k, v in scored.judge_settings.items() if isinstance(v, (str, int, float))}
+    return ", ".join([scored.judge, *_pairs(plain)]) if scored.judge else ""
 
 
-def _settings(told: Mapping[str, Any]) -> str:
+def _settings(settings: ScoreSettings) -> str:
     """Settings of an evaluator, its code and the content of what it needed."""
-    if "arguments" not in told:
-        return ", ".join(_pairs(told))
-    needs = [f"{name} {key}" for name, key in sorted((told.get("needs") or {}).items())]
-    return ", ".join([*_pairs(told["arguments"]), f"code {told.get('code')}", *needs])
+    needs = [f"{name} {key}" for name, key in sorted(settings.needs.items())]
+    return ", ".join([*_pairs(settings.arguments), f"code {settings.code}", *needs])
 
 
 def _pairs(told: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
     tables = {table.name: table for table in made}
     for section in shown:
         drawn |= section.figures
-    alarms = [alarm for section in shown for alarm in section.alarms]
+    alarms = [*words.alarms(findings), *(alarm for section in shown for alarm in section.alarms)]
     notes = [*alarms, *words.notes(findings), *(note for section in shown for note in section.notes)]
     with building(folder / "report") as place:
         for table in made:

@@ -1,14 +1,16 @@
 """What several processes agree on."""
 
-from typing import Any
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
 
 
-def agreed(accelerator: Any, value: Any) -> Any:
-    """What the first process found, on every process: each reads the disk at its own time."""
+def agreed(accelerator: Any, value: _Value) -> _Value:
+    """The value of the first process, on every process: each reads the disk at its own time."""
     if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
-    told = [value]
-    broadcast_object_list(told)
-    return told[0]
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]

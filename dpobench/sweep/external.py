@@ -1,10 +1,10 @@
 """Checkpoints trained elsewhere, scored like our own and put into the same report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -20,8 +20,8 @@ from dpobench.artifacts.files import (
     sweep_parts,
     verify,
     write_bytes,
-    write_json,
 )
+from dpobench.artifacts.records import CheckpointSource, PlannedRun, PlanRecord, RunRecord, Values, json_values
 from dpobench.artifacts.scores import WITHIN
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.plan import Plan, plan
@@ -39,24 +39,16 @@ from dpobench.models.checkpoint import (
     resolve,
     weights_hash,
 )
-from dpobench.sweep.entries import RESERVED, Entry, entries, expanded
-from dpobench.sweep.inputs import Inputs, gather_heldout
+from dpobench.sweep.checkpoint_specs import RESERVED, CheckpointSpec, expanded, read_specs
+from dpobench.sweep.inputs import Inputs, Say, gather_heldout
 from dpobench.sweep.job import keep_replies
-from dpobench.sweep.plan import Machine
+from dpobench.sweep.plan import Machine, experiment_record, left_out
 from dpobench.sweep.prepare import heldout_folder
 from dpobench.sweep.run import finish
 from dpobench.sweep.workers import quiet
 
-# What a run of ours says of itself, and what is said of a checkpoint that nobody here trained.
-IDENTITY: dict[str, Any] = {
-    "params": {},
-    "strength": None,
-    "beta": None,
-    "unit": "",
-    "learning_rate": None,
-    "recipe": {},
-}
-TRAINING: dict[str, Any] = {"checks": {}, "seconds": {}, "tokens": 0, "steps": 0}
+# What a checkpoint takes over from the record of the run that left it.
+_TAKEN = ("strength", "beta", "unit", "learning_rate", "recipe", "harness", "checks", "seconds", "tokens", "steps")
 ELSEWHERE, OTHER_START, OTHER_BASE = "trained elsewhere", "trained from another start", "adapter of another base"
 
 
@@ -64,7 +56,7 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
     """Score checkpoints against their reference and write the report; again: only what is missing.
 
     Args:
-        checkpoints: what `entries` reads: folders or hub names of models, of `peft` adapters, or of runs of ours.
+        checkpoints: what `read_specs` reads: folders or hub names of models, of `peft` adapters, or of our runs.
         experiment: model (the reference), data (all held out) and evaluation; no variants. `control` is one of the names.
         out: folder of scores and report.
         where: device and threads.
@@ -86,139 +78,201 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
     def planned(key: str) -> Plan:
         return plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
 
-    named = entries(checkpoints)
+    specs = read_specs(checkpoints)
     with locked(out):
         _refuse_experiment(out)
         sweep_parts(out)
         inputs = gather_heldout(experiment, say)
-        notes = [_note(entry, experiment, inputs, where) for entry in named]
-        _refuse_twins(notes)
-        _refuse_mixed(named, notes)
-        control = _control(experiment, notes)
-        for note in notes:
-            if not _scored(out / "runs" / note["id"]):
-                check_weights(Path(note["checkpoint"]))
-            for flag in note["flags"]:
+        entered = [_enter(spec, experiment, inputs, where) for spec in specs]
+        records = [one.record for one in entered]
+        _refuse_twins(entered)
+        _refuse_mixed(specs, entered)
+        control = _control(experiment, entered)
+        for one in entered:
+            if not _scored(out / "runs" / one.record.id):
+                check_weights(one.folder)
+            for flag in one.record.flags:
                 if flag in (OTHER_START, OTHER_BASE):
-                    say(f"warning: {note['variant']} ({note['checkpoint']}): {flag} than the reference")
+                    say(f"warning: {one.record.variant} ({one.folder}): {flag} than the reference")
         heldout = heldout_folder(inputs, planned, out, where.device, say)
-        for note in notes:
-            _score(note, inputs, heldout, planned(heldout.name), out, where, say)
-        _write_plan(experiment, control, notes, planned(heldout.name), inputs, heldout, out)
-        return finish(out, {note["id"]: "done" for note in notes}, console)
+        scoring = planned(heldout.name)
+        for one in entered:
+            _score(one, inputs, heldout, scoring, out, where, say)
+        names = list(dict.fromkeys(record.variant for record in records))
+        seeds = sorted({record.seed for record in records})
+        experiment_record(experiment, out.name, control, names, seeds).write(out)
+        _plan_record(control, entered, scoring, inputs, heldout).write(out)
+        return finish(out, {record.id: "done" for record in records}, console)
 
 
-def _refuse_mixed(named: Sequence[Entry], notes: Sequence[dict[str, Any]]) -> None:
-    """Several folders of one given name are seeds of one method: runs of ours that tell otherwise are none.
+@dataclass(frozen=True)
+class Entered:
+    """A checkpoint that takes part.
+
+    Args:
+        record: what `run.json` says of it, but for the key of its scores.
+        source: where it came from.
+        content: content key of its weights.
+        loss: what evaluators may know of the loss it was trained with; empty where that is not registered as it was then.
+    """
+
+    record: RunRecord
+    source: CheckpointSource
+    content: str
+    loss: Mapping[str, object]
+
+    @property
+    def folder(self) -> Path:
+        """Of the model or adapter."""
+        return Path(self.source.folder)
+
+    @property
+    def base(self) -> Path | None:
+        """Of the adapter's base."""
+        return None if self.source.base is None else Path(self.source.base)
+
+
+def _refuse_mixed(specs: Sequence[CheckpointSpec], entered: Sequence[Entered]) -> None:
+    """Several folders of one given name are seeds of one method: our runs of other settings are none.
 
     Raises:
         UserError: two of them had another loss or other settings.
     """
-    first: dict[str, tuple[str, Any]] = {}
-    for entry, note in zip(named, notes, strict=True):
-        told = (note["trained_with"], note["params"], note["learning_rate"])
-        if not entry.method or told[0] is None:
+    first: dict[str, tuple[str, str]] = {}
+    for spec, one in zip(specs, entered, strict=True):
+        record, loss = one.record, one.source.trained_with
+        if not spec.method or loss is None:
             continue
-        place, before = first.setdefault(entry.method, (entry.place, told))
-        if before != told:
+        params = [f"{name}={value}" for name, value in record.params.items()]
+        settings = ", ".join([loss, *params, f"learning rate {record.learning_rate}"])
+        place, before = first.setdefault(spec.method, (spec.place, settings))
+        if before != settings:
             raise UserError(
-                f"{entry.method}: {place} ({_settings(before)}) and {entry.place} ({_settings(told)}) are no seeds of one method; give "
+                f"{spec.method}: {place} ({before}) and {spec.place} ({settings}) are no seeds of one method; give "
                 "them names of their own, or leave the names out"
             )
 
 
-def _settings(told: Any) -> str:
-    variant, params, rate = told
-    return ", ".join([str(variant), *(f"{name}={value}" for name, value in params.items()), f"learning rate {rate}"])
-
-
 def _refuse_experiment(out: Path) -> None:
     """The plan of trained runs must not be lost to a list of checkpoints."""
-    file = out / "plan.json"
-    if file.is_file() and read_json(file).get("training"):
+    if PlanRecord.lies_in(out) and PlanRecord.read(out).training:
         raise UserError(f"{out} holds an experiment that was trained there; choose another --out")
 
 
-def _note(entry: Entry, experiment: Experiment, inputs: Inputs, where: Machine) -> dict[str, Any]:
-    """What `run.json` says of a checkpoint."""
-    folder, own = _place(entry.place)
+def _enter(spec: CheckpointSpec, experiment: Experiment, inputs: Inputs, where: Machine) -> Entered:
+    """Read a checkpoint's folder and check that it can be compared with the reference."""
+    folder, ours = _locate(spec.place)
     base = _base(folder, experiment, inputs) if adapters.is_adapter(folder) else None
     _check_vocabulary(folder, base or folder, inputs.model)
     # What a hub name leads to is called by its commit.
-    last = folder.name if expanded(entry.place).is_dir() else Path(entry.place).name
-    name = entry.method or (own or {}).get("variant") or re.sub(r"[^A-Za-z0-9._=+-]", "-", last).lstrip(".-")
+    last = folder.name if expanded(spec.place).is_dir() else Path(spec.place).name
+    name = spec.method or (ours.record.variant if ours else re.sub(r"[^A-Za-z0-9._=+-]", "-", last).lstrip(".-"))
     if not name or name == RESERVED:
-        raise UserError(f"checkpoint {entry.place!r}: {name!r} can name no row of a table; write NAME={entry.place}")
+        raise UserError(f"checkpoint {spec.place!r}: {name!r} can name no row of a table; write NAME={spec.place}")
     content = model_hash(folder) if base is None else digest(_adapter_hash(folder), _weights(base))
-    flags = [ELSEWHERE] if own is None else [flag for flag in own.get("flags") or () if flag != ELSEWHERE]
-    if own is not None and own["provenance"].get("model_hash") not in (None, inputs.model_hash):
+    flags = [flag for flag in ours.record.flags if flag != ELSEWHERE] if ours else [ELSEWHERE]
+    trained_from = ours.record.provenance.model_hash if ours and ours.record.provenance else ""
+    if trained_from not in ("", inputs.model_hash):
         flags.append(OTHER_START)
     if base is not None and _weights(base) != _weights(inputs.model):
         flags.append(OTHER_BASE)
-    told = {key: (own or {}).get(key, default) for key, default in (IDENTITY | TRAINING).items()}
-    told["params"] = dict(told["params"]) | dict((own or {}).get("condition") or {})
-    return {
-        "id": f"{name.replace(':', '_')}-{content}",
-        "variant": name,
-        "seed": entry.number if own is None else own["seed"],
-        **told,
-        "trained": _trained(own),
-        "trained_with": (own or {}).get("variant"),
-        "checkpoint": str(folder),
-        "base": None if base is None else str(base),
-        "log": None if own is None else str(folder.parent / "log.jsonl"),
-        "status": "done",
-        "reason": None,
-        "flags": flags,
-        "states_probability": bool((own or {}).get("states_probability")) and not entry.method,
-        "baseline": bool((own or {}).get("baselines")) and not entry.method,
-        "given": (own or {}).get("given") or [],
-        "provenance": {
-            **provenance.environment(where.device, "float32"),
-            "model_hash": content,
-            "data_hash": "unknown" if own is None else own["provenance"].get("data_hash"),
-        },
-    }
+    source = CheckpointSource(folder=str(folder), base=None if base is None else str(base))
+    if ours:
+        source = source.model_copy(
+            update={
+                "log": str(folder.parent / "log.jsonl"),
+                "trained_with": ours.record.variant,
+                # Runs that were given a name of their own may have had several losses.
+                "states_probability": ours.states_probability and not spec.method,
+                "baseline": ours.is_baseline and not spec.method,
+                "given": ours.given,
+            }
+        )
+    data_hash = ours.record.provenance.data_hash if ours and ours.record.provenance else "unknown"
+    record = RunRecord.model_validate(
+        {name: getattr(ours.record, name) for name in _TAKEN if ours}
+        | {
+            "id": f"{name.replace(':', '_')}-{content}",
+            "variant": name,
+            "seed": ours.record.seed if ours else spec.number,
+            "params": (ours.record.params | ours.changed) if ours else {},
+            "status": "done",
+            "flags": tuple(flags),
+            "provenance": provenance.environment(where.device, "float32", model_hash=content, data_hash=data_hash),
+            "source": source,
+        }
+    )
+    return Entered(record, source, content, _known_loss(ours.record) if ours else {})
 
 
-def _place(name: str) -> tuple[Path, dict[str, Any] | None]:
-    """Folder of a checkpoint, and what its run says of it where it is one of ours."""
+@dataclass(frozen=True)
+class OurRun:
+    """What is known of a checkpoint that one of our runs left.
+
+    Args:
+        record: of the run.
+        changed: what a study changed, and the step of a checkpoint within a training: hyper-parameters, to a table.
+        states_probability: whether the plan names its loss among those that state a probability.
+        is_baseline: whether the plan names its loss among the baselines.
+        given: what of the data its loss read beside prompts and answers.
+    """
+
+    record: RunRecord
+    changed: Values
+    states_probability: bool = False
+    is_baseline: bool = False
+    given: tuple[str, ...] = ()
+
+
+def _locate(name: str) -> tuple[Path, OurRun | None]:
+    """Folder of a checkpoint, and its run where it is one of ours."""
     folder = locate(name)
-    if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+    if RunRecord.lies_in(folder) and not (folder / "config.json").is_file():
         folder = _checkpoint_of(folder)
     folder = folder.resolve() if adapters.is_adapter(folder) else resolve(str(folder))
     # A checkpoint within a training of ours lies two folders further down, and is named after its step.
-    step = folder.parent.name if folder.parent.parent.name == WITHIN else ""
-    run = folder.parents[2 if step else 0]
-    file = run / "run.json"
-    own = read_json(file) if folder.name == "checkpoint" and file.is_file() else {}
-    if not {"variant", "seed", "provenance", *IDENTITY} <= set(own):
+    step = int(folder.parent.name) if folder.parent.parent.name == WITHIN else None
+    run = folder.parents[0 if step is None else 2]
+    if folder.name != "checkpoint" or not _is_our_run(run):
         return folder, None
-    file, variant = run.parents[1] / "plan.json", own["variant"]
-    plan_of = read_json(file) if file.is_file() else {}
-    told = {name: variant in (plan_of.get(name) or ()) for name in ("states_probability", "baselines")}
-    own |= {"steps": int(step), "condition": {**(own.get("condition") or {}), "step": int(step)}} if step else {}
-    return folder, own | told | {"given": (plan_of.get("given") or {}).get(variant) or []}
+    record = RunRecord.read(run)
+    changed: Values = json_values(record.condition.changed)
+    if step is not None:
+        record, changed = record.updated(steps=step), changed | {"step": step}
+    experiment = run.parents[1]
+    if not PlanRecord.lies_in(experiment):
+        return folder, OurRun(record, changed)
+    known = PlanRecord.read(experiment)
+    loss = record.variant
+    return folder, OurRun(
+        record, changed, loss in known.states_probability, loss in known.baselines, known.given.get(loss, ())
+    )
 
 
 def _checkpoint_of(run: Path) -> Path:
-    """Where a run of ours left its policy."""
+    """Where one of our runs left its policy."""
     if not (run / "checkpoint").is_dir():
-        told = read_json(run / "run.json")
-        raise UserError(
-            f"{run}: this run left no checkpoint ({told.get('status')}: {told.get('reason')}); leave it out"
-        )
+        record = RunRecord.read(run)
+        raise UserError(f"{run}: this run left no checkpoint ({record.status}: {record.reason}); leave it out")
     return run / "checkpoint"
 
 
-def _trained(own: dict[str, Any] | None) -> dict[str, Any]:
-    """What evaluators may know of a run's loss: nothing where it is not at hand as it was."""
+def _is_our_run(folder: Path) -> bool:
+    """Whether a folder holds a record of ours, in whatever format; other tools have files called `run.json`, too."""
+    if not RunRecord.lies_in(folder):
+        return False
+    content = read_json(folder / RunRecord.FILE)
+    return isinstance(content, dict) and {"variant", "params", "seed", "provenance"} <= set(content)
+
+
+def _known_loss(record: RunRecord) -> dict[str, object]:
+    """What evaluators may know of a run's loss: nothing where it is not registered with the code it had then."""
     try:
-        known = own is not None and variants.get(own["variant"]).code_hash == own.get("code")
+        if variants.get(record.variant).code_hash != record.code:
+            return {}
     except UserError:
         return {}
-    kept = ("variant", "params", "strength", "unit", "seed")
-    return {key: own[key] for key in kept} if own is not None and known else {}
+    return {name: getattr(record, name) for name in ("variant", "params", "strength", "unit", "seed")}
 
 
 def _base(folder: Path, experiment: Experiment, inputs: Inputs) -> Path:
@@ -270,29 +324,29 @@ def _check_vocabulary(folder: Path, base: Path, reference: Path) -> None:
         )
 
 
-def _refuse_twins(notes: Sequence[dict[str, Any]]) -> None:
+def _refuse_twins(entered: Sequence[Entered]) -> None:
     """Two rows of one method and seed, or one model entered twice, would be counted as independent."""
     cells: dict[str, str] = {}
     contents: dict[str, str] = {}
-    for note in notes:
-        place, content = note["checkpoint"], note["provenance"]["model_hash"]
-        if content in contents:
-            raise UserError(f"{contents[content]} and {place} hold the same weights; leave one out")
-        contents[content] = place
-        cell = digest(*(note[key] for key in ("variant", "params", "beta", "learning_rate", "seed")))
+    for one in entered:
+        record, place = one.record, one.source.folder
+        if one.content in contents:
+            raise UserError(f"{contents[one.content]} and {place} hold the same weights; leave one out")
+        contents[one.content] = place
+        cell = digest(record.variant, record.params, record.beta, record.learning_rate, record.seed)
         if cell in cells:
             raise UserError(
-                f"{cells[cell]} and {place} are both {note['variant']}, seed {note['seed']}; tell them apart by NAME=FOLDER, or enter "
-                f"them as seeds of one method: {note['variant']}=FOLDER,FOLDER"
+                f"{cells[cell]} and {place} are both {record.variant}, seed {record.seed}; tell them apart by NAME=FOLDER, or enter "
+                f"them as seeds of one method: {record.variant}=FOLDER,FOLDER"
             )
         cells[cell] = place
 
 
-def _control(experiment: Experiment, notes: Sequence[dict[str, Any]]) -> str:
-    names = list(dict.fromkeys(str(note["variant"]) for note in notes))
+def _control(experiment: Experiment, entered: Sequence[Entered]) -> str:
+    names = list(dict.fromkeys(one.record.variant for one in entered))
     if experiment.control is not None and experiment.control not in names:
         raise UnknownName("checkpoint", experiment.control, names)
-    candidates = [note["variant"] for note in notes if not note["baseline"]]
+    candidates = [one.record.variant for one in entered if not one.source.baseline]
     return experiment.control or next(iter(candidates), names[0])
 
 
@@ -304,62 +358,47 @@ def _scored(folder: Path) -> bool:
     return True
 
 
-def _score(
-    note: dict[str, Any], inputs: Inputs, heldout: Path, planned: Plan, out: Path, where: Machine, say: Any
-) -> None:
+def _score(entered: Entered, inputs: Inputs, heldout: Path, planned: Plan, out: Path, where: Machine, say: Say) -> None:
     """Score one checkpoint; what lies there under the same settings is kept."""
-    folder = out / "runs" / note["id"]
+    record, source = entered.record, entered.source
+    folder = out / "runs" / record.id
     folder.mkdir(parents=True, exist_ok=True)
-    begun: list[str] = []
+    parts: list[str] = []
 
     def progress(part: str) -> None:
-        if not begun:
-            say(f"scoring {note['variant']}, seed {note['seed']} ({note['checkpoint']})")
-        begun.append(part)
+        if not parts:
+            say(f"scoring {record.variant}, seed {record.seed} ({source.folder})")
+        parts.append(part)
         say(f"  {part}")
 
     (folder / MANIFEST).unlink(missing_ok=True)
     checkpoint = Checkpoint(
-        Path(note["checkpoint"]),
+        entered.folder,
         inputs.model,
         where.device,
-        run=note["trained"],
+        run=entered.loss,
         reference_hash=inputs.model_hash,
-        base=Path(note["base"]) if note["base"] else None,
+        base=entered.base,
     )
-    score(checkpoint, folder, heldout, inputs.evaluation, planned, seed=note["seed"], progress=progress)
-    if note["log"] and Path(note["log"]).is_file():
-        write_bytes(folder / "log.jsonl", Path(note["log"]).read_bytes())
-    write_json(folder / "run.json", note | {"scored_as": planned.key})
+    score(checkpoint, folder, heldout, inputs.evaluation, planned, seed=record.seed, progress=progress)
+    if source.log and Path(source.log).is_file():
+        write_bytes(folder / "log.jsonl", Path(source.log).read_bytes())
+    record.updated(scored_as=planned.key).write(folder)
     seal(folder)
-    if not begun:
-        say(f"{note['variant']}, seed {note['seed']}: scored before")
+    if not parts:
+        say(f"{record.variant}, seed {record.seed}: scored before")
 
 
-def _write_plan(
-    experiment: Experiment,
-    control: str,
-    notes: Sequence[dict[str, Any]],
-    planned: Plan,
-    inputs: Inputs,
-    heldout: Path,
-    out: Path,
-) -> None:
-    names = list(dict.fromkeys(note["variant"] for note in notes))
-    told = experiment.model_dump(mode="json")
-    told |= {"name": out.name, "control": control, "alpha": experiment.evaluation.alpha}
-    told |= {"variants": names, "seeds": sorted({note["seed"] for note in notes})}
-    write_json(out / "experiment.json", told)
-    runs = [{key: note[key] for key in ("id", "variant", "seed", *IDENTITY)} for note in notes]
-    content = {
-        "runs": runs,
-        "left_out": list(planned.left_out),
-        "states_probability": sorted({note["variant"] for note in notes if note["states_probability"]}),
-        "baselines": sorted({note["variant"] for note in notes if note["baseline"]} - {control}),
-        "given": {note["variant"]: note["given"] for note in notes},
-        "data": dict(inputs.counts),
-        "model_hash": inputs.model_hash,
-        "reference": heldout.name,
-        "training": "",
-    }
-    write_json(out / "plan.json", content)
+def _plan_record(control: str, entered: Sequence[Entered], planned: Plan, inputs: Inputs, heldout: Path) -> PlanRecord:
+    shown = set(PlannedRun.model_fields)
+    runs = [PlannedRun(**{name: value for name, value in one.record if name in shown}) for one in entered]
+    return PlanRecord(
+        runs=tuple(runs),
+        left_out=left_out(planned),
+        states_probability=tuple(sorted({one.record.variant for one in entered if one.source.states_probability})),
+        baselines=tuple(sorted({one.record.variant for one in entered if one.source.baseline} - {control})),
+        given={one.record.variant: one.source.given for one in entered},
+        data=json_values(inputs.counts),
+        model_hash=inputs.model_hash,
+        reference=heldout.name,
+    )

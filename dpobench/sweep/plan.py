@@ -5,17 +5,27 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from dpobench.artifacts.files import building, folder_hash, read_json, write_json
-from dpobench.data.perturb import Condition, columns_of_the_pair
+from dpobench.artifacts.files import building, folder_hash
+from dpobench.artifacts.records import (
+    Condition,
+    EvaluationRecord,
+    ExperimentRecord,
+    LeftOut,
+    MeasuredReference,
+    PlannedCondition,
+    PlanRecord,
+    RecipeRecord,
+    json_values,
+)
+from dpobench.data.perturb import columns_of_the_pair
 from dpobench.errors import UserError
 from dpobench.evaluation.plan import Plan, plan
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment
-from dpobench.experiment.studies import QUALITY, ROUND, successor
+from dpobench.experiment.studies import successor
 from dpobench.losses.registry import variants
 from dpobench.losses.variant import Variant
 from dpobench.models.checkpoint import model_hash
@@ -51,13 +61,13 @@ class Shared:
     """What the runs of one condition share.
 
     Args:
-        condition: of a study; empty for the experiment proper.
+        condition: of a study; nothing for the main experiment.
         inputs: model and data.
         training: folder of the training pairs.
         needs: folders of what else losses declared.
         heldout: folder of the held-out inputs.
         scoring: how checkpoints are scored.
-        told: what the plan says of the condition beside its folders.
+        measured: how well the reference writes, where the study of references measures it.
     """
 
     condition: Condition
@@ -66,7 +76,7 @@ class Shared:
     needs: Mapping[str, Path]
     heldout: Path
     scoring: Plan
-    told: Mapping[str, Any]
+    measured: MeasuredReference | None = None
 
 
 def plan_jobs(
@@ -75,7 +85,7 @@ def plan_jobs(
     """Prepare what runs share, unfold them, and write the plan down.
 
     Args:
-        experiment: what was asked for, its baselines among the variants.
+        experiment: the settings, with the baselines among the variants.
         out: its folder.
         where: device and cache.
         console: where progress is printed.
@@ -84,21 +94,22 @@ def plan_jobs(
     Returns: the jobs, in an order in which a run of a later round comes after the one before it.
 
     Raises:
-        UserError: model, data or settings cannot be used; nothing has been trained.
+        UserError: model, data or settings cannot be used, or the folder is of another format; nothing has been trained.
     """
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
+    if PlanRecord.lies_in(out):
+        PlanRecord.read(out)  # or the folder is of another format, and nothing in it can be used
     keep_replies(where.cache, out)
     inputs = gather(experiment, out, where.cache, say)
     losses = {name: variants.get(name) for name in experiment.variants}
     _check(experiment, inputs, losses)
-    if experiment.studies.label_noise and (
-        left := columns_of_the_pair({name: 0 for loss in losses.values() for name in loss.columns})
-    ):
+    columns = {name for loss in losses.values() for name in loss.columns}
+    if experiment.studies.label_noise and (unchanged := columns_of_the_pair(sorted(columns))):
         say(
-            f"--label-noise: of the columns that losses read, {', '.join(left)} stay as they are where a label is turned round"
+            f"--label-noise: of the columns that losses read, {', '.join(unchanged)} stay as they are where a label is flipped"
         )
     shared = _conditions(experiment, inputs, out, where, say)
     jobs = [
@@ -126,21 +137,20 @@ def _check(experiment: Experiment, inputs: Inputs, losses: Mapping[str, Variant]
 
 
 def _conditions(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, say: Say) -> list[Shared]:
-    """What each condition's runs share; the experiment proper comes first."""
-    found = [_shared(experiment, inputs, out, where, say)]
+    """What each condition's runs share; the main experiment comes first."""
+    conditions = [_shared(experiment, inputs, out, where, say)]
     if experiment.studies.reference_quality:
-        found = [replace(found[0], told={"measured": _measured(out)})]
+        conditions = [replace(conditions[0], measured=MeasuredReference.of_world(out / "world"))]
     for condition in experiment.studies.conditions(len(inputs.train)):
-        if QUALITY not in condition:
-            found.append(replace(found[0], condition=condition))
+        if condition.reference_quality is None:
+            conditions.append(replace(conditions[0], condition=condition, measured=None))
             continue
-        say(f"reference_quality={condition[QUALITY]:g}: an under-trained reference")
-        model, told = _undertrained(experiment, condition[QUALITY], out, where.cache)
-        weaker = replace(inputs, model=model, model_hash=model_hash(model))
-        found.append(
-            replace(_shared(experiment, weaker, out, where, say), condition=condition, told={"measured": told})
-        )
-    return found
+        say(f"reference_quality={condition.reference_quality:g}: an under-trained reference")
+        folder = _undertrained(experiment, condition.reference_quality, out, where.cache)
+        weaker = replace(inputs, model=folder / "model", model_hash=model_hash(folder / "model"))
+        shared = _shared(experiment, weaker, out, where, say)
+        conditions.append(replace(shared, condition=condition, measured=MeasuredReference.of_undertrained(folder)))
+    return conditions
 
 
 def _shared(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, say: Say) -> Shared:
@@ -151,17 +161,11 @@ def _shared(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, s
     training = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
     names = {name for variant in experiment.variants for name in variants.get(variant).needs}
     needs = need_folders(inputs, training, names, experiment.recipe, where.device, say)
-    return Shared({}, inputs, training, needs, heldout, planned(heldout.name), {})
+    return Shared(Condition(), inputs, training, needs, heldout, planned(heldout.name))
 
 
-def _measured(out: Path) -> dict[str, Any]:
-    """What was measured of the embedded base model, whose training was whole."""
-    told = read_json(out / "world" / "world.json")
-    return {"steps": told["settings"]["steps"], **told["measured"]}
-
-
-def _undertrained(experiment: Experiment, quality: float, out: Path, cache: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The embedded base model after a share of its training, laid into the experiment's folder; and what was measured of it."""
+def _undertrained(experiment: Experiment, quality: float, out: Path, cache: Path) -> Path:
+    """The embedded base model after a share of its training, copied into the experiment's folder."""
     from dpobench.synthetic import embedded
 
     built = embedded.undertrained(experiment.world, cache, quality)
@@ -169,13 +173,13 @@ def _undertrained(experiment: Experiment, quality: float, out: Path, cache: Path
     if not folder.is_dir() or folder_hash(folder) != folder_hash(built):
         with building(folder) as part:
             shutil.copytree(built, part, dirs_exist_ok=True)
-    return folder / "model", read_json(folder / "measured.json")
+    return folder
 
 
 def _job(run: Run, shared: Shared, experiment: Experiment, out: Path, where: Machine) -> Job:
     evaluation = shared.inputs.evaluation
-    # Within their trainings only runs of the experiment proper are looked at: a study compares ends.
-    evaluation = _without_checkpoints(evaluation) if run.condition else evaluation
+    # Within their trainings only runs of the main experiment are scored: a study compares ends.
+    evaluation = evaluation if run.condition.is_main else _without_checkpoints(evaluation)
     return Job(
         run=run,
         out=out,
@@ -202,25 +206,36 @@ def _scored_as(key: str, evaluation: Evaluation) -> str:
     return f"{key}+{evaluation.checkpoints}" if evaluation.checkpoints else key
 
 
-def _later_rounds(experiment: Experiment, proper: Shared, jobs: Sequence[Job]) -> list[Job]:
-    """Every run of the experiment proper once more in each later round, from the policy of the round before."""
+def _later_rounds(experiment: Experiment, main: Shared, jobs: Sequence[Job]) -> list[Job]:
+    """Every run of the main experiment once more in each later round, from the policy of the round before."""
     if experiment.studies.rounds == 1:
         return []
-    asked = rounds.write_asked(proper.inputs, proper.training)
-    key = rounds.key(asked, experiment.studies, proper.inputs.evaluation, proper.scoring)
-    found: list[Job] = []
-    before = [job for job in jobs if not job.run.condition]
+    prompts = rounds.write_training_prompts(main.inputs, main.training)
+    key = rounds.key(prompts, experiment.studies, main.inputs.evaluation, main.scoring)
+    later: list[Job] = []
+    before = [job for job in jobs if job.run.condition.is_main]
     for number in experiment.studies.later_rounds:
-        before = [_after(job, number, key, asked, experiment.studies.answers) for job in before]
-        found += before
-    return found
+        before = [_after(job, number, key, prompts, experiment.studies.answers) for job in before]
+        later += before
+    return later
 
 
-def _after(job: Job, number: int, key: str, asked: Path, answers: int) -> Job:
+def _after(job: Job, number: int, key: str, prompts: Path, answers: int) -> Job:
+    """The job of the next round."""
     run = successor(job.run, number, key)
-    made = {"shared": job.shared.with_name(run.reference), "needs": {}, "data_hash": run.reference}
-    made |= {"evaluation": _without_checkpoints(job.evaluation), "scored_as": job.scored_as.partition("+")[0]}
-    return job.model_copy(update={"run": run, "predecessor": job.run.id, "asked": asked, "answers": answers, **made})
+    return job.model_copy(
+        update={
+            "run": run,
+            "predecessor": job.run.id,
+            "prompts": prompts,
+            "answers": answers,
+            "shared": job.shared.with_name(run.reference),
+            "needs": {},
+            "data_hash": run.reference,
+            "evaluation": _without_checkpoints(job.evaluation),
+            "scored_as": job.scored_as.partition("+")[0],
+        }
+    )
 
 
 def stages(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -230,44 +245,66 @@ def stages(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def _round(job: Job) -> int:
-    return int(job.run.condition.get(ROUND, 1))
+    return job.run.condition.round or 1
 
 
 def _write_plan(
     experiment: Experiment, shared: Sequence[Shared], runs: Sequence[Run], baselines: Collection[str], out: Path
 ) -> None:
-    proper = shared[0]
-    candidates = [name for name in experiment.variants if name not in baselines]
-    told = experiment.model_dump(mode="json") | {"variants": candidates}
-    told |= {
-        "name": out.name,
-        "control": experiment.control or experiment.variants[0],
-        "alpha": experiment.evaluation.alpha,
-    }
-    write_json(out / "experiment.json", told)
-    beside = [_told(one) for one in shared[1:]]
-    beside += [_told(replace(proper, condition={ROUND: number})) for number in experiment.studies.later_rounds]
-    content = {
-        "runs": [one.describe() for one in runs],
-        "conditions": beside,
-        "baselines": list(baselines),
-        "left_out": list(proper.scoring.left_out),
-        "given": {name: beyond_pairs(variants.get(name)) for name in experiment.variants},
-        "states_probability": [name for name in experiment.variants if variants.get(name).spec.states_probability],
-        "data": dict(proper.inputs.counts),
-        "model_hash": proper.inputs.model_hash,
-        "reference": proper.heldout.name,
-        "training": runs[0].reference if runs else "",
-        **proper.told,
-    }
-    write_json(out / "plan.json", content)
+    main = shared[0]
+    candidates = tuple(name for name in experiment.variants if name not in baselines)
+    control = experiment.control or experiment.variants[0]
+    experiment_record(experiment, out.name, control, candidates, experiment.seeds).write(out)
+    later = [Condition(round=number) for number in experiment.studies.later_rounds]
+    conditions = [_planned_condition(one, one.condition) for one in shared[1:]]
+    conditions += [_planned_condition(main, condition) for condition in later]
+    PlanRecord(
+        runs=tuple(one.describe() for one in runs),
+        conditions=tuple(conditions),
+        baselines=tuple(baselines),
+        left_out=left_out(main.scoring),
+        given={name: tuple(beyond_pairs(variants.get(name))) for name in experiment.variants},
+        states_probability=tuple(name for name in experiment.variants if variants.get(name).spec.states_probability),
+        data=json_values(main.inputs.counts),
+        model_hash=main.inputs.model_hash,
+        reference=main.heldout.name,
+        training=runs[0].reference if runs else "",
+        measured=main.measured,
+    ).write(out)
 
 
-def _told(shared: Shared) -> dict[str, Any]:
-    return {
-        "condition": dict(shared.condition),
-        "reference": shared.heldout.name,
-        "training": shared.training.name,
-        "model_hash": shared.inputs.model_hash,
-        **shared.told,
-    }
+def _planned_condition(shared: Shared, condition: Condition) -> PlannedCondition:
+    return PlannedCondition(
+        condition=condition,
+        reference=shared.heldout.name,
+        training=shared.training.name,
+        model_hash=shared.inputs.model_hash,
+        measured=shared.measured,
+    )
+
+
+def left_out(scoring: Plan) -> tuple[LeftOut, ...]:
+    """The evaluators whose needs are not met, as the plan says it."""
+    return tuple(LeftOut(evaluator=one["evaluator"], why=one["why"]) for one in scoring.left_out)
+
+
+def experiment_record(
+    experiment: Experiment, name: str, control: str, variants: Sequence[str], seeds: Sequence[int]
+) -> ExperimentRecord:
+    """The settings as they are written down.
+
+    Args:
+        experiment: the settings.
+        name: of its folder.
+        control: that the others are tested against.
+        variants: that are compared, without baselines.
+        seeds: of the runs.
+    """
+    settings = experiment.model_dump(mode="json")
+    return ExperimentRecord(
+        name=name,
+        alpha=experiment.evaluation.alpha,
+        recipe=RecipeRecord.model_validate(settings.pop("recipe")),
+        evaluation=EvaluationRecord.model_validate(settings.pop("evaluation")),
+        **settings | {"control": control, "variants": tuple(variants), "seeds": tuple(seeds)},
+    )

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpobench.artifacts.files import MANIFEST, building, digest, seal, sealed, verify, write_json
+from dpobench.artifacts.files import MANIFEST, building, digest, seal, sealed, verify
 from dpobench.artifacts.provenance import environment
+from dpobench.artifacts.records import ProvenanceRecord
 from dpobench.data.prompts import PROMPTS, write_prompts
 from dpobench.data.tokens import TokenPair, pairs_hash, write_pairs
 from dpobench.evaluation.objectives import objective_file, pairs_key
@@ -38,15 +39,21 @@ def training_folder(
     say("reference: log-probabilities of the training pairs")
     with building(folder) as part:
         write_pairs(part / PAIRS, with_reference(inputs.model, inputs.train, device, recipe_precision))
-        write_json(part / "provenance.json", environment(device, recipe_precision) | {"model_hash": inputs.model_hash})
+        write_provenance(part, device, recipe_precision, inputs.model_hash)
         seal(part)
     return folder
+
+
+def write_provenance(folder: Path, device: str, precision: str, model_hash: str, need: str = "") -> None:
+    """Write down where the files of a folder of shared inputs came from."""
+    made = environment(device, precision, model_hash=model_hash)
+    ProvenanceRecord(**dict(made), need=need).write(folder)
 
 
 def need_folders(
     inputs: Inputs, shared: Path, needs: Collection[str], recipe: Recipe, device: str, say: Say = lambda line: None
 ) -> dict[str, Path]:
-    """What losses declared that is computed from the reference or the other pairs: each once, in a folder beside `shared`.
+    """What losses declared that is computed from the reference or the other pairs: each once, in a folder next to `shared`.
 
     Args:
         inputs: the training pairs.
@@ -59,10 +66,10 @@ def need_folders(
     Raises:
         UserError: the pairs cannot give what is needed.
     """
-    found = {}
+    folders = {}
     for need in [NEEDS[name] for name in sorted(needs) if NEEDS[name].source in ("reference", "pairs")]:
         folder = shared.with_name(digest("need", need.name, shared.name, recipe.max_tokens))
-        found[need.name] = folder
+        folders[need.name] = folder
         if sealed(folder):
             verify(folder)
             continue
@@ -74,10 +81,9 @@ def need_folders(
             else:
                 with _arithmetic(inputs.model, device, recipe.precision) as model:
                     write_extra(part / EXTRA, reference_quantity(model, need, inputs.train))
-            told = {"need": need.name, "model_hash": inputs.model_hash}
-            write_json(part / "provenance.json", environment(device, recipe.precision) | told)
+            write_provenance(part, device, recipe.precision, inputs.model_hash, need.name)
             seal(part)
-    return found
+    return folders
 
 
 @contextmanager
@@ -101,15 +107,15 @@ def heldout_folder(
     inputs: Inputs, planned: Callable[[str], Plan], out: Path, device: str, say: Say = lambda line: None
 ) -> Path:
     """Held-out prompts and pairs, with the reference's log-probabilities, answers and scores."""
-    told = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]
-    drawn = [inputs.evaluation.sampling.__dict__, STREAM, *pairs_key(inputs.objectives)]
-    key = digest("heldout", inputs.model_hash, pairs_hash(inputs.heldout), told, drawn)
+    prompts = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]
+    sampling = [inputs.evaluation.sampling.__dict__, STREAM, *pairs_key(inputs.objectives)]
+    key = digest("heldout", inputs.model_hash, pairs_hash(inputs.heldout), prompts, sampling)
     folder = out / "reference" / key
     plan = planned(key)
-    made = [PROMPTS, HELDOUT, *(objective_file(folder, name).name for name in inputs.objectives)]
+    files = [PROMPTS, HELDOUT, *(objective_file(folder, name).name for name in inputs.objectives)]
     if sealed(folder):
         verify(folder)
-    elif not all((folder / name).is_file() for name in made):
+    elif not all((folder / name).is_file() for name in files):
         # Where they are, an earlier process was ended while it scored: each file is whole, and scoring goes on.
         say("reference: log-probabilities of the held-out pairs")
         with building(folder) as part:
@@ -117,7 +123,7 @@ def heldout_folder(
             write_pairs(part / HELDOUT, with_reference(inputs.model, inputs.heldout, device, "float32"))
             for name, pairs in inputs.objectives.items():
                 write_pairs(objective_file(part, name), with_reference(inputs.model, pairs, device, "float32"))
-            write_json(part / "provenance.json", environment(device, "float32") | {"model_hash": inputs.model_hash})
+            write_provenance(part, device, "float32", inputs.model_hash)
     say("reference: answers and scores")
     checkpoint = Checkpoint(inputs.model, inputs.model, device, reference_hash=inputs.model_hash)
     (folder / MANIFEST).unlink(missing_ok=True)

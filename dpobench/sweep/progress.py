@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dpobench.artifacts.records import Status
 from dpobench.experiment import studies
+from dpobench.sweep.events import Event, PartBegun, RunEnded, StepTaken
 from dpobench.training.run import Run
 
 
@@ -22,9 +23,10 @@ class Display:
         ended: status of runs that were there already.
     """
 
-    def __init__(self, runs: Mapping[str, Run], console: Console, ended: Mapping[str, str]) -> None:
+    def __init__(self, runs: Mapping[str, Run], console: Console, ended: Mapping[str, Status]) -> None:
         self.runs, self.console, self.ended = runs, console, dict(ended)
-        self.latest: dict[str, dict[str, Any]] = {}
+        self.steps: dict[str, StepTaken] = {}
+        self.parts: dict[str, str] = {}
         self.begun = time.monotonic()
         self.done_here = 0
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
@@ -40,23 +42,24 @@ class Display:
         if self.live:
             self.live.__exit__(kind, value, trace)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Take in one event of a worker."""
-        run = event["run"]
-        if event["event"] == "end":
-            self.latest.pop(run, None)
-            self.ended[run] = event["status"]
-            self.done_here += 1
-            self.console.print(self._ending(run, event), highlight=False, markup=False)
-        else:
-            self.latest[run] = self.latest.get(run, {}) | event
+        match event:
+            case RunEnded(run, status, reason):
+                self.parts.pop(run, None)
+                self.steps.pop(run, None)
+                self.ended[run] = status
+                self.done_here += 1
+                place, because = f"[{len(self.ended)}/{len(self.runs)}]", f": {reason}" if reason else ""
+                line = f"{place} {describe(self.runs[run])}: {status}{because}{self._remaining()}"
+                self.console.print(line, highlight=False, markup=False)
+            case PartBegun(run, part):
+                self.parts[run] = part
+            case StepTaken():
+                self.steps[event.run] = event
+                self.parts[event.run] = "training"
         if self.live:
             self.live.update(self._table())
-
-    def _ending(self, run: str, event: Mapping[str, Any]) -> str:
-        where = f"[{len(self.ended)}/{len(self.runs)}]"
-        reason = f": {event['reason']}" if event.get("reason") else ""
-        return f"{where} {describe(self.runs[run])}: {event['status']}{reason}{self._remaining()}"
 
     def _remaining(self) -> str:
         left = len(self.runs) - len(self.ended)
@@ -69,11 +72,13 @@ class Display:
         table = Table(box=None, header_style="bold")
         for title in ("run", "step", "loss", "accuracy", "margin", "tokens/s", ""):
             table.add_column(title, justify="left" if title in ("run", "") else "right")
-        for run, event in self.latest.items():
-            step = f"{event['step'] + 1}/{event['steps']}" if "step" in event else ""
-            numbers = [f"{event[name]:.3g}" if name in event else "" for name in ("loss", "accuracy", "margin")]
-            speed = f"{event['tokens_per_s']:,.0f}" if "tokens_per_s" in event else ""
-            table.add_row(describe(self.runs[run]), step, *numbers, speed, event.get("part", "training"))
+        for run, part in self.parts.items():
+            step = self.steps.get(run)
+            cells = [""] * 5
+            if step is not None:
+                numbers = [f"{value:.3g}" for value in (step.loss, step.accuracy, step.margin)]
+                cells = [f"{step.step + 1}/{step.steps}", *numbers, f"{step.tokens_per_s:,.0f}"]
+            table.add_row(describe(self.runs[run]), *cells, part)
         return table
 
 

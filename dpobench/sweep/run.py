@@ -8,11 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from dpobench.artifacts.files import cache_folder, locked, read_json, sweep_parts
+from dpobench.artifacts.files import cache_folder, locked, sweep_parts
+from dpobench.artifacts.records import RunRecord, Status
 from dpobench.errors import UserError
 from dpobench.experiment.config import Experiment
 from dpobench.experiment.plugin_files import register
 from dpobench.experiment.validate import validate
+from dpobench.sweep.collectives import agreed
 from dpobench.sweep.job import Job, execute, is_done, is_trained, status_of
 from dpobench.sweep.plan import Machine, plan_jobs, stages
 from dpobench.sweep.preview import warn_of_unequal_trials
@@ -80,7 +82,9 @@ def _say_again(missing: Sequence[Job], console: Console) -> None:
             f"{again} of them are trained again, to the same end: they kept no checkpoints within", highlight=False
         )
     if len(trained) > again:
-        console.print(f"{len(trained) - again} of them are trained, and are scored as it is asked now", highlight=False)
+        console.print(
+            f"{len(trained) - again} of them are trained, and are scored as the settings are now", highlight=False
+        )
 
 
 def _devices(where: Machine) -> list[str]:
@@ -110,7 +114,7 @@ def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
         )
 
 
-def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
+def finish(out: Path, ended: Mapping[str, Status], console: Console) -> int:
     """Write the report and say what came out."""
     from dpobench.report.write import write_report
     from dpobench.sweep import tournament
@@ -125,8 +129,8 @@ def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     bad = {name: status for name, status in ended.items() if status not in ("done", "diverged")}
     for name, status in bad.items():
-        note = read_json(out / "runs" / name / "run.json")
-        console.print(f"{status}: {name}: {note['reason']} (run again to retry)", highlight=False, markup=False)
+        reason = RunRecord.read(out / "runs" / name).reason
+        console.print(f"{status}: {name}: {reason} (run again to retry)", highlight=False, markup=False)
     if not bad:
         return 0
     return 4 if len(bad) == len(ended) else 2
@@ -134,8 +138,6 @@ def finish(out: Path, ended: Mapping[str, str], console: Console) -> int:
 
 def _run_together(experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
     """Under torchrun: every process takes part in every run; the first one prepares, scores and reports."""
-    from accelerate.utils import broadcast_object_list
-
     from dpobench.training.accelerate import accelerator_for
 
     quiet(where.threads)
@@ -146,7 +148,6 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
         raise UserError(
             f"{world} processes were started, accelerate sees {accelerator.num_processes}; start with torchrun"
         )
-    told: list[Any] = [None]
     if accelerator.is_main_process:
         validate(experiment)
         with locked(out):
@@ -155,15 +156,19 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
             jobs = plan_jobs(experiment.with_baselines(), out, where, console, beside)
             warn_of_unequal_trials(console, [job.run for job in jobs], beside)
             _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
-            told = [[job.model_dump_json() for job in jobs]]
-            _execute_all(told, accelerator, broadcast_object_list)
+            _execute_all([job.model_dump_json() for job in jobs], accelerator)
             return finish(out, {job.run.id: status_of(job.folder) for job in jobs}, console)
-    _execute_all(told, accelerator, broadcast_object_list)
+    _execute_all([], accelerator)
     return 0
 
 
-def _execute_all(told: list[Any], accelerator: Any, broadcast: Any) -> None:
-    broadcast(told)
-    for text in told[0]:
+def _execute_all(texts: list[str], accelerator: Any) -> None:
+    """Do all jobs together.
+
+    Args:
+        texts: the jobs as JSON; those of the first process are done, on every process.
+        accelerator: of this process.
+    """
+    for text in agreed(accelerator, texts):
         execute(Job.model_validate_json(text))
     accelerator.wait_for_everyone()

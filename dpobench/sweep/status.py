@@ -4,7 +4,8 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dpobench.artifacts.files import read_json, sealed
+from dpobench.artifacts.files import sealed
+from dpobench.artifacts.records import PlanRecord, RunRecord
 from dpobench.errors import UserError
 
 
@@ -43,15 +44,15 @@ def summary(out: Path) -> list[tuple[str, str, str]]:
     Raises:
         UserError: the folder holds no plan.
     """
-    if not (out / "plan.json").is_file():
+    if not PlanRecord.lies_in(out):
         raise UserError(f"{out}: no plan.json, so no experiment; name the folder that `dpobench run --out` wrote")
     rows = []
-    for entry in read_json(out / "plan.json")["runs"]:
-        note = out / "runs" / entry["id"] / "run.json"
-        if not note.is_file():
-            rows.append((entry["id"], "missing", ""))
-            continue
-        content = read_json(note)
-        status = "scoring" if content["status"] == "done" and not sealed(note.parent) else content["status"]
-        rows.append((entry["id"], status, content["reason"] or ""))
+    for planned in PlanRecord.read(out).runs:
+        folder = out / "runs" / planned.id
+        record = RunRecord.read(folder) if RunRecord.lies_in(folder) else None
+        if record is None:
+            rows.append((planned.id, "missing", ""))
+        else:
+            status = "scoring" if record.status == "done" and not sealed(folder) else record.status
+            rows.append((planned.id, status, record.reason or ""))
     return rows

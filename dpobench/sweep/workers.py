@@ -7,17 +7,18 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from dpobench.artifacts.records import Status
 from dpobench.evaluation.registry import evaluators, judges
 from dpobench.sweep.allocator import keep_pages
+from dpobench.sweep.events import Event, Report, RunEnded
 from dpobench.sweep.job import Job, execute, is_done, record_failure
 
-Event = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,7 +36,7 @@ def _work(pipe: Connection, threads: int, device: str | None, parent: int) -> No
     while (text := _receive(pipe)) is not None:
         job = Job.model_validate_json(text)
         status = execute(job, pipe.send)
-        pipe.send({"event": "end", "run": job.run.id, "status": status})
+        pipe.send(RunEnded(job.run.id, status))
 
 
 def _receive(pipe: Connection) -> str | None:
@@ -109,7 +110,7 @@ class Workers:
         for worker in self._members:
             if worker.job is not None:
                 worker.process.terminate()
-            # A forked worker holds copies of both ends of its pipe, so that closing ours would not tell it anything.
+            # A forked worker holds copies of both ends of its pipe, so that closing ours alone would not end it.
             with contextlib.suppress(BrokenPipeError):
                 worker.pipe.send(None)
             worker.pipe.close()
@@ -129,16 +130,16 @@ class Workers:
         theirs.close()
         return _Worker(process, mine)
 
-    def run(self, jobs: Sequence[Job], report: Callable[[Event], None]) -> dict[str, str]:
+    def run(self, jobs: Sequence[Job], report: Report) -> dict[str, Status]:
         """Do all jobs.
 
         Args:
             jobs: what to do, in this order.
-            report: called with events: `step`, `score`, `end`.
+            report: called with every event.
 
         Returns: status of each run, by id.
         """
-        waiting, ended = list(jobs), dict[str, str]()
+        waiting, ended = list(jobs), dict[str, Status]()
         while len(ended) < len(jobs):
             for worker in self._members:
                 if worker.job is None and waiting:
@@ -147,8 +148,8 @@ class Workers:
                         worker.pipe.send(worker.job.model_dump_json())
             for number, event in list(self._events()):
                 report(event)
-                if event["event"] == "end":
-                    ended[event["run"]] = event["status"]
+                if isinstance(event, RunEnded):
+                    ended[event.run] = event.status
                     self._members[number].job = None
         return ended
 
@@ -173,12 +174,11 @@ class Workers:
         if job is not None:
             likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
             reason = f"killed by signal {-code}{likely}" if code < 0 else f"its process ended with status {code}"
-            # It may have died after its last write and before it could say so.
-            status = "done" if is_done(job) else record_failure(job, reason)
-            yield (
-                number,
-                {"event": "end", "run": job.run.id, "status": status, "reason": None if status == "done" else reason},
-            )
+            # It may have died after its last write and before it could report that.
+            if is_done(job):
+                yield number, RunEnded(job.run.id, "done")
+            else:
+                yield number, RunEnded(job.run.id, record_failure(job, reason), reason)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
 """One training as data: the recipe that all runs share, and a run."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from dpobench.artifacts.files import digest
-
-if TYPE_CHECKING:
-    pass
+from dpobench.artifacts.records import Condition, PlannedRun, RecipeRecord
 from dpobench.artifacts.settings import Settings
+
+# Version of the training harness, part of every run's id: raise it where the same run would come to other numbers.
+HARNESS = 1
 
 
 class Recipe(Settings):
@@ -75,7 +76,8 @@ class Run(Settings):
         recipe: what all runs share.
         reference: key of the shared inputs: model, tokens, reference log-probabilities; in a later round, of all that decides the
             pairs, the run before it included.
-        condition: what a study changes for this run; empty in the experiment proper.
+        condition: what a study changes for this run; nothing in the main experiment.
+        harness: version of the harness that trains it.
     """
 
     variant: str
@@ -87,20 +89,21 @@ class Run(Settings):
     learning_rate: float
     recipe: Recipe
     reference: str
-    condition: dict[str, Any] = Field(default_factory=dict)
+    condition: Condition = Condition()
+    harness: int = HARNESS
 
     @property
     def id(self) -> str:
         """Variant and hash of all fields: a changed field is another run."""
-        told = self.model_dump(exclude=None if self.condition else {"condition"})
-        return f"{self.variant.replace(':', '_')[:100]}-{digest(told)}"
+        return f"{self.variant.replace(':', '_')[:100]}-{digest(self.model_dump())}"
 
     @property
     def beta(self) -> Any:
         """Value of the strength."""
         return self.params[self.strength]
 
-    def describe(self) -> dict[str, Any]:
-        """What plan and run files say of the run."""
-        named = {"id": self.id, "beta": self.beta}
-        return named | self.model_dump(exclude={"recipe"}) | {"recipe": self.recipe.model_dump()}
+    def describe(self) -> PlannedRun:
+        """What plan and record say of the run."""
+        recipe = RecipeRecord.model_validate(self.recipe.model_dump())
+        fields = self.model_dump(exclude={"recipe", "condition"})
+        return PlannedRun(id=self.id, beta=self.beta, condition=self.condition, recipe=recipe, **fields)

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from dpobench.artifacts.files import write_bytes, write_json
+from dpobench.artifacts.records import RunRecord
 from dpobench.bench import sweep
 from dpobench.errors import DpobenchError, UserError
 from dpobench.losses.registry import variants
+from dpobench.sweep.events import PartBegun, StepTaken
 
 
 @pytest.fixture
@@ -131,8 +133,8 @@ def test_a_share_is_all_but_the_evaluation_over_the_steps():
     Two steps of 250 tokens took 2.5, so all 350 take 3.5; the run's own work is 4.
     """
     ends = ((11.0, 100), (12.0, 100), (13.5, 150))
-    marks = [(at, {"event": "step", "tokens": tokens}) for at, tokens in ends]
-    marks += [(at, {"event": "score", "part": part}) for at, part in ((14.0, "sampling"), (20.0, "kl"))]
+    marks = [(at, StepTaken("run", 0, 3, 0.5, 0.5, 0.0, tokens, 1.0)) for at, tokens in ends]
+    marks += [(at, PartBegun("run", part)) for at, part in ((14.0, "sampling"), (20.0, "kl"))]
     assert sweep.share(10.0, marks) == pytest.approx(4 / 3.5)
 
 
@@ -142,8 +144,8 @@ def both(asked, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     run, place = ours / "runs" / "one", theirs / "dpo-0.05"
     place.mkdir(parents=True)
-    told = {"variant": "dpo", "params": {"beta": 0.05}, "strength": "beta", "tokens": 70}
-    write_json(run / "run.json", told)
+    loss = {"variant": "dpo", "params": {"beta": 0.05}, "strength": "beta", "beta": 0.05}
+    RunRecord(id="one", seed=0, status="done", tokens=70, **loss).write(run)
     write_bytes(run / "log.jsonl", b'{"loss": 0.5}\n{"loss": 0.4}\n')
     pd.DataFrame({"text": ["a", "b", "c"]}).to_parquet(run / "samples.parquet")
     write_json(place / "log.json", [{"loss": 0.5, "num_tokens": 30}, {"loss": 0.40001, "num_tokens": 70}, {}])

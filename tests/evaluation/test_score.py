@@ -245,7 +245,7 @@ def test_settings_that_decide_no_verdict_score_nothing_anew(experiment):
     for idle in ({"budget": {"max_requests": 5}}, {"calls": {"concurrency": 9}}, {"calls": {}}):
         assert key_of("paid", **idle).key == plain
     (winrate, arguments), *_ = key_of("paid", budget={"max_requests": 5}).chosen
-    told = [key_of("paid", budget={"max_requests": most}).told(winrate, arguments) for most in (5, 6)]
+    told = [key_of("paid", budget={"max_requests": most}).settings_of(winrate, arguments) for most in (5, 6)]
     assert told[0] == told[1]
     words = key_of("paid", calls={"mode": "text"}).key
     assert words != plain

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dpobench.artifacts.records import AnswerCounts, Condition
 from dpobench.data.perturb import apply_condition, columns_of_the_pair, flipped, flipped_columns, take_subset
 from dpobench.data.prompts import Prompt
 from dpobench.data.tokens import TokenPair
@@ -21,8 +22,8 @@ from dpobench.experiment.studies import Studies, successor
 from dpobench.experiment.validate import validate
 from dpobench.losses.pairs import Pairs, Side
 from dpobench.losses.registry import LossRegistry, variants
-from dpobench.sweep.rounds import Round, check_rounds, on_policy, write_asked, write_round
-from dpobench.training.run import Recipe, Run
+from dpobench.sweep.rounds import Round, check_rounds, on_policy, write_round, write_training_prompts
+from dpobench.training.run import HARNESS, Recipe, Run
 from tests.training import tiny
 
 PLAIN = {"variant": "dpo", "code": "c", "params": {"beta": 0.1}, "strength": "beta", "unit": "nat", "seed": 0}
@@ -31,7 +32,7 @@ RUN = Run(**PLAIN, learning_rate=1e-3, recipe=Recipe(), reference="key")
 
 def turned_ids(share, seed=0, count=90):
     pairs = tiny.rows(count)
-    found, told = apply_condition(pairs, {"label_noise": share}, seed)
+    found, told = apply_condition(pairs, Condition(label_noise=share), seed)
     changed = {p.id for p, q in zip(pairs, found, strict=True) if p.chosen is not q.chosen}
     assert told == {"pairs": count, "flipped": len(changed)}
     return changed
@@ -50,7 +51,7 @@ def test_a_pair_turned_round_at_a_small_share_is_turned_round_at_every_larger_on
 def test_seeds_turn_other_pairs_round_and_the_order_of_the_data_does_not_matter():
     assert turned_ids(0.3, seed=0) != turned_ids(0.3, seed=1)
     pairs = tiny.rows(90)
-    found, _ = apply_condition(pairs[::-1], {"label_noise": 0.3}, 0)
+    found, _ = apply_condition(pairs[::-1], Condition(label_noise=0.3), 0)
     assert {p.id for p, q in zip(pairs[::-1], found, strict=True) if p.chosen is not q.chosen} == turned_ids(0.3)
 
 
@@ -87,22 +88,26 @@ def test_a_smaller_training_set_is_a_part_of_a_larger_one_in_the_same_order():
     assert set(small) < set(large)
     assert small == sorted(small)
     assert small != [places[p.id] for p in take_subset(pairs, 20, seed=5)]
-    assert apply_condition(pairs, {"train_size": 20}, 4) == (take_subset(pairs, 20, 4), {"pairs": 20})
+    assert apply_condition(pairs, Condition(train_size=20), 4) == (take_subset(pairs, 20, 4), {"pairs": 20})
 
 
 def test_what_is_no_change_is_not_trained_twice():
     studies = Studies(label_noise=(0, 0.1), train_size=(50, 60), reference_quality=(1, 0.1))
-    assert studies.conditions(60) == [{"label_noise": 0.1}, {"train_size": 50}, {"reference_quality": 0.1}]
+    assert studies.conditions(60) == [
+        Condition(label_noise=0.1),
+        Condition(train_size=50),
+        Condition(reference_quality=0.1),
+    ]
     with pytest.raises(UserError, match="there are 55 training pairs; choose 55 at most"):
         studies.check_size(55)
 
 
-def test_a_condition_changes_the_id_of_a_run_and_no_condition_leaves_it_as_it_was():
-    # The id that this run had before there were conditions.
-    assert RUN.id == "dpo-61978bfbabf5"
-    noisy = RUN.model_copy(update={"condition": {"label_noise": 0.1}})
+def test_a_condition_changes_the_id_of_a_run():
+    # An id is for good: a new field, or a new version of the harness, is a new run.
+    assert RUN.id == "dpo-fb5b0961c865"
+    noisy = RUN.model_copy(update={"condition": Condition(label_noise=0.1)})
     assert noisy.id != RUN.id
-    changed = {key for key, value in noisy.describe().items() if value != RUN.describe()[key]}
+    changed = {key for key, value in noisy.describe() if value != getattr(RUN.describe(), key)}
     assert changed == {"id", "condition"}
     # A later round is known by the run before it, and by all that decides its pairs.
     second, third = successor(RUN, 2, "k"), successor(successor(RUN, 2, "k"), 3, "k")
@@ -110,11 +115,17 @@ def test_a_condition_changes_the_id_of_a_run_and_no_condition_leaves_it_as_it_wa
     assert len({RUN.id, second.id, third.id, successor(RUN, 2, "other").id, beside.id}) == 5
 
 
+def test_another_version_of_the_harness_is_another_run():
+    newer = RUN.model_copy(update={"harness": HARNESS + 1})
+    assert newer.id != RUN.id
+    assert (RUN.describe().harness, newer.describe().harness) == (HARNESS, HARNESS + 1)
+
+
 def test_every_condition_has_the_full_grid_and_all_seeds():
     asked = parse({"variants": ["dpo"], "grid": {"dpo": {"beta": [0.1, 0.3]}}, "seeds": [0, 1]})
-    runs = asked.runs("key", {"label_noise": 0.1})
+    runs = asked.runs("key", Condition(label_noise=0.1))
     assert {(run.params["beta"], run.seed) for run in runs} == {(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)}
-    assert all(run.condition == {"label_noise": 0.1} for run in runs)
+    assert all(run.condition == Condition(label_noise=0.1) for run in runs)
 
 
 def test_a_moving_reference_must_move_in_the_smallest_training_set_too():
@@ -210,13 +221,13 @@ def test_the_best_of_a_policys_answers_is_chosen_and_the_worst_rejected():
     assert found["a"].chosen.tolist() == ids("xxx")
     assert found["a"].rejected.tolist() == ids("x")
     assert found["a"].columns == {"score_chosen": 6.0, "score_rejected": 2.0}
-    assert counts == {"prompts": 4, "equal": 1, "ties": 1, "no_verdict": 1, "pairs": 1}
+    assert counts == AnswerCounts(prompts=4, equal=1, ties=1, no_verdict=1, pairs=1)
 
 
 def test_what_is_alike_once_cut_is_no_pair():
     # Prompts have two tokens: of five, three are left for an answer.
     found, counts = on_policy(*asked({"a": ["xyz", "xyzz"], "b": ["z", "yyyy"]}), judge(score, pointwise=True), 5)
-    assert counts["equal"] == 1
+    assert counts.equal == 1
     assert found["b"].chosen.tolist() == ids("yyyy")[:3]
 
 
@@ -230,7 +241,7 @@ def test_a_judge_that_prefers_a_place_has_no_say_and_one_that_prefers_an_answer_
 
     answers = {"a": ["x", "xx"], "b": ["yyy", "y"]}
     found, counts = on_policy(*asked(answers), judge(by_place, pointwise=False), 64)
-    assert (found, counts["ties"]) == ({}, 2)
+    assert (found, counts.ties) == ({}, 2)
     found, _ = on_policy(*asked(answers), judge(by_length, pointwise=False), 64)
     assert [found[name].chosen.tolist() for name in "ab"] == [ids("xx"), ids("yyy")]
     assert [found[name].columns["win_probability"] for name in "ab"] == pytest.approx([0.9, 0.9])
@@ -252,7 +263,7 @@ def test_too_few_pairs_for_a_batch_are_counted_by_their_reasons(tmp_path):
     prompts, _ = asked({"a": [], "b": [], "c": []})
     train = [replace(row, prompt=np.array([5, 6], np.int64)) for row in tiny.rows(4)]
     inputs = SimpleNamespace(training_prompts=prompts, train=train)
-    folder = write_asked(inputs, tmp_path / "training")
+    folder = write_training_prompts(inputs, tmp_path / "training")
     whole = Round(2, start, folder, 2, Evaluation(max_new_tokens=4), Recipe(batch=8), 0, "cpu")
 
     def alike(prompts, texts, *, scale):

@@ -12,8 +12,19 @@ import pandas as pd
 import pytest
 
 from dpobench.artifacts import scores
-from dpobench.artifacts.files import MANIFEST, write_json
-from dpobench.artifacts.scores import Metric
+from dpobench.artifacts.files import MANIFEST, Manifest, write_json
+from dpobench.artifacts.records import (
+    Checks,
+    ExperimentRecord,
+    LeftOut,
+    PlannedRun,
+    PlanRecord,
+    Provenance,
+    RecipeRecord,
+    RunRecord,
+)
+from dpobench.artifacts.scores import Metric, ScoreSettings
+from dpobench.training.run import HARNESS
 
 METRICS = {
     "winrate": {"win_rate": Metric("share", "higher", "headline", "win-rate"), "reward": Metric("points", "higher")},
@@ -21,7 +32,7 @@ METRICS = {
         "kl": Metric("nats per sequence", "none", "distance", "KL to the reference"),
         "kl_per_token": Metric("nats per token", "none"),
     },
-    "benchmarks": {"acc": Metric("share", "higher", "benchmark", "accuracy")},
+    "benchmarks": {"acc": Metric("share", "higher", "benchmark", "accuracy"), "chance": Metric("share", "none")},
     "preference": {
         "accuracy": Metric("share", "higher", "preference", "held-out accuracy"),
         "margin": Metric("nats", "higher"),
@@ -31,6 +42,7 @@ METRICS = {
     "samples": {"length": Metric("tokens", "none", "length", "length"), "ended": Metric("share", "higher")},
 }
 TASKS = {"facts": 120, "steering": 80, "grammar": 100}
+CHANCE = {"facts": 0.25, "steering": 0.5, "grammar": 0.5}
 
 
 @dataclass
@@ -98,15 +110,14 @@ def score_frames(world: World, variant: str, beta: float, seed: int) -> dict[str
 def task_rows(world: World, start: bool, task: str, n: int, far: float, rng: np.random.Generator) -> pd.DataFrame:
     base = (seeded("task", task).random(n) < 0.85).astype(float)
     lost = rng.random(n) < (0.02 * far if task == "steering" and not start else 0.0)
-    return scores.rows([f"{task}-{i}" for i in range(n)], "acc", np.where(lost, 0.0, base), group=task)
+    documents = [f"{task}-{i}" for i in range(n)]
+    accuracy = scores.rows(documents, "acc", np.where(lost, 0.0, base), group=task)
+    return pd.concat([accuracy, scores.rows(documents, "chance", np.full(n, CHANCE[task]), group=task)])
 
 
 def write_scored(folder: Path, world: World, variant: str, beta: float, seed: int) -> None:
     for evaluator, frame in score_frames(world, variant, beta, seed).items():
-        settings = (
-            {"chance": {"facts": 0.25, "steering": 0.5, "grammar": 0.5}} if evaluator == "benchmarks" else {"seed": 0}
-        )
-        scores.write(folder, evaluator, frame, METRICS[evaluator], settings)
+        scores.write(folder, evaluator, frame, METRICS[evaluator], ScoreSettings(seed=0))
     ids = prompt_ids(world)
     texts = [world.text if i % 2 else f"{world.text} Said by {variant}." for i in range(len(ids))]
     table = {"prompt": ids, "draw": 0, "text": texts, "token_ids": [[1, 2]] * len(ids), "ended": True}
@@ -141,61 +152,50 @@ def fabricate(folder: Path, world: World) -> Path:
 
     Returns: its folder.
     """
-    recipe = {"learning_rate": 5e-4, "batch": 32, "epochs": 1.0, "clip": 1.0, "precision": "float32"}
+    recipe = RecipeRecord(learning_rate=5e-4, batch=32, epochs=1.0, clip=1.0, precision="float32")
     runs = []
     for variant in world.variants:
         for beta in world.betas:
             for seed in world.seeds:
                 identity = f"{variant}-{hashlib.sha256(f'{variant}{beta}{seed}'.encode()).hexdigest()[:12]}"
-                entry = {"id": identity, "variant": variant, "params": {"beta": beta}, "strength": "beta", "beta": beta}
-                runs.append(entry | {"unit": "nat", "seed": seed, "learning_rate": 5e-4, "recipe": recipe})
+                loss = {"variant": variant, "params": {"beta": beta}, "strength": "beta", "beta": beta, "unit": "nat"}
+                shared = {"learning_rate": 5e-4, "recipe": recipe, "harness": HARNESS}
+                runs.append(PlannedRun(id=identity, seed=seed, **loss, **shared))
     for run in runs:
-        write_run(folder / "runs" / run["id"], world, run)
+        write_run(folder / "runs" / run.id, world, run)
     reference = folder / "reference" / "0123456789ab"
     write_scored(reference, world, "reference", 1.0, 0)
     question = "How was your Friday at the Little Comet?"
     asked = [
-        {"id": p, "messages": [{"role": "user", "content": question}], "chosen": world.text} for p in prompt_ids(world)
+        {"id": p, "messages": [{"role": "user", "content": question}], "token_ids": [1], "chosen": world.text}
+        for p in prompt_ids(world)
     ]
     (reference / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in asked))
-    write_json(
-        folder / "experiment.json",
-        {"name": world.name, "control": world.variants[0], "seeds": list(world.seeds), "alpha": 0.05},
-    )
-    left_out = [] if world.judge else [{"evaluator": "winrate", "why": "no judge is named"}]
+    ExperimentRecord(name=world.name, control=world.variants[0], seeds=world.seeds).write(folder)
+    left_out = () if world.judge else (LeftOut(evaluator="winrate", why="no judge is named"),)
     counts = {"read": 2048, "identical sides": 12, "contradicting": 7, "flipped": {"asked": 0.15, "measured": 0.1494}}
-    write_json(folder / "plan.json", {"runs": runs, "left_out": left_out, "data": counts, "reference": "0123456789ab"})
+    PlanRecord(runs=tuple(runs), left_out=left_out, data=counts, reference="0123456789ab").write(folder)
     return folder
 
 
-def write_run(folder: Path, world: World, run: dict[str, Any]) -> None:
-    variant, beta, seed = run["variant"], run["beta"], run["seed"]
-    broken = (variant, beta, seed) in world.diverged
-    fields = run | {"status": "diverged" if broken else "done", "reason": world.reason if broken else None}
-    fields |= {
-        "seconds": {"train": 8.5, "sample": 1.2, "evaluate": 2.5},
-        "tokens": 76_000,
-        "steps": 64,
-        "flags": ["non-finite"] if broken else [],
-    }
-    fields["checks"] = {
-        "start_loss": 0.693147,
-        "start_declared": 0.693147,
-        "start_margin": 0.0,
-        "reload_max_difference": 0.0,
-    }
-    fields["provenance"] = {
-        "commit": "abc1234",
-        "dirty": False,
-        "versions": {"torch": "2.13.0"},
-        "data_hash": "d0",
-        "threads": 1,
-    }
-    write_json(folder / "run.json", fields)
-    (folder / "log.jsonl").write_text(log_rows(variant, beta, seed, 17 if broken else 64))
+def write_run(folder: Path, world: World, run: PlannedRun) -> None:
+    beta = float(run.params["beta"])
+    broken = (run.variant, beta, run.seed) in world.diverged
+    RunRecord(
+        **dict(run),
+        status="diverged" if broken else "done",
+        reason=world.reason if broken else None,
+        seconds={"train": 8.5, "sample": 1.2, "evaluate": 2.5},
+        tokens=76_000,
+        steps=64,
+        flags=("non-finite",) if broken else (),
+        checks=Checks(start_loss=0.693147, start_declared=0.693147, start_margin=0.0, reload_max_difference=0.0),
+        provenance=Provenance(commit="abc1234", dirty=False, versions={"torch": "2.13.0"}, data_hash="d0", threads=1),
+    ).write(folder)
+    (folder / "log.jsonl").write_text(log_rows(run.variant, beta, run.seed, 17 if broken else 64))
     if not broken:
-        write_scored(folder, world, variant, beta, seed)
-        write_json(folder / MANIFEST, {"files": {}})
+        write_scored(folder, world, run.variant, beta, run.seed)
+        write_json(folder / MANIFEST, Manifest(files={}).model_dump())
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from dpobench.artifacts.files import read_json, write_json
+from dpobench.artifacts.records import RunRecord
 from dpobench.report.write import write_report
 
 
@@ -69,3 +70,18 @@ def test_a_difference_that_cannot_be_is_not_called_detectable(make):
     text, _ = told(folder)
     assert "Any difference in win-rate at all could have been missed" in text
     assert "below about 1" not in text
+
+
+def test_runs_of_several_versions_of_the_harness_are_an_alarm_at_the_head(make):
+    folder = make(variants=("dpo", "ipo"), seeds=(0,), betas=(0.1,), prompts=128)
+    write_report(folder)
+    sentence = "The runs were trained by 2 versions of the harness"
+    assert sentence not in (folder / "report" / "report.md").read_text()
+    run = next((folder / "runs").glob("ipo-*"))
+    record = RunRecord.read(run)
+    record.updated(harness=record.harness + 1).write(run)
+    write_report(folder)
+    text = (folder / "report" / "report.md").read_text()
+    assert f"version {record.harness + 1}: {run.name})" in text
+    assert text.index(sentence) < text.index("## ")
+    assert sentence in (folder / "report" / "verdict.txt").read_text()

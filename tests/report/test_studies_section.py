@@ -11,6 +11,7 @@ from dpobench.analysis.findings import read
 from dpobench.analysis.results import load
 from dpobench.artifacts import scores
 from dpobench.artifacts.files import read_json, write_json
+from dpobench.artifacts.records import Condition
 from dpobench.data.prompts import split_of
 from dpobench.report.sections.studies import KINDS, section
 from dpobench.report.write import write_report
@@ -87,7 +88,7 @@ def test_the_strength_of_the_experiment_proper_is_shown_beside_the_one_selected(
     # Where the noise is, the variant does well at the other strength only.
     folder, other = (make(**(TWO | {"betas": betas})) for betas in ((0.03, 0.3), (0.3, 0.03)))
     _, row = study_of(with_condition(folder, other, {"label_noise": 0.3}))
-    fixed = [run for run in read(load(folder, {"label_noise": 0.3})).configurations if run.variant == "ipo"]
+    fixed = [run for run in read(load(folder, Condition(label_noise=0.3))).configurations if run.variant == "ipo"]
     at = next(c for c in fixed if c.beta == row["ipo", 0.0]["beta"])
     value = np.mean([wins(folder, run).mean() for run in at.ids])
     assert row["ipo", 0.3]["fixed"] == pytest.approx(value, abs=1e-12)

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from dpobench.artifacts import scores
-from dpobench.artifacts.files import folder_hash, read_json, write_json
+from dpobench.artifacts.files import folder_hash, read_json
+from dpobench.artifacts.records import PlanRecord, RunRecord
 from dpobench.data.settings import Data
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation import score
@@ -19,8 +20,9 @@ from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment
 from dpobench.models.adapters import CONFIG
 from dpobench.sweep import external
+from dpobench.sweep.checkpoint_specs import read_specs
 from dpobench.sweep.plan import Machine
-from dpobench.training.run import Recipe
+from dpobench.training.run import HARNESS, Recipe
 from tests.training.tiny import llama, words
 
 WHERE = Machine("cpu", 1, 1, Path("unused"))
@@ -90,7 +92,7 @@ def test_folders_names_and_patterns_are_read_as_written(tmp_path):
     for name in ("a", "seed0", "seed1", "odd=name"):
         (tmp_path / name).mkdir()
     seeds = [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
-    found = external.entries(
+    found = read_specs(
         [
             str(tmp_path / "a"),
             str(tmp_path / "odd=name"),
@@ -116,7 +118,7 @@ def test_folders_names_and_patterns_are_read_as_written(tmp_path):
 )
 def test_an_argument_that_names_nothing_is_refused(argument, message):
     with pytest.raises(UserError, match=message):
-        external.entries([argument])
+        read_specs([argument])
 
 
 def test_three_seeds_of_one_method_make_a_claim_about_the_method(evaluated, made):
@@ -193,17 +195,10 @@ def test_several_aims_are_measured_on_judges_and_on_pairs_of_their_own(evaluated
 def run_of_ours(made, folder, source, **fields):
     """A run's folder as `dpobench run` leaves it."""
     shutil.copytree(made / "ckpt" / source, folder / "checkpoint")
-    told = {
-        "id": folder.name,
-        "variant": "dpo",
-        "params": {"beta": 0.3},
-        "strength": "beta",
-        "beta": 0.3,
-        "unit": "nat",
-    }
-    told |= {"seed": 5, "learning_rate": 1e-3, "recipe": {"batch": 4}, "status": "done", "flags": ["unstable"]}
-    told |= {"provenance": {"model_hash": "elsewhere", "data_hash": "d"}, "condition": {}}
-    (folder / "run.json").write_text(json.dumps(told | fields))
+    loss = {"variant": "dpo", "params": {"beta": 0.3}, "strength": "beta", "beta": 0.3, "unit": "nat"}
+    outcome = {"status": "done", "flags": ["unstable"], "provenance": {"model_hash": "elsewhere", "data_hash": "d"}}
+    settings = {"id": folder.name, "seed": 5, "learning_rate": 1e-3, "recipe": {"batch": 4}, "harness": HARNESS}
+    RunRecord.model_validate(loss | outcome | settings | fields).write(folder)
     (folder / "log.jsonl").write_text('{"step": 0, "loss": 0.69}\n')
     return folder
 
@@ -212,8 +207,8 @@ def test_a_run_of_ours_brings_its_variant_strength_and_seed(evaluated, made, tmp
     own = run_of_ours(made, tmp_path / "exp" / "runs" / "dpo-1", "seed0")
     noisy = run_of_ours(made, tmp_path / "exp" / "runs" / "dpo-2", "seed1", condition={"label_noise": 0.1})
     plain = run_of_ours(made, tmp_path / "exp" / "runs" / "sft-1", "seed2", variant="sft", beta=1.0)
-    told = {"states_probability": ["dpo"], "baselines": ["sft"], "given": {"dpo": ["win_probability"]}}
-    write_json(tmp_path / "exp" / "plan.json", told)
+    losses = {"states_probability": ("dpo",), "baselines": ("sft",), "given": {"dpo": ("win_probability",)}}
+    PlanRecord(runs=(), **losses).write(tmp_path / "exp")
     said, plan = evaluated(str(plain), str(own), str(noisy / "checkpoint"), str(made / "base"))
     keys = ("variant", "seed", "beta", "unit", "learning_rate", "params")
     assert [tuple(run[key] for key in keys) for run in plan["runs"]] == [
@@ -265,7 +260,8 @@ def refused(evaluated, message, *checkpoints, kind=UserError, **more):
 
 
 def test_a_run_without_a_checkpoint_says_why(evaluated, tmp_path):
-    write_json(tmp_path / "dpo-1" / "run.json", {"status": "diverged", "reason": "loss is not finite at step 3"})
+    reason = "loss is not finite at step 3"
+    RunRecord(id="dpo-1", variant="dpo", seed=0, status="diverged", reason=reason).write(tmp_path / "dpo-1")
     refused(evaluated, r"left no checkpoint \(diverged: loss is not finite at step 3\)", str(tmp_path / "dpo-1"))
 
 
@@ -335,9 +331,10 @@ def test_a_damaged_file_of_weights_is_named(evaluated, made, tmp_path):
 
 
 def test_an_experiment_is_not_overwritten_by_checkpoints(evaluated, made):
-    write_json(evaluated.out / "plan.json", {"runs": [], "training": "abc"})
+    trained = PlanRecord(runs=(), training="abc")
+    trained.write(evaluated.out)
     refused(evaluated, "holds an experiment that was trained there", str(made / "ckpt" / "seed0"))
-    assert read_json(evaluated.out / "plan.json") == {"runs": [], "training": "abc"}
+    assert PlanRecord.read(evaluated.out) == trained
 
 
 def test_an_adapter_without_its_base_says_how_to_name_it(evaluated, made, tmp_path):

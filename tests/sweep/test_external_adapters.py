@@ -80,7 +80,7 @@ def test_an_adapter_of_another_base_is_merged_into_that_and_says_so(evaluated, m
     other = save(llama(seed=9), tmp_path / "other")
     said, plan = evaluated(str(lora(tmp_path / "lora", other)))
     note = read_json(evaluated.out / "runs" / plan["runs"][0]["id"] / "run.json")
-    assert note["base"] == str(other)
+    assert note["source"]["base"] == str(other)
     assert "adapter of another base" in note["flags"]
     assert "adapter of another base than the reference" in said
 
@@ -89,7 +89,7 @@ def test_a_base_of_equal_content_elsewhere_is_the_reference(evaluated, made, tmp
     copied = save(llama(), tmp_path / "copied")
     _, plan = evaluated(str(lora(tmp_path / "lora", copied)))
     note = read_json(evaluated.out / "runs" / plan["runs"][0]["id"] / "run.json")
-    assert Path(note["base"]) == (made / "base").resolve()
+    assert Path(note["source"]["base"]) == (made / "base").resolve()
     assert note["flags"] == ["trained elsewhere"]
 
 

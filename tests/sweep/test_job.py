@@ -1,10 +1,9 @@
 """One run: what is there stays until something better takes its place."""
 
-import json
-
 import pytest
 
-from dpobench.artifacts.files import seal, write_bytes, write_json
+from dpobench.artifacts.files import seal, write_bytes
+from dpobench.artifacts.records import RunRecord
 from dpobench.evaluation.settings import Evaluation
 from dpobench.losses.registry import variants
 from dpobench.sweep import job
@@ -21,20 +20,19 @@ def finished(tmp_path):
     )
     for name in ("checkpoint/model.safetensors", "scores/kl.parquet", "samples.parquet"):
         write_bytes(planned.folder / name, name.encode())
-    write_json(planned.folder / "run.json", {"status": "done", "steps": 8})
+    RunRecord(**dict(run.describe()), status="done", steps=8).write(planned.folder)
     seal(planned.folder)
     return planned
 
 
 def test_a_training_done_again_that_fails_leaves_checkpoint_and_scores(finished, monkeypatch):
-    def fail(*given, **told):
+    def fail(*given, **more):
         raise RuntimeError("no memory left")
 
     monkeypatch.setattr(job, "training_pairs", lambda job: ([None] * 64, {}))
     monkeypatch.setattr(job, "train", fail)
     assert job.execute(finished) == "unscored"
-    note = json.loads((finished.folder / "run.json").read_text())
-    assert "no memory left" in note["reason"]
+    assert "no memory left" in RunRecord.read(finished.folder).reason
     for name in ("checkpoint/model.safetensors", "scores/kl.parquet", "samples.parquet"):
         assert (finished.folder / name).read_bytes() == name.encode()
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
+from dpobench.artifacts.records import Condition
 from dpobench.data.perturb import apply_condition
 from dpobench.training.train import train
 from tests.training import tiny
@@ -29,7 +30,7 @@ def test_all_labels_turned_round_give_the_weights_of_the_opposite_data(name, sta
         )
         for row in rows
     ]
-    turned, told = apply_condition(tiny.scored(rows, reference), {"label_noise": 1.0}, seed=3)
+    turned, told = apply_condition(tiny.scored(rows, reference), Condition(label_noise=1.0), seed=3)
     assert told == {"pairs": 16, "flipped": 16}
     for where, given in (
         ("turned", turned),

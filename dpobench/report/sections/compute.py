@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dpobench.analysis.findings import Findings, put
-from dpobench.analysis.results import REFERENCE, Run
+from dpobench.analysis.results import REFERENCE, RunResult
+from dpobench.artifacts.records import Provenance
 from dpobench.report.table import Column, Table
 from dpobench.stats.crossed import Estimate
 
@@ -18,15 +19,12 @@ def compute(f: Findings) -> Table:
     rows = []
     for variant in f.variants:
         done = [run for c in f.configurations if c.variant == variant for run in c.done]
-        seconds = {
-            s: sum(float((r.fields.get("seconds") or {}).get(s, 0)) for r in done)
-            for s in ("train", "sampling", "evaluate")
-        }
-        tokens = sum(int(r.fields.get("tokens") or 0) for r in done)
+        seconds = {s: sum(r.record.seconds.get(s, 0.0) for r in done) for s in ("train", "sampling", "evaluate")}
+        tokens = sum(r.record.tokens for r in done)
         row: dict[str, Any] = {
             "variant": variant,
             "runs_done": len(done),
-            "steps": sum(int(r.fields.get("steps") or 0) for r in done),
+            "steps": sum(r.record.steps for r in done),
         }
         row |= {f"{stage}_seconds": value for stage, value in seconds.items()}
         row |= {"tokens": tokens, "tokens_per_second": tokens / seconds["train"] if seconds["train"] else None}
@@ -61,20 +59,22 @@ def compute(f: Findings) -> Table:
     return Table("compute", title, pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _passes(runs: Sequence[Run]) -> dict[str, Any]:
+def _passes(runs: Sequence[RunResult]) -> dict[str, Any]:
     """Passes per pair and step, and the highest peak, of the runs that tell them."""
-    costs = [(run.fields["cost"], run.fields) for run in runs if run.fields.get("cost")]
-    pairs = sum(int(fields.get("steps") or 0) * int(fields["recipe"]["batch"]) for _, fields in costs)
-    peaks = [cost["peak_bytes"] for cost, _ in costs if cost.get("peak_bytes")]
+    trained = [run.record for run in runs if run.record.cost]
+    costs = [record.cost for record in trained if record.cost]
+    pairs = sum(record.steps * record.recipe.batch for record in trained if record.recipe)
+    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes]
     found = {
-        name: sum(cost[name] for cost, _ in costs) / pairs if pairs else None for name in ("forwards", "backwards")
+        name: sum(getattr(cost, name) for cost in costs) / pairs if pairs else None
+        for name in ("forwards", "backwards")
     }
     return found | {"peak_megabytes": max(peaks) / 1e6 if peaks else None}
 
 
 def _hour(f: Findings) -> str:
     """What an hour is paid for: a core, or a GPU."""
-    devices = {str((run.fields.get("provenance") or {}).get("device", "cpu")) for run in f.results.runs}
+    devices = {run.record.provenance.device for run in f.results.runs if run.record.provenance}
     return "CPU core-hour" if devices <= {"cpu"} else "GPU-hour"
 
 
@@ -86,11 +86,9 @@ def _gain_per_hour(f: Findings, variant: str) -> Estimate | None:
         return None
     hours = []
     for run in c.done:
-        made = run.fields.get("provenance") or {}
-        width = int(made.get("world_size") or 1) * (
-            int(made.get("threads") or 1) if made.get("device", "cpu") == "cpu" else 1
-        )
-        hours.append(width * float((run.fields.get("seconds") or {}).get("train", 0)) / 3600)
+        made = run.record.provenance or Provenance()
+        width = made.world_size * (made.threads if made.device == "cpu" else 1)
+        hours.append(width * run.record.seconds.get("train", 0.0) / 3600)
     mean = float(np.mean(hours))
     if mean <= 0:
         return None

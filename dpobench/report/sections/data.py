@@ -26,7 +26,7 @@ _TOLD = ("train", "heldout", "tokens", "heldout_tokens", "overlap", "prompts_ove
 
 def data_counts(f: Findings) -> Table:
     """What was counted while the data were read: duplicates, contradictions, rows cut or left out."""
-    note = f.results.plan.get("data") or {}
+    note = f.results.plan.data
     sides = [(_read(note, "train"), _read(note, "tokens")), (_read(note, "heldout"), _read(note, "heldout_tokens"))]
     rows: list[dict[str, Any]] = []
 

@@ -173,7 +173,7 @@ def _reference(f: Findings) -> dict[str, Any]:
         "verdict": "the start of every run",
         **_measure(f, [REFERENCE]),
         "significant": False,
-        "run_ids": str(f.results.plan.get("reference", "")),
+        "run_ids": f.results.plan.reference,
         "is_reference": True,
         "is_baseline": False,
     }

@@ -85,7 +85,7 @@ _TITLE = "Objectives: several aims at once"
 
 def _left_out(f: Findings, points: Sequence[Point], aims: Sequence[Aim]) -> list[str]:
     """Aims without a verdict on any cell, and cells without one on some aim."""
-    asked = list((f.results.experiment.get("evaluation") or {}).get("objectives") or {})
+    asked = list(f.results.experiment.evaluation.objectives)
     seen = dict.fromkeys(aim.name for aim in _aims(f))
     gone = [name for name in dict.fromkeys([*asked, *seen]) if name not in {aim.name for aim in aims}]
     said = [f"Left out, for it has no verdict on any cell: {', '.join(gone)}."] if gone and (seen or aims) else []
@@ -104,7 +104,7 @@ def _capital(text: str) -> str:
 def _aims(f: Findings) -> list[Aim]:
     """In the order in which they were asked for."""
     found = [Aim(group, metric) for metric in (WIN, ACCURACY) for group in f.results.groups(metric)]
-    asked = list((f.results.experiment.get("evaluation") or {}).get("objectives") or {})
+    asked = list(f.results.experiment.evaluation.objectives)
     return sorted(found, key=lambda aim: asked.index(aim.name) if aim.name in asked else len(asked))
 
 

@@ -45,7 +45,7 @@ def listed(found: Sequence[str], most: int = 8) -> str:
 def own_reward(f: Findings) -> Table:
     """Implicit reward of the policy's own answers beside the judge's, every cell."""
     # At another temperature than 1 the log-ratios are of answers that no judge has seen.
-    alike, rows = (f.results.experiment.get("evaluation") or {}).get("temperature", 1.0) == 1.0, []
+    alike, rows = f.results.experiment.evaluation.temperature == 1.0, []
     for c in f.configurations:
         ratio, gold = _pair(f, c, LOG_RATIO), _pair(f, c, GOLD)
         shared = [prompt for prompt in gold.columns if prompt in ratio.columns]

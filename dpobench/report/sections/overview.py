@@ -103,7 +103,7 @@ def strength(f: Findings) -> Figure | None:
     for axis, metric in zip(axes, metrics, strict=False):
         for variant in f.variants:
             _curve(f, axis, metric, [c for c in cells if c.variant == variant])
-        _beta_axis(axis, sorted({float(c.beta) for c in cells}))
+        _beta_axis(axis, sorted({float(c.beta) for c in cells if isinstance(c.beta, int | float)}))
         far = f.distance and [e.value for e in (f.estimate(c.ids, f.distance) for c in cells) if e is not None]
         if metric == f.distance and far and min(far) > 0:
             axis.set_yscale("log")  # the reference, at zero, is off this scale
@@ -117,7 +117,7 @@ def strength(f: Findings) -> Figure | None:
 
 
 def _curve(f: Findings, axis: Axes, metric: str, cells: list[Configuration]) -> None:
-    found = [(float(c.beta), c, f.estimate(c.ids, metric)) for c in cells]
+    found = [(float(c.beta), c, f.estimate(c.ids, metric)) for c in cells if isinstance(c.beta, int | float)]
     points = sorted(((b, e, c) for b, c, e in found if e is not None), key=lambda point: point[0])
     if not points:
         return

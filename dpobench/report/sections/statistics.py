@@ -204,7 +204,7 @@ def _equivalences(f: Findings) -> dict[str, Equivalence]:
 
 def margin(f: Findings) -> float:
     """The declared margin of equivalence, in the unit of the ranking metric."""
-    return float((f.results.experiment.get("evaluation") or {}).get("margin") or MARGIN)
+    return f.results.experiment.evaluation.margin or MARGIN
 
 
 def _share(f: Findings) -> bool:

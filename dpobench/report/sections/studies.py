@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put, read
 from dpobench.analysis.results import REFERENCE, conditions, load
+from dpobench.artifacts.records import RunRecord
 from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
 from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, interval
@@ -36,7 +37,7 @@ class Kind:
 
     title: str
     axis: str
-    proper: Callable[[Mapping[str, Any]], Any]
+    proper: Callable[[RunRecord], Any]
     said: str
     absolute: bool = False
 
@@ -51,7 +52,7 @@ KINDS = {
     "train_size": Kind(
         "Training size",
         "Training pairs",
-        lambda run: run.get("pairs"),
+        lambda run: run.pairs,
         "Each run sees the first pairs by hash, each smaller set a part of the larger; the same epochs, so fewer steps.",
     ),
     "reference_quality": Kind(
@@ -95,7 +96,7 @@ class Study:
     def zero(self) -> Any:
         """Value of the experiment proper; None where none of its runs has finished."""
         done = [run for c in self.proper.configurations for run in c.done]
-        return self.kind.proper(done[0].fields) if done else None
+        return self.kind.proper(done[0].record) if done else None
 
     @cached_property
     def points(self) -> dict[Any, Findings]:
@@ -130,9 +131,9 @@ def section(f: Findings, name: str) -> Section | None:
         name: a key of `KINDS`.
     """
     changed = {
-        condition[name]: read(load(f.results.folder, condition))
+        condition.changed[name]: read(load(f.results.folder, condition))
         for condition in conditions(f.results)
-        if set(condition) == {name}
+        if set(condition.changed) == {name}
     }
     if not changed or f.ranking is None:
         return None
@@ -178,7 +179,8 @@ def _row(study: Study, variant: str, value: Any, f: Findings) -> dict[str, Any]:
 
 
 def _mean(c: Configuration | None, field: str) -> float | None:
-    values = [float(run.fields[field]) for run in (c.done if c else ()) if run.fields.get(field) is not None]
+    values = [getattr(run.record, field) for run in (c.done if c else ())]
+    values = [float(value) for value in values if value is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -210,12 +212,12 @@ def _rounded(found: Estimate | None) -> Estimate | None:
 
 def _references(study: Study) -> list[str]:
     """How well each reference of a study writes, where it was measured."""
-    told = {value: f.results.plan.get("measured") for value, f in study.points.items() if study.kind.absolute}
-    known = {value: one for value, one in told.items() if one and one.get("held_out_loss") is not None}
+    told = {value: f.results.plan.measured for value, f in study.points.items() if study.kind.absolute}
+    known = {value: one for value, one in told.items() if one and one.held_out_loss is not None}
     if not known:
         return []
-    each = [f"{one['held_out_loss']:.2f} nats after {one['steps']:,} steps ({value:g})" for value, one in known.items()]
-    floor = next(iter(known.values()))["floor"]
+    each = [f"{one.held_out_loss:.2f} nats after {one.steps:,} steps ({value:g})" for value, one in known.items()]
+    floor = next(iter(known.values())).floor
     return [
         f"The references' loss on held-out answers, per answer: {'; '.join(each)}; no model can have less than {floor:.2f}."
     ]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dpobench.analysis.findings import SELECTION, TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
-from dpobench.artifacts.files import read_json
+from dpobench.artifacts.records import TournamentRecord
 from dpobench.report.figures import canvas, entry, legend, look, plain
 from dpobench.report.section import Section
 from dpobench.report.table import Column, Table, probability
@@ -18,7 +18,7 @@ from dpobench.stats.crossed import Estimate
 from dpobench.stats.tournament import Tournament, round_robin, tournament
 from dpobench.stats.tradeoff import best_trials
 
-REWARD, VERDICTS, NOTE = "reward", "tournament/verdicts.parquet", "tournament/note.json"
+REWARD, FOLDER, VERDICTS = "reward", "tournament", "tournament/verdicts.parquet"
 FEWEST, ROOMY = 8, 6
 COMPARED = "the judge's comparisons"
 
@@ -116,10 +116,10 @@ def _from_verdicts(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[
 
 def _of_another_judge(f: Findings) -> bool:
     """Whether the verdicts are not by the judge whose scores this report shows."""
-    note = f.results.folder / NOTE
-    told = [settings.get("needs") or {} for settings in f.results.settings.values()]
+    folder = f.results.folder / FOLDER
+    told = [settings.needs for settings in f.results.settings.values()]
     judges = {needs["judge"] for needs in told if "judge" in needs}
-    return bool(judges) and note.is_file() and read_json(note).get("judge") not in judges
+    return bool(judges) and TournamentRecord.lies_in(folder) and TournamentRecord.read(folder).judge not in judges
 
 
 def _said(found: Tournament, source: str) -> list[str]:
@@ -155,8 +155,8 @@ def _said(found: Tournament, source: str) -> list[str]:
 
 def _silent(f: Findings, source: str) -> list[str]:
     """What is missing of the judge's comparisons."""
-    note = f.results.folder / NOTE
-    missing = read_json(note).get("missing", 0.0) if source == COMPARED and note.is_file() else 0.0
+    folder = f.results.folder / FOLDER
+    missing = TournamentRecord.read(folder).missing if source == COMPARED and TournamentRecord.lies_in(folder) else 0.0
     if not missing:
         return []
     return [

@@ -211,7 +211,7 @@ def stated(f: Findings, c: Configuration) -> Array | None:
 
     The mean margin of several pairs is the margin of none, and pairs of one prompt are no independent ones: the first of each counts.
     """
-    states = c.variant in (f.results.plan.get("states_probability") or ())
+    states = c.variant in f.results.plan.states_probability
     margins = (
         f.results.pairs(MARGIN, c.ids, TEST) if c.done and states and isinstance(c.beta, float) else pd.DataFrame()
     )

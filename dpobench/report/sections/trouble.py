@@ -56,9 +56,9 @@ def numerical(f: Findings) -> Table:
             "runs": len(logs),
         }
         row |= _gradients(c) | {"largest_margin": _largest_margin(f, c)}
-        checks = [run.fields.get("checks") or {} for run in c.runs]
-        row["start_gap"] = max((abs(x["start_loss"] - x["start_declared"]) for x in checks if _known(x)), default=None)
-        row["reload_difference"] = max((x["reload_max_difference"] for x in checks if x.get("reload_max_difference") is not None), default=None)  # fmt: skip  # noqa: E501
+        checks = [run.record.checks for run in c.runs]
+        row["start_gap"] = max((abs(x.start_loss - x.start_declared) for x in checks if x.start_loss is not None and x.start_declared is not None), default=None)  # fmt: skip  # noqa: E501
+        row["reload_difference"] = max((x.reload_max_difference for x in checks if x.reload_max_difference is not None), default=None)  # fmt: skip  # noqa: E501
         row["not_finite"] = c.count("diverged")
         row["trouble"] = "; ".join(text for text in (*_flags(c), c.reasons) if text)
         rows.append(row | {"selected": f.chosen.get(c.variant) == c})
@@ -88,7 +88,7 @@ def numerical(f: Findings) -> Table:
 
 def _flags(c: Configuration) -> list[str]:
     """What the trainings of a cell say of themselves, and of how many of them where not of all."""
-    told = Counter(str(flag) for run in c.runs for flag in run.fields.get("flags") or ())
+    told = Counter(str(flag) for run in c.runs for flag in run.record.flags)
     return [
         flag if count == len(c.runs) else f"{flag} ({count} of {len(c.runs)} runs)"
         for flag, count in sorted(told.items())
@@ -96,7 +96,8 @@ def _flags(c: Configuration) -> list[str]:
 
 
 def _gradients(c: Configuration) -> dict[str, Any]:
-    clip = (c.runs[0].fields.get("recipe") or {}).get("clip")
+    recipe = c.runs[0].record.recipe
+    clip = recipe.clip if recipe else None
     norms = [run.log[NORM].astype(float).to_numpy() for run in c.runs if NORM in run.log]
     finite = [norm[np.isfinite(norm)] for norm in norms]
     steps = np.concatenate(finite) if finite else np.empty(0)
@@ -106,10 +107,6 @@ def _gradients(c: Configuration) -> dict[str, Any]:
     found = {"norm_median": float(np.median(steps)), "norm_high": float(np.quantile(steps, 0.99))}
     found |= {"norm_largest": float(steps.max()), "spikes": spikes}
     return found | ({"clipped": float(np.mean([(norm > clip).mean() for norm in norms]))} if clip else {})
-
-
-def _known(checks: dict[str, Any]) -> bool:
-    return checks.get("start_loss") is not None and checks.get("start_declared") is not None
 
 
 def _largest_margin(f: Findings, c: Configuration) -> float | None:

@@ -15,7 +15,7 @@ RESERVED = "reference"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckpointSpec:
     """A checkpoint as it was named on the command line.
 
     Args:
@@ -29,26 +29,26 @@ class Entry:
     number: int = 0
 
 
-def entries(arguments: Sequence[str]) -> list[Entry]:
+def read_specs(arguments: Sequence[str]) -> list[CheckpointSpec]:
     """Read `FOLDER`, `NAME=FOLDER` and `NAME=FOLDER,FOLDER,...`; a folder may be a pattern such as `ckpt/seed*`.
 
     Raises:
         UserError: a name that no table can hold, a pattern that matches nothing, no folder behind a name.
     """
-    found: list[Entry] = []
+    specs: list[CheckpointSpec] = []
     for argument in arguments:
         method, equals, places = argument.partition("=")
         if not equals or expanded(argument).is_dir():
-            found += [Entry(place) for place in _matching(argument)]
+            specs += [CheckpointSpec(place) for place in _matching(argument)]
             continue
         if not _NAME.fullmatch(method) or method == RESERVED:
             raise UserError(
                 f"checkpoint {argument!r}: {method!r} can name no row of a table; write for example dpo=FOLDER,FOLDER"
             )
         matched = [one for place in places.split(",") for one in _matching(place.strip())]
-        taken = sum(entry.method == method for entry in found)
-        found += [Entry(place, method, taken + number) for number, place in enumerate(matched)]
-    return found
+        taken = sum(spec.method == method for spec in specs)
+        specs += [CheckpointSpec(place, method, taken + number) for number, place in enumerate(matched)]
+    return specs
 
 
 def expanded(place: str) -> Path:
