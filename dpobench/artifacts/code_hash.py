@@ -17,18 +17,18 @@ def code_hash(file: Path) -> str:
 
     Local modules that the file imports count, wherever they stand in it, and theirs too; see `local_modules`.
 
-    Returns: 12 hexadecimal digits; of a file that imports nothing local, those of its own tree.
+    Returns: 12 hexadecimal digits; of a file that imports nothing local, those of its tree alone.
     """
-    own, beside = _tree_hash(file), local_modules(file)
-    if not beside:
-        return own[:12]
+    tree_hash, modules = _tree_hash(file), local_modules(file)
+    if not modules:
+        return tree_hash[:12]
     # By name and content: where a project lies does not count.
-    told = [own, *sorted(f"{one.name}:{_tree_hash(one)}" for one in beside)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    hashes = [tree_hash, *sorted(f"{module.name}:{_tree_hash(module)}" for module in modules)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
 
 
 def local_modules(file: Path) -> list[Path]:
-    """The modules that a file imports from its own folder or package, or from the folders of plugins, and what these import.
+    """The modules that a file imports from its folder or package, or from the folders of plugins, and what these import.
 
     Installed libraries, the standard library and the engine are not among them. A module that cannot be parsed is there, too, but
     what it imports is not known.
@@ -36,13 +36,13 @@ def local_modules(file: Path) -> list[Path]:
     Returns: files, sorted; the file itself is not among them.
     """
     start = file.resolve()
-    found, ahead = {start}, [start]
-    while ahead:
-        here = ahead.pop()
-        new = {one.resolve() for name in _imported(here) for one in _files(name, here, start)} - found
-        found |= new
-        ahead += new
-    return sorted(found - {start})
+    visited, waiting = {start}, [start]
+    while waiting:
+        here = waiting.pop()
+        new = {one.resolve() for name in _imported(here) for one in _files(name, here, start)} - visited
+        visited |= new
+        waiting += new
+    return sorted(visited - {start})
 
 
 def module_file(dotted: str) -> Path | None:
@@ -102,11 +102,11 @@ def _files(name: Sequence[str], here: Path, start: Path) -> list[Path]:
     package = _top(here)
     if package is not None and name[0] == package.name:
         return [package / "__init__.py", *_below(package, name[1:])]
-    return [] if package is not None and start != here else _beside(name, here)
+    return [] if package is not None and start != here else _neighbours(name, here)
 
 
-def _beside(name: Sequence[str], here: Path) -> list[Path]:
-    """Of modules that lie in the file's folder: not where that is the folder of all libraries."""
+def _neighbours(name: Sequence[str], here: Path) -> list[Path]:
+    """Of modules in the file's folder: none where that is the folder of all libraries."""
     libraries = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
     return [] if here.parent in libraries else _below(here.parent, name)
 
@@ -114,26 +114,26 @@ def _beside(name: Sequence[str], here: Path) -> list[Path]:
 def _plugin_pieces(name: Sequence[str]) -> list[Path]:
     if tuple(name[:2]) not in _PLUGINS:
         return []
-    return [found for root in sys.modules[_ENGINE].__path__ for found in _below(Path(root), name[1:])]
+    return [file for root in sys.modules[_ENGINE].__path__ for file in _below(Path(root), name[1:])]
 
 
 def _top(file: Path) -> Path | None:
     """The topmost package that a file lies in."""
-    found, folder = None, file.parent
+    top, folder = None, file.parent
     while (folder / "__init__.py").is_file():
-        found, folder = folder, folder.parent
-    return found
+        top, folder = folder, folder.parent
+    return top
 
 
 def _below(folder: Path, name: Sequence[str]) -> list[Path]:
     """The files of a dotted name below a folder, from the top down: packages, then the module; what follows it is no file."""
-    found: list[Path] = []
+    files: list[Path] = []
     for part in name:
         if (folder / f"{part}.py").is_file():
-            return [*found, folder / f"{part}.py"]
+            return [*files, folder / f"{part}.py"]
         folder = folder / part
         if not folder.is_dir():
-            return found
+            return files
         if (folder / "__init__.py").is_file():
-            found.append(folder / "__init__.py")
-    return found
+            files.append(folder / "__init__.py")
+    return files

@@ -110,7 +110,7 @@ def refuse_format(folder: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """Build a folder beside its final place and publish it by one rename.
+    """Build a folder next to its final place and publish it by one rename.
 
     Yields: an empty folder to fill. After the block it stands at `target`; after an exception it is gone.
 

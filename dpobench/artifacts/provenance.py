@@ -7,7 +7,7 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-from dpobench.artifacts.records import Provenance
+from dpobench.artifacts.run_record import Provenance
 
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "lm_eval", "numpy", "pandas", "scipy")
 
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str, precision: str, *, model_hash: str = "", data_hash: str = "") -> Provenance:
-    """Commit, versions and machine, as they are written beside every result.
+    """Commit, versions and machine, as they are recorded with every result.
 
     Args:
         device: "cpu" or "cuda", with a number or without.

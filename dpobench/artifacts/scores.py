@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import Field
 
 from dpobench.artifacts.files import write_bytes
-from dpobench.artifacts.records import Part, Record, Values
+from dpobench.artifacts.format import Part, Record, Values
 from dpobench.errors import DpobenchError
 
 Role = Literal["headline", "distance", "benchmark", "preference", "length", "diagnostic"]
@@ -39,7 +39,7 @@ class Metric:
 
 
 class ScoreSettings(Part):
-    """All that decided an evaluator's scores beside the checkpoint.
+    """All that decided an evaluator's scores besides the checkpoint.
 
     Args:
         heldout: content key of the held-out inputs and of how answers are drawn.
@@ -59,7 +59,7 @@ class ScoreSettings(Part):
 
 
 class ScoresRecord(Record):
-    """What lies beside a table of scores.
+    """The record of a table of scores, in a file next to it.
 
     Args:
         metrics: what each means.
@@ -115,7 +115,7 @@ def check(frame: pd.DataFrame, declared: Mapping[str, Metric], evaluator: str) -
 def write(
     folder: Path, evaluator: str, frame: pd.DataFrame, declared: Mapping[str, Metric], settings: ScoreSettings
 ) -> None:
-    """Write `scores/<evaluator>.parquet` and, last, the record beside it that says what the metrics mean."""
+    """Write `scores/<evaluator>.parquet` and, last, the record next to it that says what the metrics mean."""
     table, record = _files(folder, evaluator)
     table.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(table, frame.to_parquet(index=False))

@@ -1,3 +1,3 @@
 """Planning an experiment, preparing what its runs share, executing them anywhere, and resuming."""
 
-__all__ = ["allocator", "external", "job", "plan", "preview", "run", "status", "workers"]
+__all__ = ["allocator", "events", "external", "job", "plan", "preview", "run", "status", "workers"]

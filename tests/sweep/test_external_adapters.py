@@ -12,7 +12,7 @@ from dpobench.artifacts import scores
 from dpobench.artifacts.files import folder_hash, read_json
 from dpobench.errors import UserError
 from dpobench.models import adapters, checkpoint
-from dpobench.sweep import external
+from dpobench.sweep import external_checkpoint
 from tests.sweep.test_external import asked, evaluated, made, refused, save  # noqa: F401 - fixtures
 from tests.training.tiny import llama
 
@@ -98,8 +98,8 @@ def test_a_base_called_as_the_reference_is_called_needs_no_second_look(made, tmp
     from dpobench.sweep.inputs import Inputs
 
     inputs = Inputs(made / "base", "", (), (), (), asked(made).evaluation, {})
-    monkeypatch.setattr(external, "resolve", lambda *_: pytest.fail("asked the hub again"))
-    assert external._base(folder, asked(made, model="org/base"), inputs) == made / "base"
+    monkeypatch.setattr(external_checkpoint, "resolve", lambda *_: pytest.fail("asked the hub again"))
+    assert external_checkpoint._base(folder, asked(made, model="org/base"), inputs) == made / "base"
 
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
