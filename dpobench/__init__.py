@@ -5,7 +5,7 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpobench.artifacts.scores import Metric
+    from dpobench.artifacts.scores import Metric, score_rows
     from dpobench.data.prompts import Prompt
     from dpobench.errors import DpobenchError, UserError
     from dpobench.evaluation.heldout import HeldOut
@@ -38,6 +38,7 @@ _PUBLIC = {
     "evaluator": "evaluation.registry",
     "judge": "evaluation.registry",
     "loss": "losses.registry",
+    "score_rows": "artifacts.scores",
 }
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "evaluator",
     "judge",
     "loss",
+    "score_rows",
 ]
 
 

@@ -25,8 +25,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.artifacts.scores import rows
+from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator, score_rows
 from dpobench.evaluation.benchmark_tasks import check_tasks, filled, shipped, tasks_key
 from dpobench.evaluation.table_cache import kept
 from dpobench.models.logprobs import Batch, Head, by_tokens, completion_hidden, within
@@ -305,8 +304,10 @@ def _rows(name: str, task: Any, samples: Sequence[Mapping[str, Any]], model: _Mo
     cut = {f"{name}/{document}" for of, document in model.truncated if of == name}
     if cut:
         values["truncated"] = {key: float(key in cut) for key in documents}
-    tables = [rows(list(found), metric, list(found.values()), group=name) for metric, found in sorted(values.items())]
-    return pd.concat(tables, ignore_index=True) if tables else rows([], "acc", [], group=name)
+    tables = [
+        score_rows(list(found), metric, list(found.values()), group=name) for metric, found in sorted(values.items())
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else score_rows([], "acc", [], group=name)
 
 
 def _is_tied(responses: Sequence[tuple[float, bool]]) -> bool:

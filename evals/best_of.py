@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator
-from dpobench.artifacts.scores import COLUMNS, rows
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator, score_rows
+from dpobench.artifacts.scores import COLUMNS
 
 
 @evaluator(
@@ -54,11 +54,11 @@ def best_of(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
     for k in _sizes(int(pool.groupby("prompt").size().max())):
         enough = {prompt: scores for prompt, scores in pooled.items() if len(scores) >= k}
         rewards = [expected_best(scores, k) for scores in enough.values()]
-        tables.append(rows(list(enough), "best_of_reward", rewards, group=str(k)))
+        tables.append(score_rows(list(enough), "best_of_reward", rewards, group=str(k)))
         asked = own[own["prompt"].isin(enough) & own["score"].notna()]
         wins = [beats(enough[p], k, s) for p, s in zip(asked["prompt"], asked["score"], strict=True)]
         tables.append(
-            rows(asked["prompt"].tolist(), "best_of_win_rate", wins, draws=asked["draw"].tolist(), group=str(k))
+            score_rows(asked["prompt"].tolist(), "best_of_win_rate", wins, draws=asked["draw"].tolist(), group=str(k))
         )
     nothing = pd.DataFrame({name: [] for name in COLUMNS})
     return pd.concat([table for table in tables if len(table)] or [nothing], ignore_index=True)
@@ -85,7 +85,7 @@ def _same(pool: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """A draw of the pool against the reference's own answer of the same number."""
     both = own.merge(pool, on=["prompt", "draw"], suffixes=("", "_other")).dropna(subset=["score", "score_other"])
     values = (np.sign(both["score_other"] - both["score"]) + 1) / 2
-    return rows(both["prompt"].tolist(), "same_win_rate", values, draws=both["draw"].tolist())
+    return score_rows(both["prompt"].tolist(), "same_win_rate", values, draws=both["draw"].tolist())
 
 
 def _scores(held_out: HeldOut, answers: pd.DataFrame) -> np.ndarray:

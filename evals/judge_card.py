@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator
-from dpobench.artifacts.scores import rows
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator, score_rows
 from dpobench.evaluation.annotations import read
 from dpobench.evaluation.pairwise import compare, summary
 
@@ -274,5 +273,5 @@ def _tables(items: Sequence[_Item], values: dict[str, Any]) -> Iterator[pd.DataF
     names = pd.DataFrame({"prompt": [item.prompt.id for item in items], "group": [item.group for item in items]})
     draws = names.groupby(["prompt", "group"]).cumcount().tolist()
     for metric, numbers in values.items():
-        frame = rows(names["prompt"].tolist(), metric, numbers, draws=draws, group=names["group"].tolist())
+        frame = score_rows(names["prompt"].tolist(), metric, numbers, draws=draws, group=names["group"].tolist())
         yield frame.dropna(subset="value", ignore_index=True)

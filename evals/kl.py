@@ -8,8 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator
-from dpobench.artifacts.scores import rows
+from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator, score_rows
 from dpobench.models.logprobs import Batch, Head, by_tokens, completion_hidden, within
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -29,6 +28,7 @@ MOST_KEPT = 2**26
     },
     needs=("unaltered",),
     within=True,
+    at_reference={"kl": 0.0, "kl_per_token": 0.0, "kl_k1": 0.0, "kl_forward": 0.0, "kl_position": 0.0},
 )
 def kl(
     checkpoint: Checkpoint,
@@ -76,7 +76,7 @@ def kl(
     floor = held_out.once(("kl noise floor", noise, chunk), lambda: noise_floor(reference, few, chunk))
 
     def per_sample(metric: str, numbers: Any, frame: pd.DataFrame = own) -> pd.DataFrame:
-        return rows(frame["prompt"].tolist(), metric, numbers, draws=frame["draw"].tolist())
+        return score_rows(frame["prompt"].tolist(), metric, numbers, draws=frame["draw"].tolist())
 
     return pd.concat(
         [
@@ -200,5 +200,7 @@ def _profile(samples: pd.DataFrame, values: Sequence[np.ndarray], bucket: int) -
         there = np.flatnonzero(lengths > start)
         part, means = samples.iloc[there], [values[i][start : start + bucket, 0].mean() for i in there.tolist()]
         group = f"{start}-{start + bucket - 1}"
-        tables.append(rows(part["prompt"].tolist(), "kl_position", means, draws=part["draw"].tolist(), group=group))
+        tables.append(
+            score_rows(part["prompt"].tolist(), "kl_position", means, draws=part["draw"].tolist(), group=group)
+        )
     return tables

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator
-from dpobench.artifacts.scores import COLUMNS, rows
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator, score_rows
+from dpobench.artifacts.scores import COLUMNS
 from dpobench.evaluation.pairwise import KEPT, compare, require, summary
 from dpobench.models.logprobs import score_sequences
 
@@ -25,6 +25,7 @@ _UNSEEN = "held-out pair {} of objective {} has no log-probabilities of the refe
         "objective_accuracy": Metric("share", "higher", label="held-out accuracy by objective"),
     },
     needs=("objectives",),
+    at_reference={"objective_win_rate": 0.5, "objective_accuracy": 0.5, "objective_missing": 0.0},
 )
 def objectives(
     checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192, most_missing: float = 0.05
@@ -123,7 +124,7 @@ def _kept(both: pd.DataFrame, metric: str, values: np.ndarray, name: str) -> lis
     """Rows of the values that are there."""
     seen = both[~np.isnan(values)]
     kept = values[~np.isnan(values)]
-    return [rows(seen["prompt"].tolist(), metric, kept, draws=seen["draw"].tolist(), group=name)]
+    return [score_rows(seen["prompt"].tolist(), metric, kept, draws=seen["draw"].tolist(), group=name)]
 
 
 def _answers(both: pd.DataFrame, column: str) -> list[tuple[str, str]]:
@@ -158,4 +159,6 @@ def _accuracy(checkpoint: Checkpoint, name: str, pairs: Sequence[Any], budget: i
     shift = np.array([(p.astype(np.float64) - q).sum() for p, q in zip(policy, reference, strict=True)])
     prompts = [hashlib.sha256(pair.prompt.tobytes()).hexdigest()[:12] for pair in pairs]
     draws = pd.Series(prompts).groupby(prompts).cumcount().tolist()
-    return rows(prompts, "objective_accuracy", (np.sign(shift[::2] - shift[1::2]) + 1) / 2, draws=draws, group=name)
+    return score_rows(
+        prompts, "objective_accuracy", (np.sign(shift[::2] - shift[1::2]) + 1) / 2, draws=draws, group=name
+    )

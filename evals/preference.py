@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator
-from dpobench.artifacts.scores import rows
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator, score_rows
 from dpobench.losses.standalone import stance
 from dpobench.models.logprobs import score_sequences
 
@@ -26,6 +25,14 @@ from dpobench.models.logprobs import score_sequences
     },
     needs=("pairs",),
     within=True,
+    at_reference={
+        "accuracy": 0.5,
+        "mean_accuracy": 0.5,
+        "margin": 0.0,
+        "mean_margin": 0.0,
+        "chosen_shift": 0.0,
+        "rejected_shift": 0.0,
+    },
 )
 def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192) -> pd.DataFrame:
     """Implicit-reward accuracy, margins and displacement on held-out pairs.
@@ -76,7 +83,7 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
     prompts = [hashlib.sha256(pair.prompt.tobytes()).hexdigest()[:12] for pair in pairs]
     draws = pd.Series(prompts).groupby(prompts).cumcount().tolist()
     return pd.concat(
-        [rows(prompts, metric, values, draws=draws) for metric, values in found.items()], ignore_index=True
+        [score_rows(prompts, metric, values, draws=draws) for metric, values in found.items()], ignore_index=True
     )
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from dpobench import Checkpoint, HeldOut, Metric, evaluator
-from dpobench.artifacts.scores import rows
+from dpobench import Checkpoint, HeldOut, Metric, evaluator, score_rows
 from dpobench.models.logprobs import Batch, completion_hidden, head_of, per_sequence
 
 
@@ -53,12 +52,13 @@ def samples(checkpoint: Checkpoint, held_out: HeldOut, *, entropies: int = 256, 
         "distinct_2": [distinct(ids, 2) for ids in tokens],
     }
     tables = [
-        rows(frame["prompt"].tolist(), metric, values, draws=frame["draw"].tolist()) for metric, values in found.items()
+        score_rows(frame["prompt"].tolist(), metric, values, draws=frame["draw"].tolist())
+        for metric, values in found.items()
     ]
     few = frame.sort_values(["prompt", "draw"], kind="stable").head(entropies)
     if len(few):
         values = _entropies(checkpoint.policy, few, held_out, budget)
-        tables.append(rows(few["prompt"].tolist(), "entropy", values, draws=few["draw"].tolist()))
+        tables.append(score_rows(few["prompt"].tolist(), "entropy", values, draws=few["draw"].tolist()))
     if checkpoint.is_reference and held_out.pairs:
         tables.append(_chosen_lengths(held_out))
     return pd.concat(tables, ignore_index=True).dropna(subset="value", ignore_index=True)
@@ -89,7 +89,7 @@ def _chosen_lengths(held_out: HeldOut) -> pd.DataFrame:
         for pair in held_out.pairs
     ]
     lengths = [len(pair.chosen) - int(pair.chosen[-1] in ends) for pair in held_out.pairs]
-    return rows(prompts, "chosen_length", lengths, draws=pd.Series(prompts).groupby(prompts).cumcount().tolist())
+    return score_rows(prompts, "chosen_length", lengths, draws=pd.Series(prompts).groupby(prompts).cumcount().tolist())
 
 
 def distinct(tokens: Sequence[int], n: int) -> float:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator
-from dpobench.artifacts.scores import rows
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator, score_rows
 from dpobench.evaluation.pairwise import KEPT, compare, require, summary
 
 
@@ -25,6 +24,7 @@ from dpobench.evaluation.pairwise import KEPT, compare, require, summary
     },
     needs=("judge",),
     within=True,
+    at_reference={"win_rate": 0.5, "tie": 1.0, "missing": 0.0},
 )
 def winrate(checkpoint: Checkpoint, held_out: HeldOut, *, most_missing: float = 0.05) -> pd.DataFrame:
     """Verdicts on the checkpoint's samples, one per sample and opponent.
@@ -97,7 +97,7 @@ def _compared(
         kept.append(found[group].assign(prompt=shown["prompt"], draw=shown["draw"], a=name, b=group)[list(KEPT)])
     # Before anything is refused: what was paid for is there to be looked at.
     held_out.keep("verdicts", pd.concat(kept[1:] or kept, ignore_index=True))
-    tables = [rows(own["prompt"].tolist(), "missing", 0.0).head(0)]
+    tables = [score_rows(own["prompt"].tolist(), "missing", 0.0).head(0)]
     for group, verdicts in found.items():
         said = verdicts.loc[verdicts["p_a"].isna(), "raw"]
         come_to = summary(verdicts)
@@ -111,7 +111,7 @@ def _of_opponent(frame: pd.DataFrame, group: str, found: pd.DataFrame) -> pd.Dat
     metrics = {"score": "win_rate", "worst": "win_rate_worst", "best": "win_rate_best", "missing": "missing"}
     metrics |= {name: name for name in ("tie", "first_shown", "inconsistent") if name in found}
     tables = [
-        rows(frame["prompt"].tolist(), metric, found[name], draws=frame["draw"].tolist(), group=group)
+        score_rows(frame["prompt"].tolist(), metric, found[name], draws=frame["draw"].tolist(), group=group)
         for name, metric in metrics.items()
     ]
     return pd.concat(tables, ignore_index=True).dropna(subset="value", ignore_index=True)
@@ -163,7 +163,7 @@ def _rewards(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     tables = []
     for column in found:
         metric = "reward" if column == "score" else f"reward_{column}"
-        tables.append(rows(own["prompt"].tolist(), metric, found[column], draws=own["draw"].tolist()))
+        tables.append(score_rows(own["prompt"].tolist(), metric, found[column], draws=own["draw"].tolist()))
     return pd.concat(tables, ignore_index=True).dropna(subset="value", ignore_index=True)
 
 

@@ -12,7 +12,7 @@ from dpobench.losses import quantities
 from dpobench.losses.registry import LossRegistry, variants
 from dpobench.losses.spec import UNITS
 from dpobench.testing import check
-from dpobench.testing.laws import LAWS
+from dpobench.testing.loss_laws import LAWS
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "adding-a-loss.md").read_text(encoding="utf-8")

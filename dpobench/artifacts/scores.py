@@ -70,7 +70,7 @@ class ScoresRecord(Record):
     settings: ScoreSettings
 
 
-def rows(
+def score_rows(
     prompts: Sequence[str],
     metric: str,
     values: npt.ArrayLike,

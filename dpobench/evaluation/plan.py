@@ -15,9 +15,8 @@ from dpobench.evaluation.benchmark_tasks import tasks_key
 from dpobench.evaluation.objectives import Judge, judge_key, judged, objectives_key
 from dpobench.evaluation.registry import evaluators, judges
 from dpobench.evaluation.settings import Evaluation
-from dpobench.evaluation.spec import EvaluatorSpec
+from dpobench.evaluation.spec import Evaluator
 from dpobench.models.checkpoint import known_hash, stamp_of
-from dpobench.plugins.plugin import Plugin
 
 HELDOUT, SAMPLES, POOL = "heldout.parquet", "samples.parquet", "pool.parquet"
 # Answers of the models' own distributions, beside samples of another temperature; and what an evaluator of them declares to need.
@@ -40,7 +39,7 @@ class Plan:
         objectives: judges of several aims, with their settings.
     """
 
-    chosen: Sequence[tuple[Plugin[EvaluatorSpec], Mapping[str, Any]]]
+    chosen: Sequence[tuple[Evaluator, Mapping[str, Any]]]
     left_out: Sequence[Mapping[str, str]]
     judge: Judge | None
     heldout: str
@@ -61,9 +60,7 @@ class Plan:
         chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.spec.within]
         return replace(self, chosen=chosen, opponents=self.opponents[:1], objectives={})
 
-    def settings_of(
-        self, plugin: Plugin[EvaluatorSpec], arguments: Mapping[str, Any], seed: int | None = None
-    ) -> ScoreSettings:
+    def settings_of(self, plugin: Evaluator, arguments: Mapping[str, Any], seed: int | None = None) -> ScoreSettings:
         """All that decides one evaluator's scores besides the checkpoint; written with them.
 
         Args:
@@ -82,7 +79,7 @@ class Plan:
         )
 
 
-def scores_reference_only(plugin: Plugin[EvaluatorSpec]) -> bool:
+def scores_reference_only(plugin: Evaluator) -> bool:
     """Whether an evaluator scores the reference alone."""
     return plugin.spec.reference_only
 

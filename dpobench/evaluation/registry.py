@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dpobench.evaluation.spec import EvaluatorSpec, JudgeSpec
-from dpobench.plugins.plugin import Plugin
+from dpobench.evaluation.spec import Evaluator, EvaluatorSpec, Judge, JudgeSpec
 from dpobench.plugins.registry import Function, Registry, declare
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ def evaluator(
     needs: Sequence[str] = (),
     reference_only: bool = False,
     within: bool = False,
+    at_reference: Mapping[str, float] | None = None,
 ) -> Callable[[Function], Function]:
     """Register an evaluator: `(checkpoint, held_out, **settings)` to a table of scores, one row per prompt and draw.
 
@@ -28,8 +28,15 @@ def evaluator(
             report says so.
         reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.
         within: whether it scores checkpoints within a training, too; of these there are many.
+        at_reference: value of a metric in every row where the reference is scored against itself, by name of the metric.
     """
-    spec = EvaluatorSpec(metrics=dict(metrics), needs=tuple(needs), reference_only=reference_only, within=within)
+    spec = EvaluatorSpec(
+        metrics=dict(metrics),
+        needs=tuple(needs),
+        reference_only=reference_only,
+        within=within,
+        at_reference=dict(at_reference or {}),
+    )
     return declare(spec)
 
 
@@ -40,6 +47,7 @@ def judge(
     check: Callable[..., None] | None = None,
     estimate: Callable[..., object] | None = None,
     idle: Sequence[str] = (),
+    deterministic: bool = True,
 ) -> Callable[[Function], Function]:
     """Register a judge.
 
@@ -56,31 +64,39 @@ def judge(
         estimate: `(comparisons, prompt_tokens, answer_tokens, **settings)` to what so many comparisons would cost, in a line.
         idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
             scores nothing anew.
+        deterministic: whether it gives the same verdict every time, in whatever company and order it is asked.
     """
-    spec = JudgeSpec(pointwise=pointwise, needs=tuple(needs), check=check, estimate=estimate, idle=tuple(idle))
+    spec = JudgeSpec(
+        pointwise=pointwise,
+        needs=tuple(needs),
+        check=check,
+        estimate=estimate,
+        idle=tuple(idle),
+        deterministic=deterministic,
+    )
     return declare(spec)
 
 
 @dataclass
-class EvaluatorRegistry(Registry[EvaluatorSpec, Plugin[EvaluatorSpec]]):
+class EvaluatorRegistry(Registry[EvaluatorSpec, Evaluator]):
     """The evaluators."""
 
     kind: str = "evaluator"
     package: str = "dpobench.evals"
     declaration: Callable[..., Any] = evaluator
     spec_type: type[EvaluatorSpec] = EvaluatorSpec
-    plugin_type: type[Plugin[EvaluatorSpec]] = Plugin
+    plugin_type: type[Evaluator] = Evaluator
 
 
 @dataclass
-class JudgeRegistry(Registry[JudgeSpec, Plugin[JudgeSpec]]):
+class JudgeRegistry(Registry[JudgeSpec, Judge]):
     """The judges."""
 
     kind: str = "judge"
     package: str = "dpobench.evals.judges"
     declaration: Callable[..., Any] = judge
     spec_type: type[JudgeSpec] = JudgeSpec
-    plugin_type: type[Plugin[JudgeSpec]] = Plugin
+    plugin_type: type[Judge] = Judge
 
 
 evaluators = EvaluatorRegistry()

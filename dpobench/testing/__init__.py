@@ -1,8 +1,10 @@
-"""The laws a preference loss must keep, verified on a few small batches before anything is trained.
+"""The laws that losses, evaluators and judges must keep, verified in seconds before anything is trained or scored.
 
-What `@loss(...)` declares is not believed but tried: `check` tells what became of every law, `require` refuses a loss that
-breaks one. A loss is called with exactly what it declares; what is not declared is absent. What is declared must suffice, and
-must be needed at the loss's defaults. A loss of a few lines takes some milliseconds.
+What a decorator declares is not believed but tried: `check` tells what became of every law, `require` refuses a plugin that
+breaks one, and a test class that inherits from `LossTests`, `EvaluatorTests` or `JudgeTests` makes each law a test.
+
+A loss is called on a few small batches with exactly what it declares; what is not declared is absent. What is declared must suffice,
+and must be needed at the loss's defaults. A loss of a few lines takes some milliseconds.
 
 | law | what is tried |
 |---|---|
@@ -26,8 +28,49 @@ must be needed at the loss's defaults. A loss of a few lines takes some millisec
 | `shift` | a loss with a start knows log-ratios only |
 | `strength` | every hyper-parameter with a grid changes value or gradient |
 | `probability` | a loss that `states_probability` is logistic in beta x margin |
+
+An evaluator is called on two tiny models, a few answers and pairs, and judges of both kinds: with exactly what it declares in
+`needs`, and with everything there is.
+
+| law | what is tried |
+|---|---|
+| `declaration` | docstring, metrics with unit and label, known needs, settings within bounds |
+| `needs` | with what it declares alone it runs |
+| `columns` | the columns of `score_rows`, finite values, declared metrics, no row twice |
+| `metrics` | every declared metric is produced in some situation |
+| `deterministic` | two calls with one seed agree |
+| `untouched` | answers, pairs and weights stay as they are |
+| `order` | the order of prompts and answers does not matter |
+| `at_reference` | the reference scored against itself has the values declared for it |
+
+A judge is asked about five answers, or five pairs of answers.
+
+| law | what is tried |
+|---|---|
+| `declaration` | docstring; `check` and `estimate` take the judge's settings |
+| `settings` | the settings are accepted, by `check` and by the judge |
+| `shape` | a row per answer or comparison, none where nothing is asked |
+| `verdicts` | scores are finite or NaN; `p_first` lies in [0, 1] or is NaN, and fits `verdict` |
+| `untouched` | the lists that it is given stay as they are |
+| `deterministic` | asked twice it says the same, unless `deterministic=False` |
+| `order` | the order of the prompts does not matter, likewise |
+| `alone` | an answer alone has the verdict that it has in company, likewise |
 """
 
-from dpobench.testing.laws import Law, check, require
+from dpobench.testing.examples import example_pairs
+from dpobench.testing.inherit import EvaluatorTests, JudgeTests, LossTests
+from dpobench.testing.law import Law
+from dpobench.testing.laws import check, require
 
-__all__ = ["Law", "check", "probe", "require"]
+__all__ = [
+    "EvaluatorTests",
+    "JudgeTests",
+    "Law",
+    "LossTests",
+    "check",
+    "example_pairs",
+    "law",
+    "laws",
+    "probe",
+    "require",
+]

@@ -12,7 +12,7 @@ from dpobench.errors import UnknownName, UserError
 from dpobench.gallery import portrait, starter
 from dpobench.losses.registry import LossRegistry, variants
 from dpobench.losses.spec import UNITS
-from dpobench.testing.laws import LAWS
+from dpobench.testing.loss_laws import LAWS
 
 # Beside these the declaration is one.
 LAWS_IN_ALL = len(LAWS) + 1

@@ -85,24 +85,24 @@ def score_frames(world: World, variant: str, beta: float, seed: int) -> dict[str
     base_length = seeded("length").integers(14, 40, len(ids))
     length = base_length if start else np.maximum(3, base_length + rng.normal(1.2 * far, 5, len(ids)).round())
     frames = {
-        "kl": pd.concat([scores.rows(ids, "kl", kl), scores.rows(ids, "kl_per_token", kl / length)]),
+        "kl": pd.concat([scores.score_rows(ids, "kl", kl), scores.score_rows(ids, "kl_per_token", kl / length)]),
         "preference": pd.concat(
             [
-                scores.rows(ids, "accuracy", np.where(margin == 0, 0.5, margin > 0)),
-                scores.rows(ids, "margin", margin),
-                scores.rows(ids, "chosen_shift", -0.3 * far + 0.5 * margin),
-                scores.rows(ids, "rejected_shift", -0.3 * far - 0.5 * margin),
+                scores.score_rows(ids, "accuracy", np.where(margin == 0, 0.5, margin > 0)),
+                scores.score_rows(ids, "margin", margin),
+                scores.score_rows(ids, "chosen_shift", -0.3 * far + 0.5 * margin),
+                scores.score_rows(ids, "rejected_shift", -0.3 * far - 0.5 * margin),
             ]
         ),
         "samples": pd.concat(
-            [scores.rows(ids, "length", length), scores.rows(ids, "ended", rng.random(len(ids)) < 0.97)]
+            [scores.score_rows(ids, "length", length), scores.score_rows(ids, "ended", rng.random(len(ids)) < 0.97)]
         ),
         "benchmarks": pd.concat([task_rows(world, start, task, n, far, rng) for task, n in TASKS.items()]),
     }
     if world.judge:
         reward = rng.normal(gain, 1, len(ids))
         frames["winrate"] = pd.concat(
-            [scores.rows(ids, "win_rate", win, group="reference"), scores.rows(ids, "reward", reward)]
+            [scores.score_rows(ids, "win_rate", win, group="reference"), scores.score_rows(ids, "reward", reward)]
         )
     return {name: frame.reset_index(drop=True) for name, frame in frames.items()}
 
@@ -111,8 +111,8 @@ def task_rows(world: World, start: bool, task: str, n: int, far: float, rng: np.
     base = (seeded("task", task).random(n) < 0.85).astype(float)
     lost = rng.random(n) < (0.02 * far if task == "steering" and not start else 0.0)
     documents = [f"{task}-{i}" for i in range(n)]
-    accuracy = scores.rows(documents, "acc", np.where(lost, 0.0, base), group=task)
-    return pd.concat([accuracy, scores.rows(documents, "chance", np.full(n, CHANCE[task]), group=task)])
+    accuracy = scores.score_rows(documents, "acc", np.where(lost, 0.0, base), group=task)
+    return pd.concat([accuracy, scores.score_rows(documents, "chance", np.full(n, CHANCE[task]), group=task)])
 
 
 def write_scored(folder: Path, world: World, variant: str, beta: float, seed: int) -> None:

@@ -47,7 +47,7 @@ def add(folder, evaluator, rows_of):
         made = []
         for name, (prompts, numbers) in rows_of(known["prompt"].tolist(), known["value"].to_numpy()).items():
             metric, group = name if isinstance(name, tuple) else (name, "")
-            made.append(scores.rows(prompts, metric, numbers, group=group))
+            made.append(scores.score_rows(prompts, metric, numbers, group=group))
         scores.write(place, evaluator, pd.concat(made, ignore_index=True), MEANING, {})
 
 

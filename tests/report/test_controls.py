@@ -25,11 +25,11 @@ METRICS = {
 def with_controls(folder, same=0.5, ks=(1, 2, 4)):
     """Add what the evaluator would have written of the reference."""
     ids, rng = prompt_ids(World()), seeded("controls", same)
-    frames = [scores.rows(ids, "same_win_rate", rng.random(len(ids)) < same)]
+    frames = [scores.score_rows(ids, "same_win_rate", rng.random(len(ids)) < same)]
     for k in ks:
         wins = rng.random(len(ids)) < k / (k + 1)
-        frames.append(scores.rows(ids, "best_of_win_rate", wins, group=str(k)))
-        frames.append(scores.rows(ids, "best_of_reward", rng.normal(k, 1, len(ids)), group=str(k)))
+        frames.append(scores.score_rows(ids, "best_of_win_rate", wins, group=str(k)))
+        frames.append(scores.score_rows(ids, "best_of_reward", rng.normal(k, 1, len(ids)), group=str(k)))
     import pandas as pd
 
     scores.write(folder / "reference" / "0123456789ab", "best_of", pd.concat(frames, ignore_index=True), METRICS, {})

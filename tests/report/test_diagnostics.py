@@ -70,7 +70,7 @@ def enrich(folder, *, reference=False):
         }
     for evaluator, metrics in added.items():
         frame, meaning = scores.read(folder, evaluator)
-        tables = [scores.rows(list(values.index), name, values.to_numpy()) for name, values in metrics.items()]
+        tables = [scores.score_rows(list(values.index), name, values.to_numpy()) for name, values in metrics.items()]
         whole = pd.concat([frame, *tables], ignore_index=True)
         scores.write(folder, evaluator, whole, meaning | MORE[evaluator], scores.settings(folder, evaluator))
 

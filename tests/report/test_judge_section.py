@@ -21,7 +21,7 @@ DECLARED = spec_of(judge_card, EvaluatorSpec).metrics
 def rows(group, size, **values):
     """`size` comparisons of one part, each of another prompt; a value is one number or one for each."""
     prompts = [f"{group}{place}" for place in range(size)]
-    tables = [scores.rows(prompts, f"{n}_says" if n in ("label", "length") else f"judge_{n}", np.broadcast_to(v, size), group=group)
+    tables = [scores.score_rows(prompts, f"{n}_says" if n in ("label", "length") else f"judge_{n}", np.broadcast_to(v, size), group=group)
               for n, v in values.items()]  # fmt: skip
     return pd.concat(tables, ignore_index=True)
 
@@ -204,7 +204,9 @@ def test_draws_that_cancel_are_no_tie(make):
     ids = frame.loc[frame["metric"] == "win_rate", "prompt"].tolist()
 
     def both(metric, values):
-        return [scores.rows(ids, metric, value, draws=draw, group="reference") for draw, value in enumerate(values)]
+        return [
+            scores.score_rows(ids, metric, value, draws=draw, group="reference") for draw, value in enumerate(values)
+        ]
 
     halves = (1.0, 0.0)
     shares = [*both("win_rate", halves), *both("win_rate_worst", halves), *both("win_rate_best", halves)]

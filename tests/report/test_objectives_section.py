@@ -31,19 +31,23 @@ def with_aims(folder, chances, accuracy=None):
             rng = seeded("aims", run.id)
             both = chances[c.variant, c.beta]
             frames = [
-                scores.rows(ids, "objective_win_rate", rng.random(len(ids)) < p, group=name)
+                scores.score_rows(ids, "objective_win_rate", rng.random(len(ids)) < p, group=name)
                 for name, p in zip(("helpful", "harmless"), both, strict=True)
             ]
             if accuracy is not None:
                 pairs = [f"pair{i}" for i in range(200)]
                 frames.append(
-                    scores.rows(pairs, "objective_accuracy", rng.random(200) < accuracy[c.variant], group="honest")
+                    scores.score_rows(
+                        pairs, "objective_accuracy", rng.random(200) < accuracy[c.variant], group="honest"
+                    )
                 )
             scores.write(run.folder, "objectives", pd.concat(frames, ignore_index=True), METRICS, {})
-    base = [scores.rows(ids, "objective_win_rate", np.full(len(ids), 0.5), group=n) for n in ("helpful", "harmless")]
+    base = [
+        scores.score_rows(ids, "objective_win_rate", np.full(len(ids), 0.5), group=n) for n in ("helpful", "harmless")
+    ]
     if accuracy is not None:
         base.append(
-            scores.rows([f"pair{i}" for i in range(200)], "objective_accuracy", np.full(200, 0.5), group="honest")
+            scores.score_rows([f"pair{i}" for i in range(200)], "objective_accuracy", np.full(200, 0.5), group="honest")
         )
     scores.write(folder / "reference" / "0123456789ab", "objectives", pd.concat(base, ignore_index=True), METRICS, {})
     told = read_json(folder / "experiment.json")
@@ -154,7 +158,7 @@ def without_verdicts(folder, variant, share):
             worst = own["value"].to_numpy() * (1 - missing)
             told = {"missing": missing, "win_rate_worst": worst, "win_rate_best": worst + missing}
             tables = [
-                scores.rows(own["prompt"].tolist(), f"objective_{n}", v, group="helpful") for n, v in told.items()
+                scores.score_rows(own["prompt"].tolist(), f"objective_{n}", v, group="helpful") for n, v in told.items()
             ]
             declared = {f"objective_{name}": Metric("share", "higher") for name in ("win_rate", *told)}
             scores.write(run.folder, "objectives", pd.concat([rest, *tables], ignore_index=True), declared, {})

@@ -26,12 +26,12 @@ def write_checkpoint(folder, run, step, worth, far):
     wins = (rng.random(len(ids)) < worth).astype(float)
     tables = {
         "winrate": [
-            scores.rows(ids, "win_rate", wins, group="reference"),
-            scores.rows(ids, "reward", rng.normal(worth, 1, len(ids))),
+            scores.score_rows(ids, "win_rate", wins, group="reference"),
+            scores.score_rows(ids, "reward", rng.normal(worth, 1, len(ids))),
         ],
         "kl": [
-            scores.rows(ids, "kl", far * rng.gamma(3.0, 1 / 3, len(ids))),
-            scores.rows(ids, "kl_k1", far + rng.normal(0, 1, len(ids))),
+            scores.score_rows(ids, "kl", far * rng.gamma(3.0, 1 / 3, len(ids))),
+            scores.score_rows(ids, "kl_k1", far + rng.normal(0, 1, len(ids))),
         ],
     }
     metrics = {**METRICS, "kl": METRICS["kl"] | {"kl_k1": METRICS["kl"]["kl"]}}
@@ -52,7 +52,7 @@ def passed(make):
             write_checkpoint(place, run["id"], step, worth, 6.0 * share)
         # The log-ratio of own answers at the end, beside the KL of 6 nats.
         frame, meaning = scores.read(place, "kl")
-        further = scores.rows(prompt_ids(World()), "kl_k1", 6 + seeded(run["id"]).normal(0, 1, 512))
+        further = scores.score_rows(prompt_ids(World()), "kl_k1", 6 + seeded(run["id"]).normal(0, 1, 512))
         frame = pd.concat([frame, further], ignore_index=True)
         scores.write(place, "kl", frame, meaning | {"kl_k1": meaning["kl"]}, {"seed": 0})
     return folder
@@ -154,7 +154,7 @@ def test_scores_of_checkpoints_that_are_no_numbers_are_counted(make):
     told = json.loads((folder / "experiment.json").read_text()) | {"evaluation": {"checkpoints": 1}}
     write_json(folder / "experiment.json", told)
     (run,) = (folder / "runs").iterdir()
-    frame = scores.rows(prompt_ids(World(prompts=64)), "kl", [float("nan")] * 3 + [1.0] * 61)
+    frame = scores.score_rows(prompt_ids(World(prompts=64)), "kl", [float("nan")] * 3 + [1.0] * 61)
     scores.write(scores.within(run, 32), "kl", frame, METRICS["kl"], {"seed": 0})
     assert load(folder).not_finite == {"kl": 3}
 

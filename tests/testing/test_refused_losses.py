@@ -11,7 +11,7 @@ from dpobench.losses.registry import LossRegistry
 from dpobench.plugins.plugin import Interval
 from dpobench.testing import check, require
 from dpobench.testing.batches import chosen_rows, ordinary, started, swept
-from dpobench.testing.laws import LAWS
+from dpobench.testing.loss_laws import LAWS
 from dpobench.testing.probe import Probe, drawn_inside
 
 FOLDER = Path(__file__).parent / "losses"
