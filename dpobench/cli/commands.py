@@ -10,25 +10,11 @@ from typing import Any
 import click
 
 from dpobench import __version__
-from dpobench.errors import DpobenchError, UnknownName, UserError
+from dpobench.cli.group import Group
+from dpobench.cli.plugins import evaluators, judges, variants
+from dpobench.errors import DpobenchError, UserError
 
 PRESETS = ("tiny", "small", "large")
-
-
-class Group(click.Group):
-    """A group that guesses what a mistyped command was meant to be."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command.
-
-        Raises:
-            UsageError: there is none of this name; the nearest is named.
-        """
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(str(UnknownName("command", args[0], self.list_commands(ctx))))
-        return super().resolve_command(ctx, args)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def commands(debug: bool) -> None:
     """Compare preference losses: which one, at which strength, and how sure that is."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+for _group in (variants, evaluators, judges):
+    commands.add_command(_group)
 
 
 def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str]:
@@ -227,59 +217,6 @@ def evaluate(
 
     where = run.machine(device, workers, threads)
     return external.evaluate(checkpoints, Options(**given).scoring(), out, where, _console())
-
-
-@commands.group(cls=Group, invoke_without_command=True)
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with a loss of yours.")
-@click.pass_context
-def variants(ctx: click.Context, plugins: tuple[str, ...]) -> None:
-    """List the losses; `show`, `check` and `new` look closer."""
-    from dpobench.gallery import portrait
-
-    portrait.add(plugins)
-    if ctx.invoked_subcommand is None:
-        for line in portrait.listing():
-            click.echo(line)
-
-
-@variants.command()
-@click.argument("name", required=False)
-@click.option("--plot", is_flag=False, flag_value="", metavar="[FILE]",
-              help="Draw loss and pull against the margin: bare, in the terminal; or into a .svg, .png or .pdf.")  # fmt: skip
-def show(name: str | None, plot: str | None) -> None:
-    """Everything about one loss, or about a sum of them: show dpo:0.8+sft."""
-    from dpobench.gallery import portrait
-
-    if name is None and plot:
-        # The bare option stood before the name and took it for its value.
-        name, plot = plot, ""
-    if name is None:
-        raise UserError("variants show: no loss is named; `dpobench variants` lists them")
-    for line in portrait.portrait(name, plot):
-        click.echo(line)
-
-
-@variants.command(name="check")
-@click.argument("file", type=click.Path(path_type=Path))
-def check_file(file: Path) -> int:
-    """Try the laws on the losses of a file of yours."""
-    from dpobench.gallery import portrait
-
-    lines, passed = portrait.verdict(file)
-    for line in lines:
-        click.echo(line)
-    return 0 if passed else 2
-
-
-@variants.command()
-@click.argument("name")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where to write it.")
-def new(name: str, folder: Path) -> None:
-    """Write a loss to start from, and a test for it."""
-    from dpobench.gallery import starter
-
-    for file in starter.write(name, folder):
-        click.echo(file)
 
 
 @commands.command()

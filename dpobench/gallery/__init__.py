@@ -1,3 +1,3 @@
-"""Portraits of losses: the list, curves, plots, and a file to start from."""
+"""Plugins on show: lists, portraits, curves of losses, the verdict on a user's file, and files to start from."""
 
-__all__ = ["portrait", "starter"]
+__all__ = ["portrait", "scoring", "starter", "verdict"]

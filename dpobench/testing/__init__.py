@@ -69,8 +69,6 @@ __all__ = [
     "LossTests",
     "check",
     "example_pairs",
-    "law",
-    "laws",
     "probe",
     "require",
 ]

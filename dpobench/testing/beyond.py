@@ -72,7 +72,7 @@ def _base(probe: Probe) -> Outcome | None:
 
 
 def statistics(probe: Probe) -> str:
-    """Running statistics: first values are numbers; an update is a pure function of the batch; each has an effect."""
+    """Running statistics start at numbers, are a pure function of the batches, and have an effect."""
     if not probe.variant.keeps_statistics:
         return ""
     first = probe.initial()
@@ -225,7 +225,7 @@ def _with_need(pairs: Pairs, name: str, source: Pairs) -> Pairs:
 
 
 def probability(probe: Probe) -> str:
-    """A loss that states sigmoid(beta x margin) changes, when a pair is turned round, in proportion to beta x margin."""
+    """A loss that states a probability is logistic in beta x margin."""
     if not probe.variant.spec.states_probability:
         return ""
     # Margins from one nat to a hundred: nearer to 0 every loss is a straight line, and far out rounding is all there is.

@@ -8,7 +8,7 @@ from dpobench.testing.probe import Outcome, Probe, written
 
 
 def direction(probe: Probe) -> str:
-    """The pull has the sign that its class promises, at every margin and all along the grids."""
+    """The gradient has the sign that its class promises, at every margin and all along the grids."""
     promised = probe.variant.spec.gradient
     if promised == "free":
         return ""

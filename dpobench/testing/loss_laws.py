@@ -41,7 +41,7 @@ def tried(variant: Variant, params: Settings) -> Iterator[Law]:
 
 
 def shape(probe: Probe) -> str:
-    """One loss per pair, in a floating dtype that is the one of the log-probabilities; the same of every ratio's parts."""
+    """One value per pair, and per part of a ratio, in the dtype of the log-probabilities."""
     for dtype in (torch.float64, torch.float32):
         with torch.no_grad():
             found = probe.objective(batches.copied(probe.ordinary, dtype=dtype))
@@ -169,7 +169,7 @@ def _slopes(probe: Probe, point: Mapping[str, Any]) -> tuple[float, float, float
 
 
 def permutation(probe: Probe) -> str:
-    """Pairs in another order give the same losses in that order; of a coupled loss, the same total and gradients."""
+    """The order of the pairs does not matter; of a coupled loss, total and gradients stay."""
     order = [3, 0, 4, 1, 2]
     outcome = probe.outcome(batches.chosen_rows(probe.ordinary, order))
     expected = probe.base.loss[order]
@@ -250,7 +250,7 @@ def reference(probe: Probe) -> str:
 
 
 def shift(probe: Probe) -> str:
-    """A loss that declares where it starts knows log-ratios only: policy and reference moved alike change nothing."""
+    """A loss with a start knows log-ratios only: moving policy and reference alike changes nothing."""
     spec = probe.variant.spec
     if not spec.reference or spec.start is None or spec.couples_batch:
         return ""
@@ -263,7 +263,7 @@ def shift(probe: Probe) -> str:
 
 
 def start(probe: Probe) -> str:
-    """Where the policy equals the reference, answers of any length have the declared loss, all along the grids."""
+    """Where the policy equals the reference, every pair has the declared loss, all along the grids."""
     for point in probe.points:
         declared = Bound(probe.variant, point).start
         if declared is None:
@@ -279,7 +279,7 @@ def start(probe: Probe) -> str:
 
 
 def strength(probe: Probe) -> str:
-    """Every hyper-parameter with a grid, the strength among them, changes value or gradient along it."""
+    """Every hyper-parameter with a grid changes value or gradient along it."""
     probe = probe.home
     at = dict(zip(map(repr, probe.points), probe.sweeps, strict=True))
     elsewhere = probe.variant.given_to_needs()

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from dpobench import UserError
 from dpobench.cli import commands
+from dpobench.testing.laws import LAW_NAMES
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "matplotlib", "scipy", "pydantic")
 
@@ -20,7 +21,16 @@ def imported(*arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("run", "--help"), ("variants", "--help"), ("report", "--help"), ("variants",)]
+    "arguments",
+    [
+        ("--help",),
+        ("run", "--help"),
+        ("variants", "--help"),
+        ("report", "--help"),
+        ("variants",),
+        ("evaluators",),
+        ("judges",),
+    ],
 )
 def test_help_and_the_list_of_variants_import_nothing_heavy(arguments):
     assert imported(*arguments) == []
@@ -73,10 +83,14 @@ def test_options_of_run_are_pinned():
     }  # fmt: skip
 
 
-def test_options_about_losses_are_pinned():
-    listed = {"list": commands.variants, **commands.variants.commands}
+@pytest.mark.parametrize(
+    ("group", "show", "check"),
+    [("variants", ["--plot"], []), ("evaluators", [], ["--set"]), ("judges", [], ["--set"])],
+)
+def test_options_about_plugins_are_pinned(group, show, check):
+    listed = {"list": commands.commands.commands[group], **commands.commands.commands[group].commands}
     names = {name: [o for p in command.params for o in p.opts if o.startswith("-")] for name, command in listed.items()}
-    assert names == {"list": ["--plugin"], "show": ["--plot"], "check": [], "new": ["--folder"]}
+    assert names == {"list": ["--plugin"], "show": show, "check": check, "new": ["--folder"]}
 
 
 def test_commands_are_pinned():
@@ -85,6 +99,8 @@ def test_commands_are_pinned():
         "report",
         "evaluate",
         "variants",
+        "evaluators",
+        "judges",
         "status",
         "doctor",
         "bench",
@@ -154,6 +170,12 @@ def test_grids_unfold_as_written(arguments, runs):
         (("variants", "check", "nowhere.py"), "no such file"),
         (("variants", "new", "dpo"), "exists already"),
         (("variants", "new", "My-Loss"), "no name for a loss"),
+        (("evaluators", "show", "winrat"), "Did you mean 'winrate'"),
+        (("evaluators", "check", "nowhere.py"), "no such file"),
+        (("evaluators", "new", "kl"), "an evaluator called 'kl' exists already"),
+        (("judges", "show", "golt"), "Did you mean 'gold'"),
+        (("judges", "check", "nowhere.py"), "no such file"),
+        (("judges", "new", "gold"), "a judge called 'gold' exists already"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, dpobench, tmp_path):
@@ -172,9 +194,10 @@ def test_a_missing_model_is_named_before_anything_is_trained(dpobench, tmp_path)
     assert "model './nowhere': no such folder" in done.stderr
 
 
-def test_a_new_loss_passes_its_own_test_and_the_laws(dpobench, tmp_path):
-    assert dpobench("variants", "new", "mine", "--folder", str(tmp_path)).returncode == 0
-    checked = dpobench("variants", "check", str(tmp_path / "mine.py"))
+@pytest.mark.parametrize("kind", ["variants", "evaluators", "judges"])
+def test_a_new_plugin_passes_its_own_test_and_the_laws(kind, dpobench, tmp_path):
+    assert dpobench(kind, "new", "mine", "--folder", str(tmp_path)).returncode == 0
+    checked = dpobench(kind, "check", str(tmp_path / "mine.py"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "laws hold" in checked.stdout
     tested = subprocess.run(
@@ -183,7 +206,28 @@ def test_a_new_loss_passes_its_own_test_and_the_laws(dpobench, tmp_path):
         text=True,
         check=False,
     )
-    assert "2 passed" in tested.stdout, tested.stdout
+    assert f"{len(LAW_NAMES[kind.removesuffix('s')]) + 1} passed" in tested.stdout, tested.stdout
+
+
+def test_a_judge_is_checked_under_the_settings_given(dpobench, tmp_path):
+    (tmp_path / "strict.py").write_text(
+        "import pandas as pd\nfrom dpobench import UserError, judge\n\n@judge(pointwise=True)\n"
+        'def strict(prompts, completions, *, most: int = 0):\n    """As many points as letters."""\n'
+        "    if not most:\n        raise UserError('set most')\n"
+        "    return pd.DataFrame({'score': [float(min(most, len(text))) for text in completions]}, dtype=float)\n"
+    )
+    refused = dpobench("judges", "check", "strict.py", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "it refuses its settings: set most" in refused.stdout
+    assert dpobench("judges", "check", "strict.py", "--set", "most=9", cwd=tmp_path).returncode == 0
+
+
+def test_the_portraits_of_an_evaluator_and_of_a_judge_name_what_they_declare(dpobench):
+    shown = dpobench("evaluators", "show", "winrate").stdout
+    assert any(line.split()[:5] == ["win_rate", "share", "higher", "is", "better"] for line in shown.splitlines())
+    assert "the reference against itself: win_rate = 0.5" in shown
+    assert "most_missing = 0.05" in shown
+    assert "two answers, shown in both orders" in dpobench("judges", "show", "imported").stdout
 
 
 def test_a_portrait_names_source_grid_and_laws(dpobench):

@@ -85,7 +85,7 @@ def experiment(tmp_path):
 PLUGIN = """
 import pandas as pd
 from dpobench import Metric, evaluator, judge
-from dpobench.artifacts.scores import rows
+from dpobench.artifacts.scores import score_rows as rows
 
 @evaluator(metrics={"answers": Metric("answers", "none")}, reference_only=True)
 def about_the_inputs(checkpoint, held_out):

@@ -9,9 +9,12 @@ from click.testing import CliRunner
 
 from dpobench.cli import commands
 from dpobench.errors import UnknownName, UserError
-from dpobench.gallery import portrait, starter
+from dpobench.evaluation.registry import evaluators, judges
+from dpobench.gallery import lines as shared_lines
+from dpobench.gallery import portrait, starter, verdict
 from dpobench.losses.registry import LossRegistry, variants
 from dpobench.losses.spec import UNITS
+from dpobench.testing.laws import LAW_NAMES
 from dpobench.testing.loss_laws import LAWS
 
 # Beside these the declaration is one.
@@ -140,7 +143,7 @@ def test_a_decorator_that_is_not_called_is_named_and_costs_no_other_loss_its_lin
     file.write_text('from dpobench import loss\n\n\n@loss\ndef bare(pairs):\n    """Bare."""\n')
     own.add_file(file)
     lines = portrait.listing()
-    assert lines[-1] == "not readable: bare.py: @loss of bare is not called; write @loss(source=..., beta_grid=...)"
+    assert lines[-1] == "not readable: bare.py: @loss of bare is not called; write @loss(...)"
     assert f"{len(variants.names())} losses" in lines[-2]
 
 
@@ -183,8 +186,8 @@ def test_a_portrait_of_a_sum_names_the_parts():
     told = portrait.portrait("dpo:0.8+sft")
     assert told[:3] == [
         "dpo:0.8+sft",
-        f"  part      0.8 dpo ({portrait._short_path(variants.get('dpo').file)}): {variants.get('dpo').spec.source}",
-        f"  part      1 sft ({portrait._short_path(variants.get('sft').file)}): {variants.get('sft').spec.source}",
+        f"  part      0.8 dpo ({shared_lines.short_path(variants.get('dpo').file)}): {variants.get('dpo').spec.source}",
+        f"  part      1 sft ({shared_lines.short_path(variants.get('sft').file)}): {variants.get('sft').spec.source}",
     ]
     assert "  sft.weight = 1.0  in (0, inf)  grid 1" in told
 
@@ -221,14 +224,14 @@ def test_an_unknown_name_in_a_sum_gets_the_nearest():
 
 
 def test_a_verdict_ends_with_what_the_harness_would_do(own, write):
-    lines, passed = portrait.verdict(file := write())
+    lines, passed = verdict.verdict(file := write(), own)
     assert passed
     assert lines[0] == f"mine: {LAWS_IN_ALL} of {LAWS_IN_ALL} laws hold"
     assert lines[-1] == f"accepted: dpobench trains with it: dpobench run --plugin {file} --variants mine ..."
 
 
 def test_a_verdict_says_of_every_broken_law_why_and_what_to_do(own, write):
-    lines, passed = portrait.verdict(write(formula="(beta * pairs.margin).mean()"))
+    lines, passed = verdict.verdict(write(formula="(beta * pairs.margin).mean()"), own)
     assert not passed
     (place,) = (number for number, line in enumerate(lines) if line.startswith("  BROKEN  shape "))
     assert "one value per pair" in lines[place]
@@ -237,7 +240,7 @@ def test_a_verdict_says_of_every_broken_law_why_and_what_to_do(own, write):
 
 
 def test_a_reason_is_given_once(own, write):
-    lines, _ = portrait.verdict(write(formula="(beta * pairs.margin).mean()"))
+    lines, _ = verdict.verdict(write(formula="(beta * pairs.margin).mean()"), own)
     assert sum("leave the mean to the harness" in line for line in lines) == 1
     assert sum(line.endswith("for the same reason as shape") for line in lines) > 5
 
@@ -248,7 +251,7 @@ def test_a_verdict_on_a_file_of_two_tells_them_apart(own, write):
         file.read_text() + '\n\n@loss(source="none", beta_grid=(0.1, 0.2))\ndef odd(pairs, *, beta: float = 0.1):\n'
         '    """Flipped."""\n    return beta * pairs.margin\n'
     )
-    lines, passed = portrait.verdict(file)
+    lines, passed = verdict.verdict(file, own)
     assert not passed
     assert lines[-2].startswith("accepted: ")
     assert lines[-2].endswith("--variants mine ...")
@@ -265,15 +268,16 @@ def test_the_bare_plot_option_may_stand_before_the_name():
         assert "● beta = 0.1 (default)" in done.output, arguments
 
 
-def test_a_template_and_its_test_pass_as_they_are_and_are_formatted(tmp_path):
-    plugin, test = starter.write("a_loss_with_quite_a_long_name", tmp_path)
+@pytest.mark.parametrize("registry", [variants, evaluators, judges], ids=lambda registry: registry.kind)
+def test_a_template_and_its_test_pass_as_they_are_and_are_formatted(registry, tmp_path):
+    plugin, test = starter.write("one_with_quite_a_long_name", tmp_path, registry)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", tmp_path],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "2 passed" in done.stdout, done.stdout
+    assert f"{len(LAW_NAMES[registry.kind]) + 1} passed" in done.stdout, done.stdout
     assert max(len(line) for file in (plugin, test) for line in file.read_text().splitlines()) <= 120
     assert "{" + "name}" not in plugin.read_text() + test.read_text()
 
@@ -281,12 +285,12 @@ def test_a_template_and_its_test_pass_as_they_are_and_are_formatted(tmp_path):
 @pytest.mark.parametrize("name", ["dpo", "My-Loss", "lambda", "1st", "a" * 41])
 def test_a_name_that_cannot_be_used_is_refused(name, tmp_path):
     with pytest.raises(UserError):
-        starter.write(name, tmp_path)
+        starter.write(name, tmp_path, variants)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "test_mine.py").write_text("mine already")
     with pytest.raises(UserError, match=r"test_mine\.py exists already"):
-        starter.write("mine", tmp_path)
+        starter.write("mine", tmp_path, variants)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine already"]
