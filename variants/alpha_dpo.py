@@ -46,6 +46,12 @@ def alpha_dpo(pairs: Pairs, *, beta: float = 2.5, gamma_ratio: float = 0.6, alph
         alpha: nats per token by which the target rises with each standard deviation of $\bar\Delta$; 0 is SimPO.
 
     Returns: one loss per pair, shape [B]; no fixed value where the policy equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1), statistics={"mean": 0.0, "std": 1.0})
+        >>> alpha_dpo(pairs)  # z = 2; beta (2 - 0.6 - 0.2 z) = 2.5: log(1 + e^-2.5)
+        tensor([0.0789])
     """
     mean, std = pairs.statistics["mean"], pairs.statistics["std"]
     # Rounding alone spreads the margins where the policy still equals the reference.

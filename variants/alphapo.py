@@ -35,5 +35,11 @@ def alphapo(pairs: Pairs, *, beta: float = 2.5, gamma_ratio: float = 0.04, alpha
         alpha: how far the reward is bent; 0 is SimPO.
 
     Returns: one loss per pair, shape [B].
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0])
+        >>> alphapo(pairs, beta=1.0)  # r = (1 - e^0.25) / 0.25 and (1 - e^0.5) / 0.25: log(1 + e^-1.4188)
+        tensor([0.2167])
     """
     return -F.logsigmoid(beta * (reward(pairs.chosen, alpha) - reward(pairs.rejected, alpha) - gamma_ratio))

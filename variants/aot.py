@@ -29,6 +29,12 @@ def aot(pairs: Pairs, *, beta: float = 0.01, flip: float = 0.0) -> PerPair:
 
     Returns: one loss per pair, shape [B], the policy's margin against the reference's of the same rank; log 2 wherever the
         policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0, 3.0], [0.0, 0.0])
+        >>> aot(pairs, beta=0.1)  # the reference's margins are all 0: log(1 + e^-0.1), log(1 + e^-0.3)
+        tensor([0.6444, 0.5544])
     """
     policy = pairs.chosen.logp - pairs.rejected.logp
     reference = pairs.chosen.reference_logp - pairs.rejected.reference_logp

@@ -29,6 +29,12 @@ def aot_unpaired(pairs: Pairs, *, beta: float = 0.01, flip: float = 0.0) -> PerP
 
     Returns: one loss per pair, shape [B], each chosen answer against the rejected one of the same rank; log 2 wherever the
         policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0, 3.0], [0.0, -2.0])
+        >>> aot_unpaired(pairs, beta=0.1)  # 1 meets -2, and 3 meets 0: log(1 + e^-0.3) twice
+        tensor([0.5544, 0.5544])
     """
     chosen, rejected = pairs.chosen.logratio, pairs.rejected.logratio
     logits = beta * (chosen - rejected.sort().values[chosen.argsort().argsort()])

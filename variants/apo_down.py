@@ -20,5 +20,11 @@ def apo_down(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: per nat; how fast either term saturates.
 
     Returns: one loss per pair, shape [B]; 1 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> apo_down(pairs, beta=0.1)  # sigmoid(0.2) + sigmoid(-0.3)
+        tensor([0.9754])
     """
     return (beta * pairs.chosen.logratio).sigmoid() + (-beta * pairs.margin).sigmoid()

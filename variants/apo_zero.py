@@ -15,5 +15,11 @@ def apo_zero(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: per nat; how fast an answer's value saturates as it leaves the reference.
 
     Returns: one loss per pair, shape [B]; 1 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> apo_zero(pairs, beta=0.1)  # sigmoid(-0.2) + sigmoid(-0.1)
+        tensor([0.9252])
     """
     return (-beta * pairs.chosen.logratio).sigmoid() + (beta * pairs.rejected.logratio).sigmoid()

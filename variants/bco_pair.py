@@ -37,6 +37,12 @@ def bco_pair(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference, per nat.
 
     Returns: one loss per pair, shape [B]; 2 log 2 wherever the policy still equals the reference and $\delta$ is 0.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], statistics={"delta": 0.1})
+        >>> bco_pair(pairs, beta=0.1)  # log(1 + e^-(0.2 - 0.1)) + log(1 + e^-(0.1 + 0.1))
+        tensor([1.2425])
     """
     delta = pairs.statistics["delta"]
     return -F.logsigmoid(beta * pairs.chosen.logratio - delta) - F.logsigmoid(delta - beta * pairs.rejected.logratio)

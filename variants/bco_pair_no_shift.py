@@ -22,5 +22,11 @@ def bco_pair_no_shift(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference, per nat.
 
     Returns: one loss per pair, shape [B]; 2 log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> bco_pair_no_shift(pairs, beta=0.1)  # log(1 + e^-0.2) + log(1 + e^-0.1)
+        tensor([1.2425])
     """
     return -F.logsigmoid(beta * pairs.chosen.logratio) - F.logsigmoid(-beta * pairs.rejected.logratio)

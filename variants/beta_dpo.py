@@ -48,6 +48,12 @@ def beta_dpo(pairs: Pairs, *, beta: float = 0.1, gain: float = 0.6, drop: float 
 
     Returns: one loss per pair, shape [B]: 0 for those left out, for the others a multiple such that the mean over B pairs is the
         mean over the part; that mean is log 2 where the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0, 1.0], [-1.0, 0.0], needs={"noise": 0.5}, statistics={"mean": 1.0, "std": 1.0})
+        >>> beta_dpo(pairs)  # the pair of margin 3 is left out: 2 log(1 + e^-0.1)
+        tensor([0.0000, 1.2888])
     """
     margin, mean, std = pairs.margin.detach(), pairs.statistics["mean"], pairs.statistics["std"]
     # Rounding alone spreads the margins where the policy still equals the reference.

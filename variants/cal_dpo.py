@@ -28,6 +28,12 @@ def cal_dpo(pairs: Pairs, *, beta: float = 0.001, weight: float = 0.5) -> PerPai
         weight: w, of the calibration beside the logistic term.
 
     Returns: one loss per pair, shape [B]; $\log 2 + w / (2\beta^2)$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> cal_dpo(pairs, beta=0.25)  # targets 2 and -2: log(1 + e^-3) + 0.5 (0 + 1)
+        tensor([0.5486])
     """
     target = 1 / (2 * beta)
     calibration = (pairs.chosen.logratio - target).square() + (pairs.rejected.logratio + target).square()

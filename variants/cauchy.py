@@ -23,6 +23,12 @@ def cauchy(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0], [0.0])
+        >>> cauchy(pairs, beta=1.0)  # -log(1/2 + 1/4)
+        tensor([0.2877])
     """
     logits = beta * pairs.margin
     return -torch.log(torch.atan2(torch.ones_like(logits), -logits) / math.pi)

@@ -26,6 +26,12 @@ def chipo(pairs: Pairs, *, beta: float = 0.05, reward_bound: float = 10.0) -> Pe
         reward_bound: $R$, bound of the reward; the logits are held within $\pm 2R$.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0], [0.0])
+        >>> chipo(pairs, beta=0.1)  # (e + 1) - (1 + 0) = e: log(1 + e^-0.2718)
+        tensor([0.5664])
     """
     logits = beta * (pairs.margin + (_ratio(pairs.chosen) - _ratio(pairs.rejected)))
     return -F.logsigmoid(logits.clamp(-2 * reward_bound, 2 * reward_bound))

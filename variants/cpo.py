@@ -24,5 +24,11 @@ def cpo(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> Objective:
         weight: $\lambda$, of the likelihood beside the logistic part.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0])
+        >>> cpo(pairs).each()  # log-probabilities -1 and -2: log(1 + e^-0.1) + 1
+        tensor([1.6444])
     """
     return Objective(-F.logsigmoid(beta * (pairs.chosen.logp - pairs.rejected.logp)), (pairs.chosen.nll(weight),))

@@ -26,6 +26,12 @@ def d2po(pairs: Pairs, *, beta: float = 0.1, gamma: float = 0.98) -> PerPair:
         gamma: $\gamma$, what a token counts beside the one before; 1 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1))
+        >>> d2po(pairs, gamma=0.5)  # 0.5 + 0.25 and -0.5: log(1 + e^-0.125)
+        tensor([0.6326])
     """
     return -F.logsigmoid(beta * (_discounted(pairs.chosen, gamma) - _discounted(pairs.rejected, gamma)))
 

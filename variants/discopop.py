@@ -28,6 +28,12 @@ def discopop(pairs: Pairs, *, beta: float = 0.05, tau: float = 0.05) -> PerPair:
         tau: $\tau$, temperature of the blend, in units of $z$.
 
     Returns: one loss per pair, shape [B]; $(\log 2 + 1) / 2$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0], [0.0])
+        >>> discopop(pairs, beta=1.0, tau=1.0)  # sigmoid(-1) log(1 + e^-1) + sigmoid(1) e^-1
+        tensor([0.3532])
     """
     logits = beta * pairs.margin
     exponential = torch.exp(F.logsigmoid(logits / tau) - logits)

@@ -21,5 +21,11 @@ def dpo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference; the smaller, the further the policy may drift.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> dpo(pairs, beta=0.1)  # margin 3: log(1 + e^-0.3)
+        tensor([0.5544])
     """
     return -F.logsigmoid(beta * pairs.margin)

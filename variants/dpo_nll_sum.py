@@ -22,5 +22,11 @@ def dpo_nll_sum(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> PerP
         weight: $\alpha$, of the likelihood beside DPO; 0 is DPO.
 
     Returns: one loss per pair, shape [B].
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1))
+        >>> dpo_nll_sum(pairs, weight=0.1)  # log-probability -4: log(1 + e^-0.3) + 0.1 x 4
+        tensor([0.9544])
     """
     return -F.logsigmoid(beta * pairs.margin) - weight * pairs.chosen.logp

@@ -22,5 +22,11 @@ def dpo_nll_token(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> Ob
         weight: $\alpha$, of the likelihood beside DPO; 0 is DPO.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0, 2.0], [-1.0, -1.0], tokens=(2, 1))
+        >>> dpo_nll_token(pairs, weight=0.1).each()  # 8 nats on 4 tokens: log(1 + e^-0.3) + 0.1 x 2
+        tensor([0.7544, 0.7544])
     """
     return Objective(-F.logsigmoid(beta * pairs.margin), (pairs.chosen.nll(weight),))

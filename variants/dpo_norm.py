@@ -23,5 +23,11 @@ def dpo_norm(pairs: Pairs, *, beta: float = 5.0) -> PerPair:
         beta: strength of the pull to the reference, per nat per token.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1))
+        >>> dpo_norm(pairs, beta=0.1)  # 1 - (-1) = 2 nats a token: log(1 + e^-0.2)
+        tensor([0.5981])
     """
     return -F.logsigmoid(beta * pairs.mean_margin)

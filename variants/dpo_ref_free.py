@@ -21,5 +21,11 @@ def dpo_ref_free(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: sharpness of the loss, per nat of summed log-probability; nothing pulls to a reference.
 
     Returns: one loss per pair, shape [B]; $-\log\sigma(\beta(r_w - r_l))$ at policy = reference, which is no fixed value.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0], tokens=(1, 2))
+        >>> dpo_ref_free(pairs, beta=0.1)  # log-probabilities -1 and -5: log(1 + e^-0.4)
+        tensor([0.5130])
     """
     return -F.logsigmoid(beta * (pairs.chosen.logp - pairs.rejected.logp))

@@ -25,5 +25,11 @@ def dpop(pairs: Pairs, *, beta: float = 0.3, penalty: float = 50.0) -> PerPair:
         penalty: $\lambda$, nats of margin for each nat that the chosen answer has lost; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([-1.0], [-3.0])
+        >>> dpop(pairs, beta=0.1, penalty=5.0)  # 2 - 5 x 1 = -3: log(1 + e^0.3)
+        tensor([0.8544])
     """
     return -F.logsigmoid(beta * (pairs.margin - penalty * F.relu(-pairs.chosen.logratio)))

@@ -27,6 +27,12 @@ def dr_dpo(pairs: Pairs, *, beta: float = 0.1, temperature: float = 1.0) -> PerP
         temperature: $\beta'$; towards 0 the best fitted pair alone counts, towards infinity the mean, which is DPO.
 
     Returns: the batch's value for every pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([3.0, 0.0], [0.0, 0.0])
+        >>> dr_dpo(pairs, beta=0.1)  # -log of the mean of sigmoid(0.3) and sigmoid(0)
+        tensor([0.6213, 0.6213])
     """
     scaled = F.logsigmoid(beta * pairs.margin) / temperature
     return (temperature * (math.log(len(pairs)) - torch.logsumexp(scaled, 0))).expand(len(pairs))

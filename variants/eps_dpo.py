@@ -27,6 +27,12 @@ def eps_dpo(pairs: Pairs, *, beta: float = 0.01, epsilon: float = 0.01) -> PerPa
         epsilon: relative size of the step; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(1, 2), needs={"extrapolated": -7.0, "interpolated": -5.0})
+        >>> eps_dpo(pairs, beta=0.15, epsilon=0.5)  # margins 7 > 6 > 5 rise, so beta is 0.15 / 1.5: log(1 + e^-0.3)
+        tensor([0.5544])
     """
     now = pairs.chosen.logp - pairs.rejected.logp
     away, towards = (pairs.chosen.total(n) - pairs.rejected.total(n) for n in ("extrapolated", "interpolated"))

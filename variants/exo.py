@@ -29,6 +29,12 @@ def exo(pairs: Pairs, *, beta: float = 0.1, smoothing: float = 1e-3) -> PerPair:
 
     Returns: one loss per pair, shape [B]; $-\log 2 - \frac12\log(\epsilon(1-\epsilon))$, 2.76 at the default, wherever the policy still
         equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([0.0], [0.0])
+        >>> exo(pairs, smoothing=0.1)  # -log 2 - log(0.1 x 0.9) / 2
+        tensor([0.5108])
     """
     logits = beta * pairs.margin
     right = F.logsigmoid(logits) - math.log1p(-smoothing)

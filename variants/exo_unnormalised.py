@@ -29,6 +29,12 @@ def exo_unnormalised(pairs: Pairs, *, beta: float = 0.1, log_epsilon: float = -1
 
     Returns: one loss per pair, shape [B]; $-\log 2 - \frac12\log\epsilon$, 4.31 at the default, wherever the policy still equals the
         reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([0.0], [0.0])
+        >>> exo_unnormalised(pairs, log_epsilon=-2.0)  # -log 2 + 1
+        tensor([0.3069])
     """
     logits = beta * pairs.margin
     wrong = F.logsigmoid(-logits) - log_epsilon

@@ -30,6 +30,12 @@ def f_dpo_alpha(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> PerPa
         alpha: $\alpha$; 1 is `f_dpo_forward_kl`, towards 0 it becomes `dpo`.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([0.0], [-2.0])
+        >>> f_dpo_alpha(pairs, alpha=0.5)  # 0.1 / 0.5 x (e - 1) = 0.3437: log(1 + e^-0.3437)
+        tensor([0.5360])
     """
     chosen, rejected = (_exponential(-alpha * side.logratio) for side in (pairs.chosen, pairs.rejected))
     return -F.logsigmoid(beta / alpha * (rejected - chosen))

@@ -26,6 +26,12 @@ def f_dpo_forward_kl(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([0.0], [-1.0])
+        >>> f_dpo_forward_kl(pairs, beta=0.1)  # 0.1 (e - 1) = 0.1718: log(1 + e^-0.1718)
+        tensor([0.6109])
     """
     return -F.logsigmoid(beta * (_exponential(-pairs.rejected.logratio) - _exponential(-pairs.chosen.logratio)))
 

@@ -23,5 +23,11 @@ def f_dpo_js(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0], [-1.0])
+        >>> f_dpo_js(pairs, beta=0.1)  # log sigmoid(1) - log sigmoid(-1) = 1: log(1 + e^-0.1)
+        tensor([0.6444])
     """
     return -F.logsigmoid(beta * (F.logsigmoid(pairs.chosen.logratio) - F.logsigmoid(pairs.rejected.logratio)))

@@ -21,5 +21,11 @@ def hinge(pairs: Pairs, *, beta: float = 0.05) -> PerPair:
         beta: the inverse of the margin, in nats, at which the pull ends.
 
     Returns: one loss per pair, shape [B]; 1 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> hinge(pairs, beta=0.1)  # 1 - 0.1 x 3
+        tensor([0.7000])
     """
     return torch.relu(1 - beta * pairs.margin)

@@ -22,5 +22,11 @@ def ipo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: the paper's tau; the target margin is half its inverse, in nats per token.
 
     Returns: one loss per pair, shape [B]; $1 / (4\tau^2)$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1))
+        >>> ipo(pairs, beta=0.1)  # 2 nats a token, target 5: (2 - 5)^2
+        tensor([9.])
     """
     return (pairs.mean_margin - 1 / (2 * beta)).square()

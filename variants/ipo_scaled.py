@@ -20,5 +20,11 @@ def ipo_scaled(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
         beta: the paper's tau; the target margin is half its inverse, in nats.
 
     Returns: one loss per pair, shape [B]; 1/4 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> ipo_scaled(pairs, beta=0.1)  # (0.1 x 3 - 0.5)^2
+        tensor([0.0400])
     """
     return (beta * pairs.margin - 0.5).square()

@@ -20,5 +20,11 @@ def ipo_sum(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
         beta: the paper's tau; the target margin is half its inverse, in nats.
 
     Returns: one loss per pair, shape [B]; $1 / (4\tau^2)$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> ipo_sum(pairs, beta=0.1)  # margin 3, target 5: (3 - 5)^2
+        tensor([4.])
     """
     return (pairs.margin - 1 / (2 * beta)).square()

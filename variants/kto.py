@@ -27,6 +27,12 @@ def kto(pairs: Pairs, *, beta: float = 0.1, desirable_weight: float = 1.0, undes
         undesirable_weight: $\lambda_U$, weight of the rejected answers.
 
     Returns: one loss per pair, shape [B]; $(\lambda_D + \lambda_U) / 4$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], needs={"mismatched": 1.0})
+        >>> kto(pairs, beta=0.1)  # z_0 = 1: (sigmoid(-0.1) + sigmoid(-0.2)) / 2
+        tensor([0.4626])
     """
     anchor = pairs.mismatched.logratio.mean().clamp(min=0)
     desirable = (beta * (anchor - pairs.chosen.logratio)).sigmoid()

@@ -21,6 +21,12 @@ def kto_pair(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Returns: one loss per pair, shape [B], so that their mean is the mean over 2B examples; 1/2 wherever the policy still equals
         the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> kto_pair(pairs, beta=0.1)  # anchors 0 and 2: (sigmoid(-0.2) + sigmoid(-0.3)) / 2
+        tensor([0.4379])
     """
     chosen, rejected = pairs.chosen.logratio, pairs.rejected.logratio
     desirable = (beta * (rejected.mean().clamp(min=0) - chosen)).sigmoid()

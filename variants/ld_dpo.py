@@ -27,6 +27,12 @@ def ld_dpo(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> PerPair:
         alpha: $\alpha$, weight of the tokens beyond the shorter answer's length; 1 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1))
+        >>> ld_dpo(pairs, alpha=0.5)  # 1 + 0.5 x 1 and -1: log(1 + e^-0.25)
+        tensor([0.5759])
     """
     shared = torch.minimum(pairs.chosen.length, pairs.rejected.length)[:, None]
     chosen, rejected = (_weighted(side, shared, alpha) for side in (pairs.chosen, pairs.rejected))

@@ -26,6 +26,12 @@ def ld_dpo_policy(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> Per
     Returns: one loss per pair, shape [B]; wherever the policy still equals the reference, log 2 for answers of equal length, and
         $-\log\sigma(\pm\beta(1-\alpha)R)$ otherwise, with R the negative log-probability of the tail and + if the chosen answer is
         the longer one.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([0.0], [0.0], tokens=(2, 1))
+        >>> ld_dpo_policy(pairs, alpha=0.5)  # -3 - 0.5 x 3 + 6 = 1.5 and 0: log(1 + e^-0.15)
+        tensor([0.6210])
     """
     shared = torch.minimum(pairs.chosen.length, pairs.rejected.length)[:, None]
     chosen, rejected = (_weighted(side, shared, alpha) for side in (pairs.chosen, pairs.rejected))

@@ -26,6 +26,12 @@ def mallows_dpo(pairs: Pairs, *, beta: float = 0.1, dispersion: float = 0.29) ->
         dispersion: $\phi^*$, a scale fixed per data set, by the authors at 0.29; where $\hat\phi = 1$ the loss is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], needs={"reference_entropy": 0.5})
+        >>> mallows_dpo(pairs, dispersion=1.0)  # log 2 x 3 = 2.0794: log(1 + e^-0.2079)
+        tensor([0.5946])
     """
     entropy = (pairs.chosen.mean("reference_entropy") + pairs.rejected.mean("reference_entropy")) / 2
     # A reference that is sure of every token has entropy 0, whose logarithm is infinite.

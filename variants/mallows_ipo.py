@@ -24,6 +24,12 @@ def mallows_ipo(pairs: Pairs, *, beta: float = 0.01, dispersion: float = 0.29) -
         dispersion: $\phi^*$, a scale fixed per data set, by the authors at 0.29; where $\hat\phi = 1$ the loss is `ipo_sum`.
 
     Returns: one loss per pair, shape [B]; $1 / (4\tau^2)$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], needs={"reference_entropy": 0.5})
+        >>> mallows_ipo(pairs, beta=0.1, dispersion=1.0)  # log 2 x 3 = 2.0794, target 5: (2.0794 - 5)^2
+        tensor([8.5297])
     """
     entropy = (pairs.chosen.mean("reference_entropy") + pairs.rejected.mean("reference_entropy")) / 2
     # A reference that is sure of every token has entropy 0, whose logarithm is infinite.

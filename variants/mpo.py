@@ -41,6 +41,12 @@ def mpo(
         generation: $w_g$, weight of the likelihood, nats a token, a mean over all tokens of the global batch.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], statistics={"delta": 0.1})
+        >>> mpo(pairs).each()  # 0.8 log(1 + e^-0.3) + 0.2 (log(1 + e^-0.1) + log(1 + e^-0.2)) + 1
+        tensor([1.6920])
     """
     delta = pairs.statistics["delta"]
     good, bad = beta * pairs.chosen.logratio - delta, beta * pairs.rejected.logratio - delta

@@ -24,6 +24,12 @@ def nca(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
         beta: per nat; the smaller, the farther the chosen answer may rise.
 
     Returns: one loss per pair, shape [B]; 2 log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> nca(pairs, beta=0.1)  # log(1 + e^-0.2) + log(1 + e^0.2) / 2 + log(1 + e^-0.1) / 2
+        tensor([1.3194])
     """
     chosen, rejected = beta * pairs.chosen.logratio, beta * pairs.rejected.logratio
     return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected)) / 2

@@ -27,6 +27,12 @@ def odpo(pairs: Pairs, *, beta: float = 0.1, alpha: float = 1.0, smallest_gap: f
 
     Returns: one loss per pair, shape [B]; $\log(1 + (s_w - s_l)^\alpha)$, log 2 at a gap of 1, wherever the policy still equals the
         reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], columns={"score_chosen": [3.0], "score_rejected": [1.0]})
+        >>> odpo(pairs)  # 0.3 - log 2: log(1 + 2 e^-0.3)
+        tensor([0.9089])
     """
     gap = (pairs.columns["score_chosen"] - pairs.columns["score_rejected"]).clamp(min=smallest_gap)
     return -F.logsigmoid(beta * pairs.margin - alpha * gap.log())

@@ -29,5 +29,11 @@ def orpo(pairs: Pairs, *, weight: float = 0.1) -> Objective:
         weight: $\lambda$, of the odds ratio beside the likelihood.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0])
+        >>> orpo(pairs).each()  # log-odds -0.5413 and -1.8546: 1 + 0.1 log(1 + e^-1.3133)
+        tensor([1.0238])
     """
     return Objective(-weight * F.logsigmoid(log_odds(pairs.chosen) - log_odds(pairs.rejected)), (pairs.chosen.nll(),))

@@ -24,5 +24,11 @@ def r_dpo(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.05) -> PerPair:
 
     Returns: one loss per pair, shape [B]; $\log(1 + e^{-\alpha(n_w - n_l)})$ wherever the policy still equals the reference: log 2
         for answers of equal length.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(3, 1))
+        >>> r_dpo(pairs, alpha=0.05)  # 0.3 + 0.05 x 2: log(1 + e^-0.4)
+        tensor([0.5130])
     """
     return -F.logsigmoid(beta * pairs.margin + alpha * (pairs.chosen.length - pairs.rejected.length))

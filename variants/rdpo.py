@@ -29,6 +29,12 @@ def rdpo(pairs: Pairs, *, beta: float = 0.1, flip: float = 0.1) -> PerPair:
         flip: $\epsilon$, the share of labels taken to be flipped; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> rdpo(pairs)  # (0.9 log(1 + e^-0.3) - 0.1 log(1 + e^0.3)) / 0.8
+        tensor([0.5169])
     """
     logits = beta * pairs.margin
     return (-(1 - flip) * F.logsigmoid(logits) + flip * F.logsigmoid(-logits)) / (1 - 2 * flip)

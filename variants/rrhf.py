@@ -21,5 +21,11 @@ def rrhf(pairs: Pairs, *, weight: float = 1.0) -> PerPair:
         weight: $\lambda$, of the hinge beside the likelihood.
 
     Returns: one loss per pair, shape [B].
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0], [2.0])
+        >>> rrhf(pairs)  # log-probabilities -2 and -1: (-1 + 2) + 2
+        tensor([3.])
     """
     return weight * (pairs.rejected.mean_logp - pairs.chosen.mean_logp).relu() - pairs.chosen.mean_logp

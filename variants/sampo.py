@@ -26,6 +26,12 @@ def sampo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 1), needs={"noise": 0.5})
+        >>> sampo(pairs, beta=0.1)  # one token of each, 1 and -1: log(1 + e^-0.2)
+        tensor([0.5981])
     """
     kept = torch.minimum(pairs.chosen.length, pairs.rejected.length)[:, None]
     chosen, rejected = (_sampled(side, kept) for side in (pairs.chosen, pairs.rejected))

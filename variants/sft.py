@@ -24,5 +24,11 @@ def sft(pairs: Pairs, *, weight: float = 1.0) -> Objective:
         weight: $w$, a factor of the whole.
 
     Returns: zero per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([1.0], [0.0], tokens=(2, 1))
+        >>> sft(pairs).each()  # 5 nats on 2 tokens
+        tensor([2.5000])
     """
     return Objective(torch.zeros_like(pairs.chosen.logp), (pairs.chosen.nll(weight),))

@@ -25,5 +25,11 @@ def simpo(pairs: Pairs, *, beta: float = 2.0, gamma_ratio: float = 0.5) -> PerPa
         gamma_ratio: $\gamma/\beta$, the margin at which the loss is log 2, nats per token.
 
     Returns: one loss per pair, shape [B].
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0])
+        >>> simpo(pairs)  # 2 (-1 + 2 - 0.5) = 1: log(1 + e^-1)
+        tensor([0.3133])
     """
     return -F.logsigmoid(beta * (pairs.chosen.mean_logp - pairs.rejected.mean_logp - gamma_ratio))

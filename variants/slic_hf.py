@@ -23,5 +23,11 @@ def slic_hf(pairs: Pairs, *, weight: float = 0.1, delta: float = 1.0) -> Objecti
         delta: $\delta$, the margin of log-probabilities at which the hinge lets go, nats.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.5])
+        >>> slic_hf(pairs).each()  # 1 - (-1) + (-1.5) = 0.5, and 0.1 x 1
+        tensor([0.6000])
     """
     return Objective((delta - pairs.chosen.logp + pairs.rejected.logp).relu(), (pairs.chosen.nll(weight),))

@@ -21,6 +21,12 @@ def sppo_hard(pairs: Pairs, *, beta: float = 0.001) -> PerPair:
         beta: inverse of the paper's eta; the targets are half its inverse, in nats, up for the chosen, down for the rejected.
 
     Returns: one loss per pair, shape [B]; $1 / (2\beta^2)$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0])
+        >>> sppo_hard(pairs, beta=0.25)  # targets 2 and -2: 0 + 1
+        tensor([1.])
     """
     target = 1 / (2 * beta)
     return (pairs.chosen.logratio - target).square() + (pairs.rejected.logratio + target).square()

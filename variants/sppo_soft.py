@@ -21,6 +21,12 @@ def sppo_soft(pairs: Pairs, *, beta: float = 0.001) -> PerPair:
         beta: inverse of the paper's eta; for P = 1 the targets are half its inverse, in nats.
 
     Returns: one loss per pair, shape [B]; $(P - \frac12)^2 / \beta^2$ wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], columns={"win_probability": [0.75]})
+        >>> sppo_soft(pairs, beta=0.125)  # targets 2 and -2: (0 + 1) / 2
+        tensor([0.5000])
     """
     target = (pairs.columns["win_probability"] - 0.5) / beta
     return ((pairs.chosen.logratio - target).square() + (pairs.rejected.logratio + target).square()) / 2

@@ -26,6 +26,12 @@ def tdpo1(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(1, 2), needs={"reference_kl": 0.5})
+        >>> tdpo1(pairs, beta=0.1)  # 3 - (1 - 0.5) = 2.5: log(1 + e^-0.25)
+        tensor([0.5759])
     """
     drift = pairs.rejected.total("reference_kl") - pairs.chosen.total("reference_kl")
     return -F.logsigmoid(beta * (pairs.margin - drift))

@@ -29,6 +29,12 @@ def tdpo2(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> PerPair:
         alpha: weight of the divergences in the margin; 0 is DPO, 1 has the value of `tdpo1`.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [-1.0], tokens=(1, 2), needs={"reference_kl": 0.5})
+        >>> tdpo2(pairs, alpha=0.5)  # 3 - 0.5 (1 - 0.5) = 2.75: log(1 + e^-0.275)
+        tensor([0.5651])
     """
     drift = pairs.rejected.total("reference_kl") - pairs.chosen.total("reference_kl").detach()
     return -F.logsigmoid(beta * (pairs.margin - alpha * drift))

@@ -24,5 +24,11 @@ def tpo(pairs: Pairs, *, beta: float = 0.01, weight: float = 1.0) -> Objective:
         weight: $\alpha$, of the gold answers' likelihood, a mean over all their tokens in the global batch.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0], needs={"gold": 0.5})
+        >>> tpo(pairs, beta=0.1).each()  # margin 1, gold answer -2.5: log(1 + e^-0.1) + 2.5
+        tensor([3.1444])
     """
     return Objective(-F.logsigmoid(beta * (pairs.chosen.logp - pairs.rejected.logp)), (pairs.gold.nll(weight),))

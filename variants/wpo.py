@@ -22,6 +22,12 @@ def wpo(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 times the pair's weight where the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0], needs={"collision": -1.0})
+        >>> wpo(pairs, beta=0.1)  # weight e^(0 - 1): e^-1 log(1 + e^-0.1)
+        tensor([0.2371])
     """
     chosen, rejected = (side.mean_logp - side.mean("collision") for side in (pairs.chosen, pairs.rejected))
     return (chosen + rejected).detach().clamp(max=0).exp() * -F.logsigmoid(beta * pairs.margin)

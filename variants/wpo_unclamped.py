@@ -22,6 +22,12 @@ def wpo_unclamped(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
         beta: strength of the pull to the reference.
 
     Returns: one loss per pair, shape [B]; log 2 times the pair's weight where the policy still equals the reference.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> pairs = example_pairs([2.0], [1.0], needs={"collision": -2.0})
+        >>> wpo_unclamped(pairs, beta=0.1)  # weight e^(1 + 0): e log(1 + e^-0.1)
+        tensor([1.7517])
     """
     chosen, rejected = (side.mean_logp - side.mean("collision") for side in (pairs.chosen, pairs.rejected))
     return (chosen + rejected).detach().exp() * -F.logsigmoid(beta * pairs.margin)

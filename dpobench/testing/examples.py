@@ -13,7 +13,7 @@ def example_pairs(
     rejected: Sequence[float],
     *,
     tokens: tuple[int, int] = (1, 1),
-    reference: float = -1.0,
+    reference: float = -3.0,
     needs: Mapping[str, float] | None = None,
     columns: Mapping[str, Sequence[float]] | None = None,
     statistics: Mapping[str, float] | None = None,
@@ -35,7 +35,7 @@ def example_pairs(
     Example:
         >>> pairs = example_pairs([2.0], [-1.0], tokens=(2, 4))
         >>> pairs.margin, pairs.chosen.mean_logratio, pairs.rejected.logp
-        (tensor([3.]), tensor([1.]), tensor([-5.]))
+        (tensor([3.]), tensor([1.]), tensor([-13.]))
     """
     needs = needs or {}
     extras = {name: value for name, value in needs.items() if NEEDS[name].source not in ("pairs", "data")}
