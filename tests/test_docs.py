@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from dpobench.evaluation.registry import EvaluatorRegistry, JudgeRegistry
 from dpobench.gallery import portrait
 from dpobench.losses import quantities
 from dpobench.losses.registry import LossRegistry, variants
 from dpobench.losses.spec import UNITS
-from dpobench.testing import check
+from dpobench.testing import check, evaluator_inputs
+from dpobench.testing.laws import LAW_NAMES
 from dpobench.testing.loss_laws import LAWS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,3 +112,74 @@ def test_every_command_of_the_guide_works(tmp_path):
     # Five points of dpo and five of the template; dpo at its default beside two betas times two weights of the mixture; and
     # each time the baseline.
     assert re.findall(r"^(\d+) runs;", done.stdout, re.MULTILINE) == ["11", "6"]
+
+
+KINDS = {"evaluator": ("adding-an-evaluator.md", EvaluatorRegistry), "judge": ("adding-a-judge.md", JudgeRegistry)}
+
+
+def plugin_guide(kind):
+    """Text of the guide, its plugins by name, and its test."""
+    text = (ROOT / "docs" / KINDS[kind][0]).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    plugins = {
+        re.findall(rf"^@{kind}.*?^def (\w+)", block, re.DOTALL | re.MULTILINE)[0]: block
+        for block in blocks
+        if f"@{kind}(" in block
+    }
+    (test,) = (block for block in blocks if "def test_" in block)
+    return text, plugins, test
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_evaluator_and_judge_of_a_guide_keeps_all_laws(kind, tmp_path):
+    _, plugins, _ = plugin_guide(kind)
+    assert len(plugins) == {"evaluator": 1, "judge": 2}[kind]
+    for name, block in plugins.items():
+        (tmp_path / f"{name}.py").write_text(block)
+        registry = KINDS[kind][1]()
+        registry.add_file(tmp_path / f"{name}.py")
+        assert [f"{law.name}: {law.reason}" for law in check(registry.get(name)) if not law.passed] == [], name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_test_of_a_guide_passes(kind, tmp_path):
+    _, plugins, test = plugin_guide(kind)
+    for name, block in plugins.items():
+        (tmp_path / f"{name}.py").write_text(block)
+    (tmp_path / "test_mine.py").write_text(test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"{len(LAW_NAMES[kind]) + 1} passed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_law_and_every_need_has_a_line_in_its_guide(kind):
+    text, _, _ = plugin_guide(kind)
+
+    def first_cells(header):
+        rows = text[text.index(f"| {header} |") :].split("\n\n")[0].splitlines()[2:]
+        return [row.split("|")[1].strip().strip("`") for row in rows]
+
+    assert first_cells("law") == list(LAW_NAMES[kind])
+    if kind == "evaluator":
+        assert set(first_cells("need")) == set(evaluator_inputs.NEEDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_of_a_plugin_guide_works(kind, tmp_path):
+    text, _, _ = plugin_guide(kind)
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [line.partition("#")[0].split() for line in lines]
+    assert len(commands) == 5
+    arguments = [[*c[1:], "--dry-run"] if c[1] == "run" else c[1:] for c in commands]
+    (tmp_path / "commands.py").write_text(
+        "from dpobench.cli.commands import commands\n"
+        f"for words in {arguments}:\n    assert not commands.main(words, standalone_mode=False), words\n"
+    )
+    done = subprocess.run([sys.executable, "commands.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"mine.py", "test_mine.py"} <= {file.name for file in tmp_path.iterdir()}

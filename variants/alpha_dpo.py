@@ -1,4 +1,4 @@
-"""Alpha-DPO: SimPO with a target margin that grows with the pair's own log-ratio margin."""
+"""Alpha-DPO: SimPO with a target margin that grows with the pair's log-ratio margin."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +7,7 @@ from dpobench import Pairs, PerPair, loss
 
 
 def init() -> dict[str, float]:
-    """No batch seen; a spread of one nat a token stands in until a batch has two pairs."""
+    """No batch yet; a spread of one nat a token stands in until a batch has two pairs."""
     return {"mean": 0.0, "std": 1.0, "count": 0.0}
 
 
@@ -41,8 +41,8 @@ def alpha_dpo(pairs: Pairs, *, beta: float = 2.5, gamma_ratio: float = 0.6, alph
 
     Args:
         pairs: B pairs; mean log-probabilities $\bar p$ and `pairs.mean_margin` $\bar\Delta$, shape [B], in nats per token.
-        beta: how sharply the margin is judged; nothing pulls to the reference.
-        gamma_ratio: $\hat\gamma$, the margin asked of an ordinary pair, nats per token.
+        beta: how sharply the margin is judged; nothing holds the policy to the reference.
+        gamma_ratio: $\hat\gamma$, the margin required of an ordinary pair, nats per token.
         alpha: nats per token by which the target rises with each standard deviation of $\bar\Delta$; 0 is SimPO.
 
     Returns: one loss per pair, shape [B]; no fixed value where the policy equals the reference.

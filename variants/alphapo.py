@@ -30,7 +30,7 @@ def alphapo(pairs: Pairs, *, beta: float = 2.5, gamma_ratio: float = 0.04, alpha
 
     Args:
         pairs: B pairs; $\bar p$ is `mean_logp` of each side, shape [B], in nats per token.
-        beta: scale of the reward; the larger, the sharper. Nothing pulls to a reference.
+        beta: scale of the reward; the larger, the sharper. Nothing holds the policy to a reference.
         gamma_ratio: $\gamma/\beta$, the margin of rewards at which the loss is log 2.
         alpha: how far the reward is bent; 0 is SimPO.
 

@@ -20,11 +20,11 @@ def aot(pairs: Pairs, *, beta: float = 0.01, flip: float = 0.0) -> PerPair:
 
     $\ell(z) = -(1-\epsilon)\log\sigma(z) - \epsilon\log\sigma(-z)$. The whole batch is sorted; trainers sort what is on a device. TRL
     called `aot_unpaired` "aot_pair" until it renamed both. With a flip of 0 no chosen answer is pushed down and no rejected one up;
-    with any other the pull turns, as in `cdpo`.
+    with any other the gradient changes sign, as in `cdpo`.
 
     Args:
         pairs: B pairs; margins of summed log-probabilities under policy p and reference r, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         flip: $\epsilon$, the share of labels taken to be flipped.
 
     Returns: one loss per pair, shape [B], the policy's margin against the reference's of the same rank; log 2 wherever the

@@ -20,11 +20,11 @@ def aot_unpaired(pairs: Pairs, *, beta: float = 0.01, flip: float = 0.0) -> PerP
 
     $\ell(z) = -(1-\epsilon)\log\sigma(z) - \epsilon\log\sigma(-z)$. The whole batch is sorted; trainers sort what is on a device. Which
     rejected answer belongs to which chosen one has no effect. With a flip of 0 no chosen answer is pushed down and no rejected one
-    up; with any other the pull turns, as in `cdpo`.
+    up; with any other the gradient changes sign, as in `cdpo`.
 
     Args:
         pairs: B pairs; log-ratios a of the chosen and b of the rejected, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         flip: $\epsilon$, the share of labels taken to be flipped.
 
     Returns: one loss per pair, shape [B], each chosen answer against the rejected one of the same rank; log 2 wherever the

@@ -7,7 +7,7 @@ from dpobench import Pairs, PerPair, loss
 def apo_zero(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
     r"""Chance of judging each answer wrongly: $\sigma(-\beta a) + \sigma(\beta b)$, a and b the log-ratios.
 
-    Meant for chosen answers that are better than what the policy writes; for worse ones there is `apo_down`. The pull fades where
+    Meant for chosen answers that are better than what the policy writes; for worse ones there is `apo_down`. The gradient fades where
     an answer is judged very wrongly as well as where it is judged well.
 
     Args:

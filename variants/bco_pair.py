@@ -9,7 +9,7 @@ from dpobench import Pairs, PerPair, loss
 
 
 def init() -> dict[str, float]:
-    """No batch seen: no shift."""
+    """No batch yet: no shift."""
     return {"delta": 0.0, "count": 0.0}
 
 
@@ -34,7 +34,7 @@ def bco_pair(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; log-ratios a of the chosen and b of the rejected, shape [B], in nats; `pairs.statistics["delta"]`.
-        beta: strength of the pull to the reference, per nat.
+        beta: regularisation strength, per nat.
 
     Returns: one loss per pair, shape [B]; 2 log 2 wherever the policy still equals the reference and $\delta$ is 0.
 

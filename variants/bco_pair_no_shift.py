@@ -19,7 +19,7 @@ def bco_pair_no_shift(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; log-ratios a of the chosen and b of the rejected, shape [B], in nats.
-        beta: strength of the pull to the reference, per nat.
+        beta: regularisation strength, per nat.
 
     Returns: one loss per pair, shape [B]; 2 log 2 wherever the policy still equals the reference.
 

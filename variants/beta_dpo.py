@@ -8,7 +8,7 @@ from dpobench import Pairs, PerPair, loss
 
 
 def init() -> dict[str, float]:
-    """No batch seen; a spread of one nat stands in until a batch has two pairs."""
+    """No batch yet; a spread of one nat stands in until a batch has two pairs."""
     return {"mean": 0.0, "std": 1.0, "count": 0.0}
 
 
@@ -42,7 +42,7 @@ def beta_dpo(pairs: Pairs, *, beta: float = 0.1, gain: float = 0.6, drop: float 
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; the chosen side's first `noise` decides the draw.
-        beta: strength of the pull to the reference, at a batch of ordinary margin.
+        beta: regularisation strength, at a batch of ordinary margin.
         gain: g, per nat; how much beta grows with the batch's margin. 0 leaves beta as it is.
         drop: $\rho$, the share left out.
 
@@ -61,6 +61,6 @@ def beta_dpo(pairs: Pairs, *, beta: float = 0.1, gain: float = 0.6, drop: float 
     gumbel = -(-pairs.chosen.extras["noise"][:, 0].log()).log()
     # (1 - 0.8) * 10 is a little less than 2 to a computer.
     size = max(1, int((1 - drop) * len(pairs) + 1e-9))
-    kept = torch.zeros_like(margin).index_fill(0, (log_weight + gumbel).topk(size).indices, len(pairs) / size)
-    strength = (beta * (1 + gain * ((kept * margin).mean() - mean))).clamp(min=1e-3)
-    return -kept * F.logsigmoid(strength * pairs.margin)
+    share = torch.zeros_like(margin).index_fill(0, (log_weight + gumbel).topk(size).indices, len(pairs) / size)
+    batch_beta = (beta * (1 + gain * ((share * margin).mean() - mean))).clamp(min=1e-3)
+    return -share * F.logsigmoid(batch_beta * pairs.margin)

@@ -25,7 +25,7 @@ def cal_dpo(pairs: Pairs, *, beta: float = 0.001, weight: float = 0.5) -> PerPai
     Args:
         pairs: B pairs; log-ratios a and b and their difference $\Delta$, shape [B], in nats.
         beta: the targets are half its inverse, in nats, up for the chosen, down for the rejected.
-        weight: w, of the calibration beside the logistic term.
+        weight: w, of the calibration relative to the logistic term.
 
     Returns: one loss per pair, shape [B]; $\log 2 + w / (2\beta^2)$ wherever the policy still equals the reference.
 

@@ -15,12 +15,12 @@ from dpobench import Pairs, PerPair, loss
 def cauchy(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
     r"""Negative log of the Cauchy distribution function: $-\log(\frac12 + \frac1\pi\arctan(\beta\Delta))$.
 
-    A pair ranked very wrongly costs only the logarithm of its margin, and pulls ever less. The probability is taken as the angle
+    A pair ranked very wrongly costs only the logarithm of its margin, and its gradient fades. The probability is taken as the angle
     of the point $(-\beta\Delta, 1)$ over $\pi$, which keeps its digits where the sum above cancels.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 

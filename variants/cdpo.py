@@ -19,12 +19,12 @@ from dpobench import Pairs, PerPair, loss
 def cdpo(pairs: Pairs, *, beta: float = 0.1, flip: float = 0.1) -> PerPair:
     r"""Cross-entropy to a soft label: $-(1-\epsilon)\log\sigma(\beta\Delta) - \epsilon\log\sigma(-\beta\Delta)$.
 
-    The pull ends at the finite margin $\log\frac{1-\epsilon}{\epsilon} / \beta$ and reverses beyond it. Not to be confused with
+    The gradient vanishes at the finite margin $\log\frac{1-\epsilon}{\epsilon} / \beta$ and reverses beyond it. Not to be confused with
     "robust" DPO, which subtracts the second term.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         flip: $\epsilon$, the share of labels taken to be flipped; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

@@ -22,7 +22,7 @@ def chipo(pairs: Pairs, *, beta: float = 0.05, reward_bound: float = 10.0) -> Pe
 
     Args:
         pairs: B pairs; $a$ is the log-ratio of the chosen answer, $b$ of the rejected one, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         reward_bound: $R$, bound of the reward; the logits are held within $\pm 2R$.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

@@ -1,4 +1,4 @@
-"""Contrastive Preference Optimization: DPO without a reference, beside the likelihood of the chosen answers."""
+"""Contrastive Preference Optimization: DPO without a reference, plus the likelihood of the chosen answers."""
 
 import torch.nn.functional as F
 
@@ -21,7 +21,7 @@ def cpo(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> Objective:
     Args:
         pairs: B pairs; $p$ is `logp` of each side, shape [B], in nats; `pairs.chosen.length` is $n_w$.
         beta: scale of the margin of log-probabilities.
-        weight: $\lambda$, of the likelihood beside the logistic part.
+        weight: $\lambda$, of the likelihood relative to the logistic part.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
 

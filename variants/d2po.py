@@ -22,8 +22,8 @@ def d2po(pairs: Pairs, *, beta: float = 0.1, gamma: float = 0.98) -> PerPair:
 
     Args:
         pairs: B pairs; $a_t$ is policy minus reference at token t, in nats.
-        beta: strength of the pull to the reference.
-        gamma: $\gamma$, what a token counts beside the one before; 1 is DPO.
+        beta: regularisation strength.
+        gamma: $\gamma$, what a token counts relative to the one before; 1 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 

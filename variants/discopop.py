@@ -1,4 +1,4 @@
-"""DiscoPOP: the log-ratio modulated loss, found by a language model's search over losses."""
+"""DiscoPOP: the log-ratio modulated loss, the result of a language model's search over losses."""
 
 import math
 
@@ -24,7 +24,7 @@ def discopop(pairs: Pairs, *, beta: float = 0.05, tau: float = 0.05) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         tau: $\tau$, temperature of the blend, in units of $z$.
 
     Returns: one loss per pair, shape [B]; $(\log 2 + 1) / 2$ wherever the policy still equals the reference.

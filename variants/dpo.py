@@ -18,7 +18,7 @@ def dpo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference; the smaller, the further the policy may drift.
+        beta: regularisation strength; the smaller, the further the policy may drift.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 

@@ -1,4 +1,4 @@
-"""DPO beside the negative log-likelihood of the chosen answer, a mean over its own tokens."""
+"""DPO plus the negative log-likelihood of the chosen answer, a mean over its tokens."""
 
 import torch.nn.functional as F
 
@@ -19,8 +19,8 @@ def dpo_nll(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; `pairs.chosen.mean_logp` is $\bar p_w$, nats per token.
-        beta: strength of the pull to the reference.
-        weight: $\alpha$, of the likelihood beside DPO; 0 is DPO.
+        beta: regularisation strength.
+        weight: $\alpha$, of the likelihood relative to DPO; 0 is DPO.
 
     Returns: one loss per pair, shape [B].
 

@@ -1,4 +1,4 @@
-"""DPO beside the negative log-likelihood of the chosen answers, a mean over all their tokens."""
+"""DPO plus the negative log-likelihood of the chosen answers, a mean over all their tokens."""
 
 import torch.nn.functional as F
 
@@ -18,8 +18,8 @@ def dpo_nll_token(pairs: Pairs, *, beta: float = 0.1, weight: float = 1.0) -> Ob
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, `pairs.chosen.logp` $p_w$, shape [B], in nats; `pairs.chosen.length` is $n_w$.
-        beta: strength of the pull to the reference.
-        weight: $\alpha$, of the likelihood beside DPO; 0 is DPO.
+        beta: regularisation strength.
+        weight: $\alpha$, of the likelihood relative to DPO; 0 is DPO.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
 

@@ -20,7 +20,7 @@ def dpo_norm(pairs: Pairs, *, beta: float = 5.0) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.mean_margin` is $\bar\Delta$, shape [B], in nats per token.
-        beta: strength of the pull to the reference, per nat per token.
+        beta: regularisation strength, per nat per token.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 

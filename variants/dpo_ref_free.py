@@ -18,7 +18,7 @@ def dpo_ref_free(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; $p$ is the answer's log-probability under the policy, shape [B], in nats.
-        beta: sharpness of the loss, per nat of summed log-probability; nothing pulls to a reference.
+        beta: sharpness of the loss, per nat of summed log-probability; nothing holds the policy to a reference.
 
     Returns: one loss per pair, shape [B]; $-\log\sigma(\beta(r_w - r_l))$ at policy = reference, which is no fixed value.
 

@@ -21,7 +21,7 @@ def dpop(pairs: Pairs, *, beta: float = 0.3, penalty: float = 50.0) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` $\Delta$ and the chosen log-ratio a, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         penalty: $\lambda$, nats of margin for each nat that the chosen answer has lost; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

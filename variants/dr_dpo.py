@@ -23,7 +23,7 @@ def dr_dpo(pairs: Pairs, *, beta: float = 0.1, temperature: float = 1.0) -> PerP
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats, and $\ell = -\log\sigma(\beta\Delta)$.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         temperature: $\beta'$; towards 0 the best fitted pair alone counts, towards infinity the mean, which is DPO.
 
     Returns: the batch's value for every pair, shape [B]; log 2 wherever the policy still equals the reference.

@@ -19,11 +19,11 @@ def eps_dpo(pairs: Pairs, *, beta: float = 0.01, epsilon: float = 0.01) -> PerPa
 
     A policy with logits $(1 + \epsilon)$ policy $- \epsilon$ reference stands for a smaller beta, one with $(1 - \epsilon)$ policy
     $+ \epsilon$ reference for a larger. $s = 1$ if the margin of log-probabilities rises from the latter over the policy itself to
-    the former, $-1$ if it falls all the way, else 0. The authors' own label smoothing has no effect; there is none here.
+    the former, $-1$ if it falls all the way, else 0. The label smoothing of the authors' code has no effect; there is none here.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; `extrapolated` and `interpolated` log-probabilities.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         epsilon: relative size of the step; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

@@ -18,13 +18,13 @@ from dpobench import Pairs, PerPair, loss
 def exo(pairs: Pairs, *, beta: float = 0.1, smoothing: float = 1e-3) -> PerPair:
     r"""Reverse KL to a label: $\sigma(z)\log\frac{\sigma(z)}{1-\epsilon} + \sigma(-z)\log\frac{\sigma(-z)}{\epsilon}$, $z=\beta\Delta$.
 
-    The pull ends at the margin $\log\frac{1-\epsilon}{\epsilon} / \beta$ and reverses beyond it. It also vanishes for a pair that is
-    ranked very wrongly, which then cannot recover. This is the reading with a normalised target, $(1-\epsilon, \epsilon)$, as in
+    The gradient vanishes at the margin $\log\frac{1-\epsilon}{\epsilon} / \beta$ and reverses beyond it. It also vanishes for a pair
+    that is ranked very wrongly, which then cannot recover. This is the reading with a normalised target, $(1-\epsilon, \epsilon)$, as in
     TRL and Liger; the authors' code has the target $(1, e^{-10})$: `exo_unnormalised`.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         smoothing: $\epsilon$, the label's probability of the rejected answer.
 
     Returns: one loss per pair, shape [B]; $-\log 2 - \frac12\log(\epsilon(1-\epsilon))$, 2.76 at the default, wherever the policy still

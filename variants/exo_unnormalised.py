@@ -18,13 +18,13 @@ from dpobench import Pairs, PerPair, loss
 def exo_unnormalised(pairs: Pairs, *, beta: float = 0.1, log_epsilon: float = -10.0) -> PerPair:
     r"""Reverse KL to the label $(1, \epsilon)$: $\sigma(z)\log\sigma(z) + \sigma(-z)\log\frac{\sigma(-z)}{\epsilon}$, $z=\beta\Delta$.
 
-    The pull ends at the margin $-\log\epsilon / \beta$ and reverses beyond it; it vanishes for a pair that is ranked very
+    The gradient vanishes at the margin $-\log\epsilon / \beta$ and reverses beyond it; it vanishes for a pair that is ranked very
     wrongly. The other reading, with a normalised target, is `exo`: at a smoothing of $\epsilon / (1 + \epsilon)$ the two
     differ by a constant, but its usual $\epsilon$ is larger.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         log_epsilon: $\log\epsilon$, of the label's weight of the rejected answer, in nats.
 
     Returns: one loss per pair, shape [B]; $-\log 2 - \frac12\log\epsilon$, 4.31 at the default, wherever the policy still equals the

@@ -26,7 +26,7 @@ def f_dpo_alpha(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> PerPa
 
     Args:
         pairs: B pairs; $a$ is the log-ratio of the chosen answer, $b$ of the rejected one, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         alpha: $\alpha$; 1 is `f_dpo_forward_kl`, towards 0 it becomes `dpo`.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

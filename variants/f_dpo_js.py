@@ -20,7 +20,7 @@ def f_dpo_js(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; $a$ is the log-ratio of the chosen answer, $b$ of the rejected one, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 

@@ -14,11 +14,11 @@ def hinge(pairs: Pairs, *, beta: float = 0.05) -> PerPair:
     r"""Hinge at a margin of one over beta: $\max(0, 1 - \beta\Delta)$.
 
     A pair past that margin has no gradient at all. TRL and OAT call this loss "SLiC"; SLiC-HF proper has no reference and a
-    likelihood term beside the hinge.
+    likelihood term added to the hinge.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: the inverse of the margin, in nats, at which the pull ends.
+        beta: the inverse of the margin, in nats, at which the gradient ends.
 
     Returns: one loss per pair, shape [B]; 1 wherever the policy still equals the reference.
 

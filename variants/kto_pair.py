@@ -12,8 +12,8 @@ from dpobench import Pairs, PerPair, loss
 def kto_pair(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
     r"""Half of $\sigma(-\beta(a - \bar b_+)) + \sigma(-\beta(\bar a_+ - b))$, with batch means that are 0 where negative.
 
-    It needs no mismatched answers, but it is another loss than `kto`: the anchors are differentiated, so that every pair pulls on
-    the answers of all others, in the same direction as on its own.
+    It needs no mismatched answers, but it is another loss than `kto`: the anchors are differentiated, so that every pair has a
+    gradient on the answers of all others, in the same direction as on its two answers.
 
     Args:
         pairs: B pairs; log-ratios a of the chosen and b of the rejected, shape [B], in nats.

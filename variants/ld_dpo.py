@@ -23,7 +23,7 @@ def ld_dpo(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> PerPair:
 
     Args:
         pairs: B pairs; $a_t$ is policy minus reference at token t, in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         alpha: $\alpha$, weight of the tokens beyond the shorter answer's length; 1 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

@@ -20,7 +20,7 @@ def ld_dpo_policy(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> Per
 
     Args:
         pairs: B pairs; $p_t$ is the policy's log-probability of token t and $r$ the reference's of the answer, in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         alpha: $\alpha$, weight of the policy's tokens beyond the shorter answer's length; 1 is DPO.
 
     Returns: one loss per pair, shape [B]; wherever the policy still equals the reference, log 2 for answers of equal length, and

@@ -1,4 +1,4 @@
-"""MallowsPO with the logistic link: DPO that pulls less where the reference is unsure."""
+"""MallowsPO with the logistic link: DPO with a smaller gradient where the reference is unsure."""
 
 import math
 
@@ -22,7 +22,7 @@ def mallows_dpo(pairs: Pairs, *, beta: float = 0.1, dispersion: float = 0.29) ->
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; extra "reference_entropy", shape [B, T], from 0 to 1.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         dispersion: $\phi^*$, a scale fixed per data set, by the authors at 0.29; where $\hat\phi = 1$ the loss is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

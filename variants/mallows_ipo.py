@@ -16,7 +16,7 @@ def mallows_ipo(pairs: Pairs, *, beta: float = 0.01, dispersion: float = 0.29) -
     r"""Squared distance of a weighted margin from a target: $(\hat\phi\Delta - \frac{1}{2\tau})^2$, $\hat\phi = -\phi^*\log\hat H$.
 
     $\hat H$ is the reference's token entropy as a share of its maximum $\log V$: a mean over tokens, then over the two answers.
-    Margins are sums, as in `ipo_sum`. The pull ends at $1 / (2\tau\hat\phi)$ nats.
+    Margins are sums, as in `ipo_sum`. The gradient vanishes at $1 / (2\tau\hat\phi)$ nats.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; extra "reference_entropy", shape [B, T], from 0 to 1.

@@ -7,7 +7,7 @@ from dpobench import Objective, Pairs, loss
 
 
 def init() -> dict[str, float]:
-    """No batch seen: no shift."""
+    """No batch yet: no shift."""
     return {"delta": 0.0, "count": 0.0}
 
 
@@ -35,7 +35,7 @@ def mpo(
     Args:
         pairs: B pairs; log-ratios $a$ of the chosen and $b$ of the rejected and $\Delta = a - b$, shape [B], in nats; statistic
             "delta" is $\delta$.
-        beta: strength of the pull to the reference, in both terms.
+        beta: regularisation strength, in both terms.
         preference: $w_p$, weight of DPO.
         quality: $w_q$, weight of the classifier that tells good answers from bad.
         generation: $w_g$, weight of the likelihood, nats a token, a mean over all tokens of the global batch.

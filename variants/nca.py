@@ -16,7 +16,7 @@ from dpobench import Pairs, PerPair, loss
 def nca(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
     r"""Absolute likelihoods instead of margins: $-\log\sigma(\beta a) - \frac12\log\sigma(-\beta a) - \frac12\log\sigma(-\beta b)$.
 
-    The chosen answer is pulled up to a log-ratio of $\log 2 / \beta$ and down beyond it; the rejected answer is pulled down
+    The chosen answer is pushed up to a log-ratio of $\log 2 / \beta$ and down beyond it; the rejected answer is pushed down
     without end. The InfoNCA of the same paper is, with two answers, DPO; its "biased" NCA is `bco_pair_no_shift`.
 
     Args:

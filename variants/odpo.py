@@ -1,4 +1,4 @@
-"""DPO with an offset: the better the chosen answer was scored, the larger the margin asked for."""
+"""DPO with an offset: the better the chosen answer was scored, the larger the required margin."""
 
 import torch.nn.functional as F
 
@@ -21,7 +21,7 @@ def odpo(pairs: Pairs, *, beta: float = 0.1, alpha: float = 1.0, smallest_gap: f
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; the columns `score_chosen` and `score_rejected` hold
             $s_w$ and $s_l$, shape [B], in the units of whatever scored the answers.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         alpha: weight of the offset; 0 is DPO.
         smallest_gap: floor of $s_w - s_l$, in the units of the scores.
 

@@ -26,7 +26,7 @@ def orpo(pairs: Pairs, *, weight: float = 0.1) -> Objective:
 
     Args:
         pairs: B pairs; $\bar p$ is `mean_logp` of each side, shape [B], in nats per token.
-        weight: $\lambda$, of the odds ratio beside the likelihood.
+        weight: $\lambda$, of the odds ratio relative to the likelihood.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.
 

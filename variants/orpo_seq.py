@@ -25,7 +25,7 @@ def orpo_seq(pairs: Pairs, *, weight: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; $\bar p$ is `mean_logp` of each side, shape [B], in nats per token.
-        weight: $\lambda$, of the odds ratio beside the likelihood.
+        weight: $\lambda$, of the odds ratio relative to the likelihood.
 
     Returns: one loss per pair, shape [B].
 

@@ -14,12 +14,12 @@ from dpobench import Pairs, PerPair, loss
 def r_dpo(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.05) -> PerPair:
     r"""Logistic loss on the margin and the difference of lengths: $-\log\sigma(\beta\Delta + \alpha(n_w - n_l))$.
 
-    Length explains a part of the preference, so a longer chosen answer pulls less and a shorter one more. The sign is that of the
+    Length explains a part of the preference, so a longer chosen answer has less gradient and a shorter one more. The sign is that of the
     equation as SamPO and OAT implement it; the code of alpha-DPO has a loss of this name with the opposite sign.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, in nats, and $n_w$, $n_l$ are the lengths in tokens, shape [B] each.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         alpha: $\alpha$, per token of difference; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; $\log(1 + e^{-\alpha(n_w - n_l)})$ wherever the policy still equals the reference: log 2

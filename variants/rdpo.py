@@ -19,13 +19,13 @@ def rdpo(pairs: Pairs, *, beta: float = 0.1, flip: float = 0.1) -> PerPair:
     r"""DPO minus what flipped labels add to it: $\frac{(1-\epsilon)\ell(\Delta) - \epsilon\ell(-\Delta)}{1-2\epsilon}$.
 
     With $\ell(\Delta) = -\log\sigma(\beta\Delta)$, the loss of DPO. Averaged over labels of which a share $\epsilon$ is flipped it is
-    DPO on the true ones. It equals $\ell(\Delta) - \frac{\epsilon}{1-2\epsilon}\beta\Delta$: the pull never falls below
+    DPO on the true ones. It equals $\ell(\Delta) - \frac{\epsilon}{1-2\epsilon}\beta\Delta$: the gradient never falls below
     $\frac{\epsilon}{1-2\epsilon}\beta$ and the loss has no lower bound, so watch the margin in long training. Also called
     "robust"; `cdpo`, which some call robust too, adds the second term instead of subtracting it.
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         flip: $\epsilon$, the share of labels taken to be flipped; 0 is DPO.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

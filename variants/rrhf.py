@@ -1,4 +1,4 @@
-"""Rank responses to align: a hinge on mean log-probabilities, beside the likelihood of the chosen answer."""
+"""Rank responses to align: a hinge on mean log-probabilities, plus the likelihood of the chosen answer."""
 
 from dpobench import Pairs, PerPair, loss
 
@@ -13,12 +13,12 @@ from dpobench import Pairs, PerPair, loss
 def rrhf(pairs: Pairs, *, weight: float = 1.0) -> PerPair:
     r"""Hinge and likelihood: $\lambda\max(0, \bar p_l - \bar p_w) - \bar p_w$.
 
-    No margin is asked for: once the chosen answer is the likelier, only the likelihood pulls. The authors' code defaults to a
+    No margin is required: once the chosen answer is the likelier, only the likelihood has a gradient. The authors' code defaults to a
     weight of 100 and averages the likelihood over padding as well.
 
     Args:
         pairs: B pairs; $\bar p$ is `mean_logp` of each side, shape [B], in nats per token.
-        weight: $\lambda$, of the hinge beside the likelihood.
+        weight: $\lambda$, of the hinge relative to the likelihood.
 
     Returns: one loss per pair, shape [B].
 

@@ -17,13 +17,13 @@ from dpobench import Pairs, PerPair, Side, loss
 def sampo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
     r"""DPO on log-ratios summed over $m = \min(n_w, n_l)$ tokens $K$ of each answer: $-\log\sigma(\beta(\sum_{K_w} a_t - \sum_{K_l} a_t))$.
 
-    Kept are the m tokens with the largest noise, so the shorter answer is kept whole. Policy and reference share the draw, which
+    The m tokens with the largest noise are taken, so of the shorter answer all. Policy and reference share the draw, which
     keeps a log-ratio; the authors' code draws for each anew, so that it depends on tokens' log-probabilities where nothing was
     learned.
 
     Args:
         pairs: B pairs; $a_t$ is policy minus reference at token t, in nats; the extra `noise` is uniform in (0, 1).
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 
@@ -33,12 +33,12 @@ def sampo(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
         >>> sampo(pairs, beta=0.1)  # one token of each, 1 and -1: log(1 + e^-0.2)
         tensor([0.5981])
     """
-    kept = torch.minimum(pairs.chosen.length, pairs.rejected.length)[:, None]
-    chosen, rejected = (_sampled(side, kept) for side in (pairs.chosen, pairs.rejected))
+    count = torch.minimum(pairs.chosen.length, pairs.rejected.length)[:, None]
+    chosen, rejected = (_sampled(side, count) for side in (pairs.chosen, pairs.rejected))
     return -F.logsigmoid(beta * (chosen - rejected))
 
 
-def _sampled(side: Side, kept: torch.Tensor) -> PerPair:
+def _sampled(side: Side, count: torch.Tensor) -> PerPair:
     noise = torch.where(side.mask, side.extras["noise"], -1.0)
     rank = noise.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-    return torch.where(rank < kept, side.policy - side.reference, 0.0).sum(-1)
+    return torch.where(rank < count, side.policy - side.reference, 0.0).sum(-1)

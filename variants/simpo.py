@@ -21,7 +21,7 @@ def simpo(pairs: Pairs, *, beta: float = 2.0, gamma_ratio: float = 0.5) -> PerPa
 
     Args:
         pairs: B pairs; $\bar p$ is `mean_logp` of each side, shape [B], in nats per token.
-        beta: scale of the reward; the larger, the sharper. Nothing pulls to a reference.
+        beta: scale of the reward; the larger, the sharper. Nothing holds the policy to a reference.
         gamma_ratio: $\gamma/\beta$, the margin at which the loss is log 2, nats per token.
 
     Returns: one loss per pair, shape [B].

@@ -1,4 +1,4 @@
-"""Sequence likelihood calibration: a hinge on log-probabilities, beside the likelihood of the chosen answers."""
+"""Sequence likelihood calibration: a hinge on log-probabilities, plus the likelihood of the chosen answers."""
 
 from dpobench import Objective, Pairs, loss
 
@@ -19,7 +19,7 @@ def slic_hf(pairs: Pairs, *, weight: float = 0.1, delta: float = 1.0) -> Objecti
 
     Args:
         pairs: B pairs; $p$ is `logp` of each side, shape [B], in nats; `pairs.chosen.length` is $n_w$.
-        weight: $\lambda$, of the likelihood beside the hinge.
+        weight: $\lambda$, of the likelihood relative to the hinge.
         delta: $\delta$, the margin of log-probabilities at which the hinge lets go, nats.
 
     Returns: one loss per pair, shape [B], and the likelihood as a ratio.

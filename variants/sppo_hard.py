@@ -11,7 +11,7 @@ from dpobench import Pairs, PerPair, loss
     start=lambda beta: 1 / (2 * beta**2),
 )
 def sppo_hard(pairs: Pairs, *, beta: float = 0.001) -> PerPair:
-    r"""Squared distance of either log-ratio from its own target: $(a - \frac{1}{2\beta})^2 + (b + \frac{1}{2\beta})^2$.
+    r"""Squared distance of either log-ratio from its target: $(a - \frac{1}{2\beta})^2 + (b + \frac{1}{2\beta})^2$.
 
     Not halved; the authors' code halves it. The factor matters in mixtures and under gradient clipping only. `sppo_soft` takes win
     probabilities and is halved. The gradient at the start is $1/\beta$ on either side: it is clipped at every step.

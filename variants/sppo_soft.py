@@ -14,7 +14,7 @@ def sppo_soft(pairs: Pairs, *, beta: float = 0.001) -> PerPair:
     r"""Half the squared distances: $\frac12[(a - \frac{P - 1/2}{\beta})^2 + (b + \frac{P - 1/2}{\beta})^2]$.
 
     P is the probability that the chosen answer wins, 1 - P that the rejected one does. The factor 1/2 is the authors';
-    `sppo_hard` is without it, so that P = 1 gives half of it. A pair with P below 1/2 is pulled the other way round.
+    `sppo_hard` is without it, so that P = 1 gives half of it. A pair with P below 1/2 is treated as if flipped.
 
     Args:
         pairs: B pairs; log-ratios a of the chosen and b of the rejected, shape [B], in nats; the column `win_probability`.

@@ -23,7 +23,7 @@ def tdpo1(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; extra "reference_kl", shape [B, T], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.
 

@@ -1,4 +1,4 @@
-"""Token-level DPO, second form: a weighted correction that pulls on the rejected answer's drift only."""
+"""Token-level DPO, second form: a weighted correction whose gradient reaches the rejected answer's drift only."""
 
 import math
 
@@ -25,7 +25,7 @@ def tdpo2(pairs: Pairs, *, beta: float = 0.1, alpha: float = 0.5) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; extra "reference_kl", shape [B, T], in nats.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
         alpha: weight of the divergences in the margin; 0 is DPO, 1 has the value of `tdpo1`.
 
     Returns: one loss per pair, shape [B]; log 2 wherever the policy still equals the reference.

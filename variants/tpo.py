@@ -1,4 +1,4 @@
-"""Triple Preference Optimization: a pair ranked without a reference, beside the likelihood of a third, best answer."""
+"""Triple Preference Optimization: a pair ranked without a reference, plus the likelihood of a third, best answer."""
 
 import torch.nn.functional as F
 

@@ -19,7 +19,7 @@ def wpo(pairs: Pairs, *, beta: float = 0.01) -> PerPair:
 
     Args:
         pairs: B pairs; `pairs.margin` is $\Delta$, shape [B], in nats; `collision` is the logarithm of the sum over v.
-        beta: strength of the pull to the reference.
+        beta: regularisation strength.
 
     Returns: one loss per pair, shape [B]; log 2 times the pair's weight where the policy still equals the reference.
 
