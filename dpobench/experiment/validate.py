@@ -146,8 +146,8 @@ def check_judges(evaluation: Evaluation, *, may_pay: bool = True) -> None:
     """
     requested = list(judged(evaluation).values())
     if evaluation.judge:
-        judge = judges.get(evaluation.judge)
-        requested.insert(0, (judge, judge.arguments(evaluation.judge_settings)))
+        headline = judges.get(evaluation.judge)
+        requested.insert(0, (headline, headline.arguments(evaluation.judge_settings)))
     for judge, arguments in requested:
         check, estimate = judge.spec.check, judge.spec.estimate
         if check is not None and (may_pay or not estimate):

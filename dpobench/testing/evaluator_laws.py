@@ -159,7 +159,7 @@ def untouched(probe: EvaluatorProbe) -> str:
     """Nothing that it is given is changed in place."""
     for situation in probe.situations:
         given, before = probe.inputs(situation), probe.inputs(situation)
-        weights = {name: weight.clone() for name, weight in situation.checkpoint.policy.state_dict().items()}
+        weights = {name: weight.detach().clone() for name, weight in situation.checkpoint.policy.named_parameters()}
         probe.call(situation, given)
         for name in ("samples", "reference_samples", "pool"):
             frame, expected = getattr(given, name), getattr(before, name)
@@ -169,7 +169,7 @@ def untouched(probe: EvaluatorProbe) -> str:
             for name in ("chosen", "rejected", "chosen_reference", "rejected_reference"):
                 if not np.array_equal(getattr(pair, name), getattr(expected_pair, name)):
                     return f"it changes the {name} of a held-out pair in place; work on a copy"
-        after = situation.checkpoint.policy.state_dict()
+        after = dict(situation.checkpoint.policy.named_parameters())
         if any(not torch.equal(weight, after[name]) for name, weight in weights.items()):
             return "it changes the weights of the policy; score it, do not train it"
     return ""
