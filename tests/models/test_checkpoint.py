@@ -46,7 +46,7 @@ def test_a_hub_name_that_is_not_to_be_had_says_what_was_tried(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
-def test_a_path_is_never_asked_of_the_hub(name, monkeypatch):
+def test_a_path_is_never_looked_up_at_the_hub(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such folder"):
         checkpoint.resolve(name)

@@ -38,18 +38,20 @@ def row(size, heads=4, key_heads=2, width=16, dtype=torch.float32):
 
 def one_by_one(query, key, value, pieces, scaling=None):
     """Every answer in a causal call of its own, together with its prompt."""
-    found = []
+    answers = []
     for start, prompt_end, ends in pieces:
         for begin, end in pairwise((prompt_end, *ends)):
             alone = [torch.cat([x[:, :, start:prompt_end], x[:, :, begin:end]], 2) for x in (query, key, value)]
             grouped = query.shape[1] != key.shape[1]
             out = F.scaled_dot_product_attention(*alone, is_causal=True, scale=scaling, enable_gqa=grouped)
-            found.append(out if begin == prompt_end else out[:, :, prompt_end - start :])
-    return torch.cat(found, 2)
+            answers.append(out if begin == prompt_end else out[:, :, prompt_end - start :])
+    return torch.cat(answers, 2)
 
 
-def apart(found, wanted):
-    return max(float((f - w).detach().abs().max() / w.detach().abs().max()) for f, w in zip(found, wanted, strict=True))
+def apart(values, wanted):
+    return max(
+        float((f - w).detach().abs().max() / w.detach().abs().max()) for f, w in zip(values, wanted, strict=True)
+    )
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
@@ -57,20 +59,20 @@ def apart(found, wanted):
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 def test_every_answer_is_read_as_if_alone_after_its_prompt(pieces, key_heads, dtype, within, differentiable):
     leaves = row(pieces[-1][2][-1], key_heads=key_heads, dtype=dtype)
-    found, wanted = flex_attention.attend_flex(*leaves, pieces), one_by_one(*leaves, pieces)
-    assert found.shape == wanted.shape
-    assert apart([found], [wanted]) <= within
+    attended, wanted = flex_attention.attend_flex(*leaves, pieces), one_by_one(*leaves, pieces)
+    assert attended.shape == wanted.shape
+    assert apart([attended], [wanted]) <= within
     slope = torch.randn_like(wanted)
-    assert apart(torch.autograd.grad(found, leaves, slope), torch.autograd.grad(wanted, leaves, slope)) <= within
+    assert apart(torch.autograd.grad(attended, leaves, slope), torch.autograd.grad(wanted, leaves, slope)) <= within
 
 
 @pytest.mark.parametrize("scaling", [None, 0.2])
 def test_heads_narrower_than_the_kernel_takes_are_scaled_by_their_own_width(scaling, differentiable):
     leaves = row(90, width=8, dtype=torch.float64)
-    found, wanted = flex_attention.attend_flex(*leaves, RAGGED, scaling), one_by_one(*leaves, RAGGED, scaling)
-    assert apart([found], [wanted]) <= 1e-13
+    attended, wanted = flex_attention.attend_flex(*leaves, RAGGED, scaling), one_by_one(*leaves, RAGGED, scaling)
+    assert apart([attended], [wanted]) <= 1e-13
     slope = torch.randn_like(wanted)
-    assert apart(torch.autograd.grad(found, leaves, slope), torch.autograd.grad(wanted, leaves, slope)) <= 1e-13
+    assert apart(torch.autograd.grad(attended, leaves, slope), torch.autograd.grad(wanted, leaves, slope)) <= 1e-13
 
 
 def test_what_sees_what_is_as_drawn():
@@ -85,33 +87,33 @@ def test_what_sees_what_is_as_drawn():
         ".....xx.",
         ".....x.x",
     ]
-    seen = torch.tensor([[mark == "x" for mark in line] for line in drawn], dtype=torch.float64)
+    visible = torch.tensor([[mark == "x" for mark in line] for line in drawn], dtype=torch.float64)
     # Queries of zero weigh all that they see alike; values that are unit vectors show which those are.
     zeros, units = torch.zeros(1, 1, 8, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)[None, None]
-    found = flex_attention.attend_flex(zeros, zeros, units, [(0, 2, (3, 5)), (5, 6, (7, 8))])
-    torch.testing.assert_close(found[0, 0], seen / seen.sum(1, keepdim=True), rtol=1e-15, atol=0)
+    attended = flex_attention.attend_flex(zeros, zeros, units, [(0, 2, (3, 5)), (5, 6, (7, 8))])
+    torch.testing.assert_close(attended[0, 0], visible / visible.sum(1, keepdim=True), rtol=1e-15, atol=0)
 
 
 def test_bf16_is_computed_to_its_own_precision(differentiable):
     leaves = row(90, dtype=torch.bfloat16)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    found, wanted = flex_attention.attend_flex(*leaves, RAGGED), one_by_one(*exact, RAGGED)
-    assert found.dtype == torch.bfloat16
-    slope = torch.randn_like(found)
-    gradients = torch.autograd.grad(found, leaves, slope), torch.autograd.grad(wanted, exact, slope.double())
+    attended, wanted = flex_attention.attend_flex(*leaves, RAGGED), one_by_one(*exact, RAGGED)
+    assert attended.dtype == torch.bfloat16
+    slope = torch.randn_like(attended)
+    gradients = torch.autograd.grad(attended, leaves, slope), torch.autograd.grad(wanted, exact, slope.double())
     # A number of bf16 has eight binary digits.
-    assert apart([found], [wanted]) <= 2**-7
+    assert apart([attended], [wanted]) <= 2**-7
     assert apart(*gradients) <= 2**-6
 
 
 def test_under_autocast_queries_of_float32_meet_values_of_bf16(differentiable):
     query, key, value = row(90)
     with torch.autocast("cpu", torch.bfloat16):
-        found = flex_attention.attend_flex(query, key, value.bfloat16(), RAGGED)
+        attended = flex_attention.attend_flex(query, key, value.bfloat16(), RAGGED)
     low = [each.bfloat16() for each in (query, key, value)]
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, flex_attention.attend_flex(*low, RAGGED))
-    (slope,) = torch.autograd.grad(found.float().sum(), [query])
+    assert attended.dtype == torch.bfloat16
+    assert torch.equal(attended, flex_attention.attend_flex(*low, RAGGED))
+    (slope,) = torch.autograd.grad(attended.float().sum(), [query])
     assert slope.dtype == torch.float32
 
 
@@ -119,7 +121,7 @@ def test_the_layers_of_a_model_share_one_mask_of_a_row(monkeypatch):
     made = []
     create = flex_attention.create_block_mask
     monkeypatch.setattr(
-        flex_attention, "create_block_mask", lambda *given, **told: made.append(1) or create(*given, **told)
+        flex_attention, "create_block_mask", lambda *given, **options: made.append(1) or create(*given, **options)
     )
     with torch.no_grad():
         for pieces in (RAGGED, list(RAGGED), GOLD, RAGGED):
@@ -128,10 +130,10 @@ def test_the_layers_of_a_model_share_one_mask_of_a_row(monkeypatch):
 
 
 def test_the_kernel_is_given_whole_contiguous_blocks_of_one_dtype(monkeypatch):
-    seen = []
+    given = []
 
-    def spied(*rows, **told):
-        seen.extend((tuple(each.shape), each.dtype, each.is_contiguous()) for each in rows)
+    def spied(*rows, **options):
+        given.extend((tuple(each.shape), each.dtype, each.is_contiguous()) for each in rows)
         return rows[0]
 
     monkeypatch.setattr(flex_attention, "kernel_for", lambda device: spied)
@@ -139,9 +141,9 @@ def test_the_kernel_is_given_whole_contiguous_blocks_of_one_dtype(monkeypatch):
     query, key, value = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in row(384))
     with torch.autocast("cpu", torch.bfloat16):
         flex_attention.attend_flex(query, key, value.bfloat16(), [(0, 100, (300, 384))])
-    assert seen == [((1, heads, 384, 16), torch.bfloat16, True) for heads in (4, 2, 2)]
+    assert given == [((1, heads, 384, 16), torch.bfloat16, True) for heads in (4, 2, 2)]
     flex_attention.attend_flex(*row(385, width=8), [(0, 100, (300, 385))])
-    assert seen[3:] == [((1, heads, 512, 16), torch.float32, True) for heads in (4, 2, 2)]
+    assert given[3:] == [((1, heads, 512, 16), torch.float32, True) for heads in (4, 2, 2)]
 
 
 def test_rows_of_any_length_share_one_compiled_kernel(monkeypatch):
@@ -174,8 +176,8 @@ def test_the_compiled_kernel_gives_the_same_values_and_gradients(pieces, key_hea
     given = row(pieces[-1][2][-1], key_heads=key_heads, width=64, dtype=dtype)
     leaves = [each.detach().cuda().requires_grad_() for each in given]
     exact = [each.detach().double().requires_grad_() for each in given]
-    found, wanted = flex_attention.attend_flex(*leaves, pieces), one_by_one(*exact, pieces)
+    attended, wanted = flex_attention.attend_flex(*leaves, pieces), one_by_one(*exact, pieces)
     slope = torch.randn_like(wanted).to(dtype)
-    gradients = torch.autograd.grad(found, leaves, slope.cuda()), torch.autograd.grad(wanted, exact, slope.double())
-    assert apart([found.cpu()], [wanted]) <= within[0]
+    gradients = torch.autograd.grad(attended, leaves, slope.cuda()), torch.autograd.grad(wanted, exact, slope.double())
+    assert apart([attended.cpu()], [wanted]) <= within[0]
     assert apart([each.cpu() for each in gradients[0]], gradients[1]) <= within[1]

@@ -43,17 +43,17 @@ def test_the_same_seed_draws_the_same_answers(model, tokenizer, prompts):
 
 
 def test_rows_come_in_the_order_of_the_prompts_and_draws_differ(model, tokenizer, prompts):
-    found = sample(model, tokenizer, prompts, SETTINGS)
-    assert found["prompt"].tolist() == [p.id for p in prompts for _ in range(3)]
-    assert found["draw"].tolist() == [0, 1, 2] * 10
-    texts = found.groupby("prompt")["text"].nunique()
+    answers = sample(model, tokenizer, prompts, SETTINGS)
+    assert answers["prompt"].tolist() == [p.id for p in prompts for _ in range(3)]
+    assert answers["draw"].tolist() == [0, 1, 2] * 10
+    texts = answers.groupby("prompt")["text"].nunique()
     assert (texts > 1).mean() > 0.8
 
 
 def test_ended_says_that_the_end_token_was_drawn(model, tokenizer, prompts):
-    found = sample(model, tokenizer, prompts, SETTINGS)
-    assert {True, False} == set(found["ended"])
-    for row in found.itertuples():
+    answers = sample(model, tokenizer, prompts, SETTINGS)
+    assert {True, False} == set(answers["ended"])
+    for row in answers.itertuples():
         assert row.ended == (row.token_ids[-1] == 0)
         assert 0 not in row.token_ids[:-1]
         assert len(row.token_ids) == 8 or row.ended
@@ -72,7 +72,7 @@ LEAKING = [
 ]
 
 
-@pytest.mark.parametrize("defaults", LEAKING, ids=lambda found: next(iter(found)))
+@pytest.mark.parametrize("defaults", LEAKING, ids=lambda defaults: next(iter(defaults)))
 def test_generation_defaults_of_the_folder_change_nothing(model, tokenizer, prompts, defaults, tmp_path):
     expected = sample(model, tokenizer, prompts, SETTINGS)
     model.save_pretrained(tmp_path)
@@ -86,10 +86,10 @@ def test_generation_defaults_of_the_folder_change_nothing(model, tokenizer, prom
 
 def test_first_tokens_follow_the_models_own_probabilities(model, tokenizer):
     prompt, draws = Prompt("p", ({"role": "user", "content": "x"},), (2, 3, 4)), 8_000
-    found = sample(model, tokenizer, [prompt] * 2000, Sampling(draws=draws // 2000, max_new_tokens=1, batch=2000))
+    answers = sample(model, tokenizer, [prompt] * 2000, Sampling(draws=draws // 2000, max_new_tokens=1, batch=2000))
     with torch.no_grad():
         exact = model(torch.tensor([[2, 3, 4]])).logits[0, -1].softmax(-1).numpy()
-    drawn = np.bincount([ids[0] for ids in found["token_ids"]], minlength=28) / draws
+    drawn = np.bincount([ids[0] for ids in answers["token_ids"]], minlength=28) / draws
     # Five standard errors of every share; greedy, top-k or a penalty are off by far more.
     assert (np.abs(drawn - exact) < 5 * np.sqrt(exact * (1 - exact) / draws) + 1e-4).all()
     assert exact.max() < 0.9
@@ -135,11 +135,11 @@ def test_every_architecture_draws_what_whole_passes_over_one_row_draw(model, tok
     if make is not None:
         torch.manual_seed(1)
         model = make().eval()
-    found = sample(model, tokenizer, prompts, Sampling(max_new_tokens=20, batch=10))["token_ids"].tolist()
+    answers = sample(model, tokenizer, prompts, Sampling(max_new_tokens=20, batch=10))["token_ids"].tolist()
     order = sorted(range(10), key=lambda i: (len(prompts[i].token_ids), prompts[i].id))
     alone = {i: token_by_token(model, prompts[i], place, 20) for place, i in enumerate(order)}
-    assert [list(ids) for ids in found] == [alone[i] for i in range(10)]
-    assert len({len(ids) for ids in found}) > 1, "some must end before others, or nothing was taken out of the batch"
+    assert [list(ids) for ids in answers] == [alone[i] for i in range(10)]
+    assert len({len(ids) for ids in answers}) > 1, "some must end before others, or nothing was taken out of the batch"
 
 
 def test_the_company_in_a_batch_changes_no_answer(model, tokenizer, prompts):
@@ -154,22 +154,22 @@ def test_policies_that_are_close_draw_alike(model, tokenizer, prompts):
     with torch.no_grad():
         near.lm_head.weight += 1e-4 * torch.randn(28, 16, generator=torch.Generator().manual_seed(0))
         far.lm_head.weight += torch.randn(28, 16, generator=torch.Generator().manual_seed(0))
-    own, close, other = (sample(one, tokenizer, prompts, SETTINGS)["text"] for one in (model, near, far))
-    assert (own == close).mean() > 0.9
-    assert (own == other).mean() < 0.5
+    first, close, other = (sample(one, tokenizer, prompts, SETTINGS)["text"] for one in (model, near, far))
+    assert (first == close).mean() > 0.9
+    assert (first == other).mean() < 0.5
 
 
 def test_answers_that_ended_are_not_computed_further(model, tokenizer, prompts):
     rows = []
     hook = model.lm_head.register_forward_hook(lambda _, given, out: rows.append(out.shape[:2].numel()))
     settings = Sampling(draws=1, max_new_tokens=60, batch=40)
-    found = sample(model, tokenizer, [*prompts, *prompts, *prompts, *prompts], settings)
+    answers = sample(model, tokenizer, [*prompts, *prompts, *prompts, *prompts], settings)
     hook.remove()
-    lengths = found["token_ids"].map(len)
+    lengths = answers["token_ids"].map(len)
     open_rows = [int((lengths > step).sum()) for step in range(int(lengths.max()))]
     assert len(rows) == len(open_rows)
     assert rows[0] == 40
-    assert all(computed <= asked / 0.875 for computed, asked in zip(rows, open_rows, strict=True))
+    assert all(computed <= wanted / 0.875 for computed, wanted in zip(rows, open_rows, strict=True))
     assert rows[-1] < 40, "some answers must end before the last one"
 
 
@@ -189,13 +189,13 @@ def test_answers_that_ended_are_not_computed_further(model, tokenizer, prompts):
 )
 def test_temperature_top_k_and_top_p_leave_the_shares_worked_out_by_hand(settings, expected):
     shares = torch.tensor(expected, dtype=torch.float64)
-    found = warper(Sampling(**settings))(torch.tensor([[0.05, 0.5, 0.15, 0.3]], dtype=torch.float64).log()).softmax(-1)
-    assert torch.allclose(found[0], shares / shares.sum(), atol=1e-12)
+    warped = warper(Sampling(**settings))(torch.tensor([[0.05, 0.5, 0.15, 0.3]], dtype=torch.float64).log()).softmax(-1)
+    assert torch.allclose(warped[0], shares / shares.sum(), atol=1e-12)
 
 
 def test_top_k_excludes_tokens_from_the_draws(model, tokenizer, prompts):
-    found = sample(model, tokenizer, prompts, Sampling(max_new_tokens=8, top_k=1, batch=4))
-    for prompt, ids in zip(prompts, found["token_ids"], strict=True):
+    answers = sample(model, tokenizer, prompts, Sampling(max_new_tokens=8, top_k=1, batch=4))
+    for prompt, ids in zip(prompts, answers["token_ids"], strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt.token_ids, *ids]])).logits[0]
         likeliest = logits.argmax(-1)[len(prompt.token_ids) - 1 : -1].tolist()

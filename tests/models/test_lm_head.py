@@ -30,29 +30,29 @@ def plain(hidden, projection, targets):
     return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-def limit(monkeypatch, *, chunk=10**6, kept=10**6):
+def limit(monkeypatch, *, chunk=10**6, stored=10**6):
     monkeypatch.setitem(lm_head.CHUNK, "cpu", chunk * V)
-    monkeypatch.setitem(lm_head.STORED, "cpu", kept * V)
+    monkeypatch.setitem(lm_head.STORED, "cpu", stored * V)
 
 
-@pytest.mark.parametrize(("chunk", "kept"), [(100, 100), (5, 100), (1, 100), (13, 12), (5, 0), (1, 0)])
+@pytest.mark.parametrize(("chunk", "stored"), [(100, 100), (5, 100), (1, 100), (13, 12), (5, 0), (1, 0)])
 @pytest.mark.parametrize("given", [{}, {"biased": True}, {"factor": 0.25}, {"factor": 3.0, "cap": 2.0, "biased": True}])
-def test_value_and_gradient_are_those_of_the_plain_formula(chunk, kept, given, monkeypatch):
-    leaves, projection, targets, pull = case(**given)
+def test_value_and_gradient_are_those_of_the_plain_formula(chunk, stored, given, monkeypatch):
+    leaves, projection, targets, weights = case(**given)
     wanted = plain(leaves[0], projection, targets)
-    slopes = torch.autograd.grad(wanted, leaves, pull)
-    limit(monkeypatch, chunk=chunk, kept=kept)
-    found = token_logps(leaves[0], projection, targets)
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-13)
-    for slope, other in zip(slopes, torch.autograd.grad(found, leaves, pull), strict=True):
+    slopes = torch.autograd.grad(wanted, leaves, weights)
+    limit(monkeypatch, chunk=chunk, stored=stored)
+    logps = token_logps(leaves[0], projection, targets)
+    assert torch.allclose(logps, wanted, rtol=0, atol=1e-13)
+    for slope, other in zip(slopes, torch.autograd.grad(logps, leaves, weights), strict=True):
         assert torch.allclose(slope, other, rtol=0, atol=1e-12)
 
 
 def test_a_frozen_matrix_gets_no_gradient_and_changes_none():
-    leaves, projection, targets, pull = case()
-    wanted = torch.autograd.grad(plain(leaves[0], projection, targets), leaves[0], pull)[0]
+    leaves, projection, targets, weights = case()
+    wanted = torch.autograd.grad(plain(leaves[0], projection, targets), leaves[0], weights)[0]
     leaves[1].requires_grad_(requires_grad=False)
-    token_logps(leaves[0], projection, targets).backward(pull)
+    token_logps(leaves[0], projection, targets).backward(weights)
     assert leaves[1].grad is None
     assert torch.allclose(leaves[0].grad, wanted, rtol=0, atol=1e-12)
 
@@ -61,10 +61,10 @@ def test_a_target_whose_probability_underflows_keeps_its_log_probability_and_its
     # Logits 0, 300 and 300: log-probabilities -300 - log 2 and -log 2 twice, where exp(-300) is 0 in float32.
     hidden = torch.tensor([[1.0]], requires_grad=True)
     weight = torch.tensor([[0.0], [300.0], [300.0]])
-    found = token_logps(hidden, Projection(weight), torch.tensor([0]))
-    assert found.item() == pytest.approx(-300 - 0.6931472, abs=1e-4)
+    logps = token_logps(hidden, Projection(weight), torch.tensor([0]))
+    assert logps.item() == pytest.approx(-300 - 0.6931472, abs=1e-4)
     # Its derivative by the hidden state is 0 - 300: its own weight minus the mean weight.
-    found.backward()
+    logps.backward()
     assert hidden.grad.item() == pytest.approx(-300, abs=1e-4)
 
 
@@ -95,42 +95,42 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("quantity", ["log-probability", "any function"])
 def test_a_table_that_is_too_large_never_exists_whole(quantity, monkeypatch):
-    leaves, projection, targets, pull = case()
-    limit(monkeypatch, chunk=9, kept=0)
+    leaves, projection, targets, weights = case()
+    limit(monkeypatch, chunk=9, stored=0)
 
     def compute(hidden, wanted):
         return [(hidden @ projection.weight.T).log_softmax(-1).gather(1, wanted[:, None])[:, 0]]
 
     with Largest() as largest:
         if quantity == "log-probability":
-            found = token_logps(leaves[0], projection, targets)
+            logps = token_logps(leaves[0], projection, targets)
         else:
-            found = in_chunks(compute, projection.weight, leaves[0], targets)[0]
-        found.backward(pull)
+            logps = in_chunks(compute, projection.weight, leaves[0], targets)[0]
+        logps.backward(weights)
     # Nine tokens of the thirteen: a chunk. The matrix itself has fewer entries, 8 a word.
     assert largest.entries == 9 * V
-    wanted = torch.autograd.grad(plain(leaves[0], projection, targets), leaves, pull)
+    wanted = torch.autograd.grad(plain(leaves[0], projection, targets), leaves, weights)
     assert all(torch.allclose(leaf.grad, slope, rtol=0, atol=1e-12) for leaf, slope in zip(leaves, wanted, strict=True))
 
 
 def test_in_bf16_the_gradient_is_that_of_float32_to_the_rounding_of_bf16():
-    leaves, projection, targets, pull = case(torch.float32)
-    wanted = torch.autograd.grad(plain(leaves[0], projection, targets), leaves, pull)
+    leaves, projection, targets, weights = case(torch.float32)
+    wanted = torch.autograd.grad(plain(leaves[0], projection, targets), leaves, weights)
     with torch.autocast("cpu", torch.bfloat16):
-        found = token_logps(leaves[0], projection, targets)
-    slopes = torch.autograd.grad(found, leaves, pull)
-    assert found.dtype == torch.float32
+        logps = token_logps(leaves[0], projection, targets)
+    slopes = torch.autograd.grad(logps, leaves, weights)
+    assert logps.dtype == torch.float32
     for slope, other in zip(slopes, wanted, strict=True):
         assert slope.dtype == torch.float32
         # bf16 keeps 8 bits: 2**-8 is 0.4 %.
         assert 1e-4 < float((slope - other).norm() / other.norm()) < 8e-3
 
 
-def test_without_gradients_no_derivative_is_computed_or_kept():
+def test_without_gradients_no_derivative_is_computed_or_stored():
     leaves, projection, targets, _ = case()
     with torch.no_grad(), Calls() as calls:
-        found = token_logps(leaves[0], projection, targets)
-    assert torch.allclose(found, plain(leaves[0], projection, targets).detach(), rtol=0, atol=1e-13)
+        logps = token_logps(leaves[0], projection, targets)
+    assert torch.allclose(logps, plain(leaves[0], projection, targets).detach(), rtol=0, atol=1e-13)
     # The derivative is minus one at every target.
     assert not any("scatter" in name or "empty" in name for name in calls.names)
     with Calls() as calls:
@@ -143,10 +143,10 @@ def test_a_head_that_turns_its_logits_into_float32_afterwards_is_known_all_the_s
     low = accelerator_for("cpu", "bf16")
     wrapped = low.prepare_model(model)
     with torch.no_grad(), low.autocast():
-        found = completion_logps(wrapped, pair_batch(tiny.rows(3)))
+        logps = completion_logps(wrapped, pair_batch(tiny.rows(3)))
     accelerator_for("cpu", "float32")
     assert head_of(wrapped)._direct
-    assert torch.isfinite(found).all()
+    assert torch.isfinite(logps).all()
 
 
 def test_asking_for_the_head_under_autocast_leaves_no_weight_without_a_gradient():

@@ -1,5 +1,7 @@
 """Log-probabilities of completions against whole logits of each architecture, one unpadded sequence at a time."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -60,10 +62,10 @@ def model(request):
     return made if request.param == "gemma2" else made.double()
 
 
-def close(found, wanted, exact, scale=1.0):
+def close(values, wanted, exact, scale=1.0):
     """Within `exact` in float64; within the rounding of float32 in float32."""
-    slack = exact if found.dtype == torch.float64 else 3e-6 * scale
-    torch.testing.assert_close(found, wanted, rtol=slack, atol=slack)
+    slack = exact if values.dtype == torch.float64 else 3e-6 * scale
+    torch.testing.assert_close(values, wanted, rtol=slack, atol=slack)
 
 
 def sequences(count=7, seed=0):
@@ -86,8 +88,8 @@ def test_every_log_probability_is_that_of_the_whole_logits(model):
     given_sequences = sequences()
     batch = Batch(given_sequences)
     with torch.no_grad():
-        found = completion_logps(model, batch)
-    for row, (prompt, completion) in zip(found, given_sequences, strict=True):
+        logps = completion_logps(model, batch)
+    for row, (prompt, completion) in zip(logps, given_sequences, strict=True):
         close(row[: len(completion)], plain(model, prompt, completion), 1e-12)
         assert not row[len(completion) :].any()
 
@@ -96,13 +98,13 @@ def test_every_log_probability_is_that_of_the_whole_logits(model):
 def test_float32_models_are_scored_to_the_rounding_of_float32(name):
     torch.manual_seed(0)
     single = ARCHITECTURES[name]().eval()
-    found = score_sequences(single, sequences(), budget=64)
-    for values, (prompt, completion) in zip(found, sequences(), strict=True):
+    scored = score_sequences(single, sequences(), budget=64)
+    for values, (prompt, completion) in zip(scored, sequences(), strict=True):
         np.testing.assert_allclose(values, plain(single, prompt, completion).numpy(), rtol=1e-6, atol=2e-6)
 
 
 def test_the_gradient_is_that_of_the_whole_logits(model):
-    found = []
+    gradients = []
     for shortcut in (True, False):
         model.zero_grad()
         if shortcut:
@@ -112,16 +114,16 @@ def test_the_gradient_is_that_of_the_whole_logits(model):
                 ids = torch.tensor(np.concatenate([prompt, completion]))
                 table = model(input_ids=ids[None]).logits[0].log_softmax(-1)
                 table[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None]).sum().backward()
-        found.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
-    close(found[0], found[1], 1e-10, scale=float(found[1].abs().max()))
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    close(gradients[0], gradients[1], 1e-10, scale=float(gradients[1].abs().max()))
 
 
 def test_the_head_on_hidden_states_gives_the_same_logits(model):
     batch = Batch(sequences())
     with torch.no_grad():
         table = Head(model)(completion_hidden(model, batch)).log_softmax(-1)
-        found = batch.scatter(table.gather(1, batch.targets[:, None])[:, 0])
-        close(found, completion_logps(model, batch), 1e-12)
+        logps = batch.scatter(table.gather(1, batch.targets[:, None])[:, 0])
+        close(logps, completion_logps(model, batch), 1e-12)
 
 
 def test_no_hook_is_left_on_the_model(model):
@@ -138,8 +140,8 @@ def test_a_model_in_half_precision_is_scored_in_float32():
     torch.manual_seed(0)
     half = ARCHITECTURES["llama"]().bfloat16().eval()
     with torch.no_grad():
-        found = completion_logps(half, Batch(sequences()))
-    assert found.dtype == torch.float32
+        logps = completion_logps(half, Batch(sequences()))
+    assert logps.dtype == torch.float32
     # Probabilities over the vocabulary add up to one, which a softmax in bf16 misses by a hundredth.
     with torch.no_grad():
         every = [completion_logps(half, Batch([([5, 6], [token])]))[0, 0] for token in range(VOCABULARY)]
@@ -167,11 +169,11 @@ def test_no_two_neighbouring_groups_would_fit_into_one(sizes, budget):
 def test_scores_come_in_the_order_of_the_sequences(seed, budget):
     torch.manual_seed(0)
     llama = ARCHITECTURES["llama"]().eval()
-    asked = sequences(5, seed)
-    found = score_sequences(llama, asked, budget)
-    assert [len(values) for values in found] == [len(completion) for _, completion in asked]
-    assert all(values.dtype == np.float32 for values in found)
-    for values, (prompt, completion) in zip(found, asked, strict=True):
+    given_sequences = sequences(5, seed)
+    scored = score_sequences(llama, given_sequences, budget)
+    assert [len(values) for values in scored] == [len(completion) for _, completion in given_sequences]
+    assert all(values.dtype == np.float32 for values in scored)
+    for values, (prompt, completion) in zip(scored, given_sequences, strict=True):
         np.testing.assert_allclose(values, plain(llama, prompt, completion).numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -183,3 +185,7 @@ def test_nothing_to_score_gives_nothing():
 def test_an_empty_prompt_or_completion_is_refused(empty):
     with pytest.raises(DpobenchError, match="a prompt or a completion has no tokens"):
         Batch([([4], [5]), empty])
+
+
+def test_the_examples_hold():
+    assert doctest.testmod(logprobs) == doctest.TestResults(failed=0, attempted=5)

@@ -1,5 +1,6 @@
 """Packed rows against padded ones: the same log-probabilities, losses and gradients, whatever the model, lengths and micro-batches."""
 
+import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.gemma2 import Gemma2Config
 
-from dpobench.models import lm_head
+from dpobench.models import lm_head, packing
 from dpobench.models.logprobs import completion_logps, pair_batch
 from dpobench.models.packing import NAME, adopt, first_fit, packed_pairs
 from dpobench.training.gradient import _micro_batches, gradient
@@ -58,8 +59,8 @@ def reference_for(packed, rows, dtype):
     return reference
 
 
-def close(found, wanted, within=5e-6):
-    assert float((found - wanted).abs().max() / wanted.abs().max()) <= within
+def close(values, wanted, within=5e-6):
+    assert float((values - wanted).abs().max() / wanted.abs().max()) <= within
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,9 +68,9 @@ def test_every_family_reads_packed_rows_to_the_same_loss_and_gradient(family, dr
     model, bound = model_of(family).eval(), LOSSES.get("dpo").bind()
     wanted, losses = taken(model, bound, drifted, accelerator)
     assert adopt(model, drifted) is None
-    found, packed = taken(model, bound, drifted, accelerator)
+    gradient_packed, packed = taken(model, bound, drifted, accelerator)
     close(packed, losses)
-    assert tiny.apart(found, wanted) <= 5e-6
+    assert tiny.apart(gradient_packed, wanted) <= 5e-6
 
 
 @pytest.mark.parametrize("name", LOSSES.names())
@@ -77,9 +78,9 @@ def test_every_loss_has_the_same_value_and_gradient_in_both_layouts(name, drifte
     model, bound = tiny.llama(dtype=torch.float64).eval(), LOSSES.get(name).bind()
     wanted, losses = taken(model, bound, drifted, accelerator)
     assert adopt(model, drifted) is None
-    found, packed = taken(model, bound, drifted, accelerator, budget=90)
+    gradient_packed, packed = taken(model, bound, drifted, accelerator, budget=90)
     close(packed, losses)
-    assert tiny.apart(found, wanted) <= 1e-6
+    assert tiny.apart(gradient_packed, wanted) <= 1e-6
 
 
 @pytest.mark.parametrize("budget", [1, 60, 150, 10_000])
@@ -87,9 +88,9 @@ def test_packed_micro_batches_of_any_size_give_one_gradient(budget, drifted, acc
     model, bound = tiny.llama(dtype=torch.float64).eval(), LOSSES.get("dpo").bind()
     wanted, _ = taken(model, bound, drifted, accelerator)
     assert adopt(model, drifted) is None
-    found, _ = taken(model, bound, drifted, accelerator, budget)
+    gradient_packed, _ = taken(model, bound, drifted, accelerator, budget)
     # The norms of a float64 model still compute in float32, whose rounding a difference of 1e-16 can turn.
-    assert tiny.apart(found, wanted) <= 1e-6
+    assert tiny.apart(gradient_packed, wanted) <= 1e-6
 
 
 def test_answers_of_one_token_and_answers_that_begin_alike_are_packed_right(drifted):
@@ -145,15 +146,15 @@ def test_a_model_that_attends_otherwise_keeps_the_padded_layout_and_says_why(con
 def test_a_window_that_no_sequence_reaches_does_not_matter_however_long_the_row(drifted, accelerator):
     drifted = [replace(row, gold=None, mismatched=None) for row in drifted]
     longest = max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in drifted)
-    bound, found = LOSSES.get("dpo").bind(), []
+    bound, gradients = LOSSES.get("dpo").bind(), []
     for window in (None, longest):
         torch.manual_seed(0)
         config = MistralConfig(**SHAPE, **IDS, **GROUPED, sliding_window=window)
         model = AutoModelForCausalLM.from_config(config).eval()
         assert adopt(model, drifted) is None
-        found.append(taken(model, bound, drifted, accelerator, 10_000)[0])
+        gradients.append(taken(model, bound, drifted, accelerator, 10_000)[0])
     assert sum(row.size for row in drifted) > 2 * longest
-    assert torch.equal(*found)
+    assert torch.equal(*gradients)
 
 
 def test_the_pair_with_the_longest_sequence_is_tried_even_if_it_is_not_the_longest_pair(drifted):
@@ -167,12 +168,10 @@ def test_the_pair_with_the_longest_sequence_is_tried_even_if_it_is_not_the_longe
 
 
 def test_a_model_whose_numbers_would_change_keeps_the_padded_layout(drifted, monkeypatch):
-    from dpobench.models import packing
-
     right = packing.packed_pairs
 
-    def shifted(*given, **told):
-        batch = right(*given, **told)
+    def shifted(*given, **options):
+        batch = right(*given, **options)
         batch.places += 1
         batch.places[0, ::2] += 3
         return batch
@@ -210,13 +209,17 @@ def test_answers_of_a_large_vocabulary_fill_a_micro_batch_sooner(drifted, accele
     assert adopt(model, drifted) is None
     wanted, _ = taken(model, bound, drifted, accelerator)
     answers = [len(row.chosen) + len(row.rejected) for row in drifted]
-    kept = max(answers) + 1
-    monkeypatch.setitem(lm_head.STORED, "cpu", kept * tiny.VOCABULARY)
+    stored = max(answers) + 1
+    monkeypatch.setitem(lm_head.STORED, "cpu", stored * tiny.VOCABULARY)
     groups = _micro_batches(drifted, bound, 10_000, model, packed=True)
     assert sorted(index for group in groups for index in group) == list(range(len(drifted)))
-    assert all(sum(answers[index] for index in group) <= kept for group in groups)
+    assert all(sum(answers[index] for index in group) <= stored for group in groups)
     # Not one pair each, either: two short pairs share a micro-batch.
     assert 1 < len(groups) < len(drifted)
-    found, _ = taken(model, bound, drifted, accelerator)
+    cut, _ = taken(model, bound, drifted, accelerator)
     # The norms of a float64 model still compute in float32.
-    assert tiny.apart(found, wanted) <= 1e-6
+    assert tiny.apart(cut, wanted) <= 1e-6
+
+
+def test_the_examples_hold():
+    assert doctest.testmod(packing) == doctest.TestResults(failed=0, attempted=1)

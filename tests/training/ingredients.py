@@ -91,9 +91,9 @@ def measure(shape, precision, work):
                 spent = seconds(side)
             if number:
                 taken[name].append(spent)
-    found = {name: statistics.median(times) for name, times in taken.items()}
-    whole_step = found.pop("")
-    return whole_step, {name: spent / whole_step for name, spent in found.items()}
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    whole_step = medians.pop("")
+    return whole_step, {name: spent / whole_step for name, spent in medians.items()}
 
 
 def alone(number):
@@ -105,24 +105,24 @@ def alone(number):
 def usual_allocator(number):
     """How many times as long the whole step takes where freed memory goes back to the system."""
     command = [sys.executable, "-m", "tests.training.ingredients", str(number)]
-    kept, usual = (
+    keeping, usual = (
         float(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
         for more in ([], ["usual"])
     )
-    return usual / kept
+    return usual / keeping
 
 
 def main():
     keep_pages()
     columns = []
     for number, (shape, precision, work) in enumerate(CASES):
-        whole, found = measure(shape, precision, work)
-        found["freed memory kept"] = usual_allocator(number)
-        columns.append((f"{work.name}, {precision}, {shape.name}", whole, found))
+        whole, ratios = measure(shape, precision, work)
+        ratios["freed memory kept"] = usual_allocator(number)
+        columns.append((f"{work.name}, {precision}, {shape.name}", whole, ratios))
     lines = ["| without | " + " | ".join(title for title, _, _ in columns) + " |", "|---|" + "---|" * len(columns)]
     lines.append("| *the whole step, s* | " + " | ".join(f"*{whole:.3f}*" for _, whole, _ in columns) + " |")
     for name in columns[0][2]:
-        lines.append(f"| {name} | " + " | ".join(f"{found[name]:.2f} x" for _, _, found in columns) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{ratios[name]:.2f} x" for _, _, ratios in columns) + " |")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

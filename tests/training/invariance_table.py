@@ -24,14 +24,14 @@ SIZES = (1, 2, 4, 8)
 
 def distances(name: str, rows: list, dtype: torch.dtype) -> list[float]:
     """Of the gradient in micro-batches of each size from the gradient at once."""
-    model, bound, found = tiny.llama(dtype=dtype), variants.get(name).bind(), []
+    model, bound, distances_by_size = tiny.llama(dtype=dtype), variants.get(name).bind(), []
     wanted = at_once(model, bound, rows)
-    kept = gradient.by_tokens
+    by_tokens = gradient.by_tokens
     for size in SIZES:
         gradient.by_tokens = cut_into(size)
-        found.append(tiny.apart(taken(model, bound, rows, accelerator_for("cpu", "float32"))[0], wanted))
-    gradient.by_tokens = kept
-    return found
+        distances_by_size.append(tiny.apart(taken(model, bound, rows, accelerator_for("cpu", "float32"))[0], wanted))
+    gradient.by_tokens = by_tokens
+    return distances_by_size
 
 
 def of_two_processes(rows: list) -> dict[str, torch.Tensor]:
@@ -53,8 +53,8 @@ def lines() -> Iterator[str]:
         exact, single = distances(name, rows, torch.float64), distances(name, rows, torch.float32)
         model, bound = tiny.llama(dtype=torch.float64), variants.get(name).bind()
         whole, _ = taken(model, bound, rows, accelerator_for("cpu", "float32"), 120)
-        told = [*exact, max(single), tiny.apart(two[f"{name}.gradient"], whole)]
-        yield f"| {name} | {' | '.join(f'{value:.0e}' for value in told)} |"
+        cells = [*exact, max(single), tiny.apart(two[f"{name}.gradient"], whole)]
+        yield f"| {name} | {' | '.join(f'{value:.0e}' for value in cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a training says that it cost, against counts taken at the models themselves."""
 
+import doctest
 import mmap
 
 import pytest
@@ -37,29 +38,29 @@ def test_passes_are_those_that_the_models_ran(name, drifted, accelerator):
     bound, counted = LOSSES.get(name).bind(), {"forward": 0, "backward": 0}
     model, reference = (watched(tiny.llama(seed=seed), counted) for seed in (0, 5))
     # Embeddings of the models read one row a sequence; a pair has two, and three with its gold answer.
-    found = gradient(model.train(), bound, drifted, accelerator, 150, tiny.auxiliary(bound, reference))
+    measured = gradient(model.train(), bound, drifted, accelerator, 150, tiny.auxiliary(bound, reference))
     sides = 3 if "gold" in bound.variant.needs else 2
     crossed = "mismatched" in bound.variant.needs
-    own = counted["forward"] - 2 * len(drifted) * crossed
-    assert found.forwards == own / sides + len(drifted) * crossed
-    assert found.backwards == counted["backward"] / sides
+    of_pairs = counted["forward"] - 2 * len(drifted) * crossed
+    assert measured.forwards == of_pairs / sides + len(drifted) * crossed
+    assert measured.backwards == counted["backward"] / sides
 
 
-def test_a_run_tells_its_passes_and_its_memory(start, pairs, tmp_path):
+def test_a_run_reports_its_passes_and_its_memory(start, pairs, tmp_path):
     loss = LOSSES.get("dpo").bind()
     run = tiny.run_of(loss, epochs=1.0)
-    found = train(run, loss, pairs, start, tmp_path, accelerator=accelerator_for("cpu", "float32"))
-    assert found.cost["forwards"] == found.cost["backwards"] == 4 * found.steps
-    assert found.cost["peak_bytes"] is None or found.cost["peak_bytes"] > 10**7
+    trained = train(run, loss, pairs, start, tmp_path, accelerator=accelerator_for("cpu", "float32"))
+    assert trained.cost["forwards"] == trained.cost["backwards"] == 4 * trained.steps
+    assert trained.cost["peak_bytes"] is None or trained.cost["peak_bytes"] > 10**7
 
 
 def test_a_moved_reference_is_one_more_pass(start, pairs, tmp_path):
     """From the step on at which the reference is no longer the start policy: six steps, two of them before."""
     loss = LOSSES.get("dpo").bind()
     run = tiny.run_of(loss, epochs=1.0, reference_every=2)
-    found = train(run, loss, pairs, start, tmp_path, accelerator=accelerator_for("cpu", "float32"))
-    assert found.steps == 6
-    assert (found.cost["forwards"], found.cost["backwards"]) == (4 * (6 + 4), 4 * 6)
+    trained = train(run, loss, pairs, start, tmp_path, accelerator=accelerator_for("cpu", "float32"))
+    assert trained.steps == 6
+    assert (trained.cost["forwards"], trained.cost["backwards"]) == (4 * (6 + 4), 4 * 6)
 
 
 def test_what_was_spent_before_a_kill_counts():
@@ -71,7 +72,7 @@ def test_what_was_spent_before_a_kill_counts():
 def test_the_peak_is_that_of_the_work_and_not_of_what_came_before():
     """40 MB that are given back before the measurement do not count, 120 MB within it do."""
     if cost.peak_bytes(CPU) is None:
-        pytest.skip("the system tells no peak")
+        pytest.skip("the system reports no peak")
 
     def touch(megabytes):
         # Pages of their own: what is freed goes back at once, whatever other tests have told the allocator to keep.
@@ -88,7 +89,11 @@ def test_the_peak_is_that_of_the_work_and_not_of_what_came_before():
     assert cost.peak_bytes(CPU) > base + 100e6
 
 
-def test_where_the_system_tells_nothing_no_peak_is_made_up(monkeypatch, tmp_path):
+def test_where_the_system_reports_nothing_no_peak_is_made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "_CLEAR", tmp_path / "absent" / "clear_refs")
     cost.begin(CPU)
     assert cost.peak_bytes(CPU) is None
+
+
+def test_the_examples_hold():
+    assert doctest.testmod(cost) == doctest.TestResults(failed=0, attempted=1)

@@ -1,4 +1,4 @@
-"""What a reader is told about a training, in words."""
+"""What a reader of the report learns about a training, in words."""
 
 from dataclasses import replace
 
@@ -24,28 +24,28 @@ def test_a_calm_training_has_no_flag():
     assert flags(log_of(steps=1), 1.0) == []
 
 
-@pytest.mark.parametrize(("clipped", "told"), [(10, True), (9, False), (0, False)])
-def test_clipping_at_more_than_nine_steps_of_ten_is_told(clipped, told):
-    found = flags(log_of(gradient_norm=[2.0] * clipped + [0.5] * (10 - clipped)), 1.0)
-    assert found == (
-        ["gradient clipped at 100% of the steps: the learning rate, not the loss, set the step size"] * told
+@pytest.mark.parametrize(("clipped", "flagged"), [(10, True), (9, False), (0, False)])
+def test_clipping_at_more_than_nine_steps_of_ten_is_flagged(clipped, flagged):
+    sentences = flags(log_of(gradient_norm=[2.0] * clipped + [0.5] * (10 - clipped)), 1.0)
+    assert sentences == (
+        ["gradient clipped at 100% of the steps: the learning rate, not the loss, set the step size"] * flagged
     )
 
 
-@pytest.mark.parametrize(("last", "told"), [(7.1, True), (6.9, False)])
-def test_a_loss_that_ends_tenfold_is_told(last, told):
-    found = flags(log_of(loss=[0.6] * 9 + [last]), 1.0)
-    assert found == ([f"loss rose from 0.6 to {last}: unstable"] * told)
+@pytest.mark.parametrize(("last", "flagged"), [(7.1, True), (6.9, False)])
+def test_a_loss_that_ends_tenfold_is_flagged(last, flagged):
+    sentences = flags(log_of(loss=[0.6] * 9 + [last]), 1.0)
+    assert sentences == ([f"loss rose from 0.6 to {last}: unstable"] * flagged)
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.6, True), (0.5, False)])
-def test_saturated_pairs_in_the_last_fifth_are_told(share, told):
-    found = flags(log_of(saturation=[0.0] * 8 + [share] * 2), 1.0)
-    assert any("saturated" in flag for flag in found) == told
+@pytest.mark.parametrize(("share", "flagged"), [(0.6, True), (0.5, False)])
+def test_saturated_pairs_in_the_last_fifth_are_flagged(share, flagged):
+    sentences = flags(log_of(saturation=[0.0] * 8 + [share] * 2), 1.0)
+    assert any("saturated" in flag for flag in sentences) == flagged
     assert flags(log_of(saturation=[1.0] * 8 + [0.0] * 2), 1.0) == []
 
 
-@pytest.mark.parametrize(("ratio", "told"), [(-1.1, True), (-0.9, False)])
-def test_chosen_answers_that_became_unlikely_are_told(ratio, told):
-    found = flags(log_of(chosen_logratio=[0.0] * 8 + [ratio] * 2), 1.0)
-    assert found == (["the likelihood of chosen answers fell below the reference's"] * told)
+@pytest.mark.parametrize(("ratio", "flagged"), [(-1.1, True), (-0.9, False)])
+def test_chosen_answers_that_became_unlikely_are_flagged(ratio, flagged):
+    sentences = flags(log_of(chosen_logratio=[0.0] * 8 + [ratio] * 2), 1.0)
+    assert sentences == (["the likelihood of chosen answers fell below the reference's"] * flagged)

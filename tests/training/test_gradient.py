@@ -24,8 +24,8 @@ COUPLED = ("distributional", "transport")
 def taken(model, bound, rows, accelerator, budget=10_000):
     model.zero_grad()
     reference = tiny.llama(seed=5, dtype=next(model.parameters()).dtype)
-    seen = gradient(model, bound, rows, accelerator, budget, tiny.auxiliary(bound, reference))
-    return tiny.gradients(model), seen
+    measured = gradient(model, bound, rows, accelerator, budget, tiny.auxiliary(bound, reference))
+    return tiny.gradients(model), measured
 
 
 def at_once(model, bound, rows):
@@ -41,12 +41,12 @@ def at_once(model, bound, rows):
 
 def by_hand(model, row):
     """Log-probability of every answer token from the whole logits of one unpadded sequence at a time."""
-    found = []
+    logps = []
     for answer in (row.chosen, row.rejected):
         ids = torch.tensor(np.concatenate([row.prompt, answer]))
         table = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
-        found.append(torch.stack([table[len(row.prompt) + i - 1, int(token)] for i, token in enumerate(answer)]))
-    return found
+        logps.append(torch.stack([table[len(row.prompt) + i - 1, int(token)] for i, token in enumerate(answer)]))
+    return logps
 
 
 def log_ratios(model, row):
@@ -68,9 +68,9 @@ def test_loss_and_gradient_are_those_of_the_printed_formula(name, drifted, accel
     each = [FORMULAS[name](*log_ratios(model, row)) for row in drifted]
     (sum(each) / len(each)).backward()
     wanted = tiny.gradients(model)
-    found, seen = taken(model, LOSSES.get(name).bind(beta=0.3), drifted, accelerator, budget=150)
-    torch.testing.assert_close(seen.per_pair["loss"].double(), torch.stack(each).detach(), rtol=2e-6, atol=1e-6)
-    assert tiny.apart(found, wanted) < 1e-9
+    taken_gradient, measured = taken(model, LOSSES.get(name).bind(beta=0.3), drifted, accelerator, budget=150)
+    torch.testing.assert_close(measured.per_pair["loss"].double(), torch.stack(each).detach(), rtol=2e-6, atol=1e-6)
+    assert tiny.apart(taken_gradient, wanted) < 1e-9
 
 
 @pytest.mark.parametrize("name", LOSSES.names())
@@ -79,14 +79,14 @@ def test_micro_batches_of_one_two_four_and_eight_pairs_give_the_gradient_of_the_
 ):
     model, bound = tiny.llama(dtype=torch.float64).train(), LOSSES.get(name).bind()
     wanted = at_once(model, bound, drifted)
-    seen = {}
+    measured = {}
     for size in (1, 2, 4, 8):
         monkeypatch.setattr(step_module, "by_tokens", cut_into(size))
-        found, seen[size] = taken(model, bound, drifted, accelerator)
-        assert tiny.apart(found, wanted) <= 1e-6, size
-    for key, value in seen[8].per_pair.items():
-        torch.testing.assert_close(seen[1].per_pair[key], value, rtol=2e-5, atol=2e-5, msg=key)
-    assert seen[1].statistics == pytest.approx(seen[8].statistics)
+        in_parts, measured[size] = taken(model, bound, drifted, accelerator)
+        assert tiny.apart(in_parts, wanted) <= 1e-6, size
+    for key, value in measured[8].per_pair.items():
+        torch.testing.assert_close(measured[1].per_pair[key], value, rtol=2e-5, atol=2e-5, msg=key)
+    assert measured[1].statistics == pytest.approx(measured[8].statistics)
 
 
 def cut_into(size):
@@ -170,7 +170,7 @@ def test_the_end_token_counts_and_the_prompt_does_not():
 
 
 def test_every_answer_token_moves_the_loss_once_and_no_prompt_token_does(drifted, accelerator):
-    """The pull on a pair's log-probabilities is -beta x sigmoid(-margin) / B on each chosen token, its negative on the rejected."""
+    """By each chosen token it is -beta x sigmoid(-margin) / B, by each rejected token its negative."""
     model, bound = tiny.llama().eval(), LOSSES.get("dpo").bind(beta=0.3)
     rows = drifted[:3]
     layout = lay_out(rows, bound, "cpu")
@@ -178,10 +178,10 @@ def test_every_answer_token_moves_the_loss_once_and_no_prompt_token_does(drifted
     pairs = loss_pairs({"logp": logps}, layout)
     bound(pairs).mean().backward()
     for i, row in enumerate(rows):
-        pull = 0.3 / (1 + math.exp(0.3 * pairs.margin[i].item())) / 3
+        derivative = 0.3 / (1 + math.exp(0.3 * pairs.margin[i].item())) / 3
         lengths = len(row.chosen), len(row.rejected)
         for side, length, sign in ((logps.grad[i], lengths[0], -1), (logps.grad[3 + i], lengths[1], 1)):
-            torch.testing.assert_close(side[:length], torch.full((length,), sign * pull), rtol=1e-5, atol=1e-8)
+            torch.testing.assert_close(side[:length], torch.full((length,), sign * derivative), rtol=1e-5, atol=1e-8)
             assert not side[length:].any()
 
 
@@ -197,14 +197,14 @@ def test_columns_of_the_data_reach_the_loss_and_absent_ones_are_nan(drifted):
 def test_at_the_start_a_gradient_in_float32_does_not_depend_on_the_cutting_either(name, accelerator):
     # Losses with a kink at policy = reference would follow the sign of a rounding error there.
     rows = tiny.scored(tiny.rows(12, seed=8, longest=40), tiny.llama())
-    model, bound, found = tiny.llama().eval(), LOSSES.get(name).bind(), []
+    model, bound, by_budget = tiny.llama().eval(), LOSSES.get(name).bind(), []
     for budget in (1, 90, 10_000):
         model.zero_grad()
         auxiliary = replace(tiny.auxiliary(bound, tiny.llama()), reference_is_policy=True)
-        found.append((gradient(model, bound, rows, accelerator, budget, auxiliary), tiny.gradients(model)))
-    for seen, slopes in found[1:]:
-        assert tiny.apart(slopes, found[0][1]) <= 1e-5
-        assert seen.per_pair["margin"].eq(0).all()
+        by_budget.append((gradient(model, bound, rows, accelerator, budget, auxiliary), tiny.gradients(model)))
+    for measured, slopes in by_budget[1:]:
+        assert tiny.apart(slopes, by_budget[0][1]) <= 1e-5
+        assert measured.per_pair["margin"].eq(0).all()
 
 
 def test_an_uncoupled_loss_may_read_mismatched_answers(drifted, accelerator):
@@ -212,8 +212,8 @@ def test_an_uncoupled_loss_may_read_mismatched_answers(drifted, accelerator):
     registry.add_file(PLUGINS / "accepted.py")
     model, bound = tiny.llama(dtype=torch.float64).eval(), registry.get("own_uncoupled_mismatched").bind()
     wanted = at_once(model, bound, drifted)
-    found, _ = taken(model, bound, drifted, accelerator, budget=90)
-    assert tiny.apart(found, wanted) <= 1e-6
+    in_parts, _ = taken(model, bound, drifted, accelerator, budget=90)
+    assert tiny.apart(in_parts, wanted) <= 1e-6
 
 
 def test_micro_batches_keep_the_budget_in_the_pass_over_mismatched_answers_too(drifted, accelerator):

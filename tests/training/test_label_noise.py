@@ -1,4 +1,4 @@
-"""Training on labels that were turned round is training on data that say the opposite."""
+"""Training on labels that were flipped is training on data that say the opposite."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ LOSSES = tiny.losses()
 
 # A loss of pairs, one that reads columns of both sides, one with completions of other prompts, one with a live reference.
 @pytest.mark.parametrize("name", ["dpo", "odpo", "mpo", "tdpo2"])
-def test_all_labels_turned_round_give_the_weights_of_the_opposite_data(name, start, accelerator, tmp_path):
+def test_all_labels_flipped_give_the_weights_of_the_opposite_data(name, start, accelerator, tmp_path):
     bound, rows, reference = LOSSES.get(name).bind(), tiny.rows(16), tiny.llama()
     opposite = [
         replace(

@@ -54,10 +54,10 @@ def test_a_training_is_what_the_plain_loop_does(clip, start, pairs, tmp_path):
     assert [row["learning_rate"] for row in log] == pytest.approx([PEAK * rate for rate in RATES])
     assert [row["gradient_norm"] for row in log] == pytest.approx(norms, rel=1e-4)
     assert [row["loss"] for row in log] == pytest.approx(losses, rel=1e-4, abs=1e-6)
-    found = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    trained = load_file(tmp_path / "checkpoint" / "model.safetensors")
     before = load_file(start / "model.safetensors")
     moved = tiny.flat(wanted[name] - before[name] for name in before)
-    assert float(tiny.flat(found[name] - wanted[name] for name in before).norm() / moved.norm()) <= 2e-5
+    assert float(tiny.flat(trained[name] - wanted[name] for name in before).norm() / moved.norm()) <= 2e-5
 
 
 def test_clipping_changes_the_training_that_is_compared(pairs):

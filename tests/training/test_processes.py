@@ -31,12 +31,12 @@ def by_two(start, pairs, drifted, out):
     command += [script, str(start), *map(str, files), str(out)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        said, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=240)
     finally:
         # Asked to end, the launcher ends its workers, too.
         process.terminate()
         process.wait()
-    assert process.returncode == 0, said[-3000:]
+    assert process.returncode == 0, output[-3000:]
     return load_file(out / "found.safetensors")
 
 
@@ -55,11 +55,11 @@ def test_there_were_two(together):
 def test_two_processes_give_the_gradient_of_one(name, together, drifted, accelerator):
     model, bound = tiny.llama(dtype=torch.float64), LOSSES.get(name).bind()
     reference = tiny.llama(seed=5, dtype=torch.float64)
-    seen = gradient(model, bound, drifted, accelerator, 120, tiny.auxiliary(bound, reference))
-    found = together[0]
-    assert tiny.apart(found[f"{name}.gradient"], tiny.gradients(model)) <= 1e-6
-    for key, value in seen.per_pair.items():
-        torch.testing.assert_close(found[f"{name}.{key}"], value, rtol=2e-5, atol=2e-5, msg=key)
+    measured = gradient(model, bound, drifted, accelerator, 120, tiny.auxiliary(bound, reference))
+    by_two_processes = together[0]
+    assert tiny.apart(by_two_processes[f"{name}.gradient"], tiny.gradients(model)) <= 1e-6
+    for key, value in measured.per_pair.items():
+        torch.testing.assert_close(by_two_processes[f"{name}.{key}"], value, rtol=2e-5, atol=2e-5, msg=key)
 
 
 def test_two_processes_train_to_the_weights_and_the_log_of_one(together, start, pairs, tmp_path):

@@ -39,12 +39,12 @@ def rows():
 def test_no_prompt_meets_an_answer_of_its_own_and_every_answer_is_used_once(rows):
     twins = [replace(rows[0], id="twin"), *rows[:5], replace(rows[0], id="triplet")]
     crossed = mismatched(twins, 1000)
-    own = {}
+    answers_to = {}
     for row in twins:
-        own.setdefault(row.prompt.tobytes(), []).append(row.chosen.tobytes())
+        answers_to.setdefault(row.prompt.tobytes(), []).append(row.chosen.tobytes())
     for row, other in zip(twins, crossed, strict=True):
         assert other.prompt is row.prompt
-        assert other.chosen.tobytes() not in own[row.prompt.tobytes()]
+        assert other.chosen.tobytes() not in answers_to[row.prompt.tobytes()]
     assert sorted(other.chosen.tobytes() for other in crossed) == sorted(row.chosen.tobytes() for row in twins)
 
 
@@ -80,26 +80,26 @@ def test_what_was_prepared_comes_back(rows, tmp_path):
 
 def test_reference_entropy_is_a_share_of_the_logarithm_of_the_vocabulary(rows):
     model = tiny.llama().eval()
-    found = reference_quantity(model, NEEDS["reference_entropy"], rows)
+    entropy = reference_quantity(model, NEEDS["reference_entropy"], rows)
     row = rows[3]
     with torch.no_grad():
         ids = torch.tensor(np.concatenate([row.prompt, row.rejected]))[None]
         table = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].double().softmax(-1)
     by_hand = -(table * table.log()).sum(-1) / math.log(tiny.VOCABULARY)
-    assert found[3][1] == pytest.approx(by_hand.numpy(), abs=1e-6)
-    assert all(0 < value < 1 for sides in found for side in sides for value in side)
+    assert entropy[3][1] == pytest.approx(by_hand.numpy(), abs=1e-6)
+    assert all(0 < value < 1 for sides in entropy for side in sides for value in side)
 
 
 def test_noise_is_a_pure_function_of_seed_step_and_place_and_never_an_end_of_the_interval(rows):
     first, again = with_noise(rows, 3, 5), with_noise(rows, 3, 5)
     others = with_noise(rows, 4, 5), with_noise(rows, 3, 6)
     for side, name in ((0, "chosen"), (1, "rejected")):
-        for row, twin, *strangers in zip(first, again, *others, strict=True):
+        for row, twin, *other_rows in zip(first, again, *others, strict=True):
             noise = row.extras["noise"][side]
             assert noise.shape == getattr(row, name).shape
             assert ((noise > 0) & (noise < 1)).all()
             assert np.array_equal(noise, twin.extras["noise"][side])
-            assert not any(np.array_equal(noise, stranger.extras["noise"][side]) for stranger in strangers)
+            assert not any(np.array_equal(noise, other.extras["noise"][side]) for other in other_rows)
 
 
 def test_the_gold_answers_are_the_last_rows_of_a_batch(rows):
@@ -130,7 +130,7 @@ def test_a_column_outside_its_interval_is_refused_with_the_value_and_the_pair(ro
         check_pairs([variants.get("sppo_soft")], wrong)
 
 
-def test_all_that_is_missing_is_told_at_once(rows):
+def test_all_that_is_missing_is_listed_at_once(rows):
     bare = [replace(row, columns={}, gold=None) for row in rows]
     with pytest.raises(UserError, match=r"tpo needs a gold answer, but 12 of 12 .*; odpo reads .*; sppo_soft reads"):
         check_pairs([variants.get(name) for name in ("tpo", "odpo", "sppo_soft")], bare)

@@ -71,10 +71,10 @@ def test_a_checkpoint_is_the_policy_after_so_many_steps(start, pairs, tmp_path, 
     with pytest.raises(Killed):
         trained(tmp_path / "run", start, pairs, accelerator, saving, kill)
     state = load_file(saving.folder / "state.safetensors")
-    kept = load_model(saving.checkpoints / "4" / "checkpoint").state_dict()
+    saved = load_model(saving.checkpoints / "4" / "checkpoint").state_dict()
     passed = {name.removeprefix("weight."): tensor for name, tensor in state.items() if name.startswith("weight.")}
     assert passed
-    assert all(torch.equal(kept[name], passed[name]) for name in passed)
+    assert all(torch.equal(saved[name], passed[name]) for name in passed)
 
 
 def test_after_a_kill_the_same_checkpoints_are_there(start, pairs, tmp_path, accelerator):
@@ -94,7 +94,7 @@ def test_after_a_kill_the_same_checkpoints_are_there(start, pairs, tmp_path, acc
         assert equal(weights(saving.checkpoints / step), weights(whole.checkpoints / step))
 
 
-def test_a_training_that_went_past_a_checkpoint_asked_for_starts_over(start, pairs, tmp_path, accelerator):
+def test_a_training_that_went_past_a_requested_checkpoint_starts_over(start, pairs, tmp_path, accelerator):
     saving = Saving(tmp_path / "state", 0, (4,))
 
     def kill(row):

@@ -192,9 +192,9 @@ def test_in_bf16_every_step_reads_the_weights_of_that_step(start, pairs):
     fresh = checkpoint.load_model(start)
     fresh.load_state_dict(low.unwrap_model(model).state_dict())
     fresh, _ = prepared(fresh, low, Recipe())
-    seen = [gradient(one, bound(), pairs[:4], low, 10_000) for one in (model, fresh)]
+    measured = [gradient(one, bound(), pairs[:4], low, 10_000) for one in (model, fresh)]
     accelerator_for("cpu", "float32")
-    assert torch.equal(*(one.per_pair["loss"] for one in seen))
+    assert torch.equal(*(one.per_pair["loss"] for one in measured))
     assert torch.equal(tiny.gradients(model), tiny.gradients(fresh))
 
 
@@ -307,7 +307,7 @@ def unsteady(kind, folder):
 @pytest.mark.parametrize("packed", [True, False])
 def test_activations_computed_again_change_nothing_and_let_no_dropout_in(kind, packed, tmp_path, accelerator, pairs):
     unsteady(kind, tmp_path)
-    found, entered = [], []
+    gradients, entered = [], []
     for recipe in (Recipe(), Recipe(recompute_activations=True)):
         policy = checkpoint.load_model(tmp_path)
         if packed:
@@ -317,8 +317,8 @@ def test_activations_computed_again_change_nothing_and_let_no_dropout_in(kind, p
         inner.register_forward_pre_hook(lambda *_: entered.extend([True] * torch.is_grad_enabled()))
         gradient(model, bound(), pairs[:4], accelerator, 10_000, AuxiliaryState(packed=packed))
         entered.append(None)
-        found.append(tiny.gradients(model))
-    assert torch.equal(*found)
+        gradients.append(tiny.gradients(model))
+    assert torch.equal(*gradients)
     # The layer's inner part was passed once, then twice: the second time in backward.
     assert entered == [True, None, True, True, None]
 
@@ -332,13 +332,13 @@ def test_layers_that_cannot_be_computed_again_are_refused():
 def test_dropout_is_off_during_training(kind, tmp_path, accelerator, pairs):
     unsteady(kind, tmp_path)
     model, _ = prepared(checkpoint.load_model(tmp_path), accelerator, Recipe())
-    found = []
+    gradients = []
     for _ in range(2):
         model.zero_grad()
         gradient(model, bound(), pairs[:4], accelerator, 10_000)
-        found.append(tiny.gradients(model))
-    assert found[0].any()
-    assert torch.equal(*found)
+        gradients.append(tiny.gradients(model))
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
 
 
 def test_bf16_trains_and_stays_near_float32(start, pairs, trained, tmp_path):

@@ -88,6 +88,6 @@ def gradients(model):
     return flat(p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters())
 
 
-def apart(found, wanted):
+def apart(vector, wanted):
     """Relative distance of two vectors."""
-    return float((found - wanted).norm() / wanted.norm())
+    return float((vector - wanted).norm() / wanted.norm())

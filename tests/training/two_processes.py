@@ -17,7 +17,7 @@ from tests.training import tiny
 
 
 def gradients(drifted, accelerator, losses):
-    found = {"processes": torch.tensor(accelerator.num_processes)}
+    tensors = {"processes": torch.tensor(accelerator.num_processes)}
     # In float64 what is left is the arithmetic's own rounding of the exchange, not of two orders of summation.
     model = accelerator.prepare(tiny.llama(dtype=torch.float64))
     reference = tiny.llama(seed=5, dtype=torch.float64)
@@ -25,19 +25,19 @@ def gradients(drifted, accelerator, losses):
     for name in losses.names():
         model.zero_grad()
         bound = losses.get(name).bind()
-        seen = gradient(model, bound, rows, accelerator, 120, tiny.auxiliary(bound, reference))
-        found[f"{name}.gradient"] = tiny.gradients(accelerator.unwrap_model(model))
-        found |= {f"{name}.{key}": value.contiguous() for key, value in seen.per_pair.items()}
-    return found
+        measured = gradient(model, bound, rows, accelerator, 120, tiny.auxiliary(bound, reference))
+        tensors[f"{name}.gradient"] = tiny.gradients(accelerator.unwrap_model(model))
+        tensors |= {f"{name}.{key}": value.contiguous() for key, value in measured.per_pair.items()}
+    return tensors
 
 
 def main(start, pairs, drifted, out):
     torch.set_num_threads(1)
     accelerator, losses = accelerator_for("cpu", "float32"), tiny.losses()
-    found, bound = gradients(drifted, accelerator, losses), losses.get("dpo").bind(beta=0.2)
+    tensors, bound = gradients(drifted, accelerator, losses), losses.get("dpo").bind(beta=0.2)
     train(tiny.run_of(bound), bound, read_pairs(pairs), start, out / "run", accelerator=accelerator)
     if accelerator.is_main_process:
-        save_file(found, out / "found.safetensors")
+        save_file(tensors, out / "tensors.safetensors")
     # No wrapped model is left here: one that outlives its process group can keep the process from ending.
     accelerator.wait_for_everyone()
     accelerator.end_training()
