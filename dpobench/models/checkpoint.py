@@ -228,13 +228,24 @@ def save(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> float:
         tokenizer: its tokenizer.
         folder: to write to.
 
-    Returns: the largest difference of the logits on a probe of eight tokens (0.0 as a rule).
+    Returns: from `compare_with_saved`.
 
     Raises:
         DpobenchError: the saved model answers differently.
     """
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    return compare_with_saved(model, folder)
+
+
+def compare_with_saved(model: CausalLM, folder: Path) -> float:
+    """Compare a model in memory with the one in a folder.
+
+    Returns: the largest difference of the logits on a probe of eight tokens (0.0 as a rule).
+
+    Raises:
+        DpobenchError: the model in the folder answers differently.
+    """
     dtype = next(model.parameters()).dtype
     again = load_model(folder, device=str(model.device), dtype={v: k for k, v in DTYPES.items()}[dtype])
     probe = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]

@@ -5,7 +5,7 @@ rows of every length. What attends to what is worked out once for a row, not onc
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, cast
@@ -40,7 +40,12 @@ class Kernel(Protocol):
 
 
 def attend_flex(
-    query: "PerHead", key: "PerHead", value: "PerHead", pieces: "Sequence[Piece]", scaling: float | None = None
+    query: "PerHead",
+    key: "PerHead",
+    value: "PerHead",
+    pieces: "Sequence[Piece]",
+    scaling: float | None = None,
+    kernel: Kernel | None = None,
 ) -> Float[Tensor, "1 heads S D"]:
     """Attention in which a token sees, causally, its own answer and the prompt before it.
 
@@ -53,6 +58,7 @@ def attend_flex(
         value: shape [1, key heads, S, D].
         pieces: what the row holds, from its first token to its last.
         scaling: of the scores; None is one over the root of D.
+        kernel: what computes it; None is `flex_attention` as the device runs it.
 
     Returns: what each token attended to, shape [1, heads, S, D].
 
@@ -68,7 +74,7 @@ def attend_flex(
         # Contiguous also where nothing is added: the kernel would be compiled again for other strides.
         return F.pad(row.to(dtype), (0, max(0, NARROWEST - row.shape[3]), 0, length - tokens)).contiguous()
 
-    attended = kernel_for(device)(
+    attended = (kernel or kernel_for(device))(
         lengthened(query),
         lengthened(key),
         lengthened(value),
@@ -85,9 +91,9 @@ def kernel_for(device: torch.device) -> Kernel:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Kernel:
+def _compiled(backend: str | Callable[..., object] = "inductor") -> Kernel:
     # Whole or not at all: uncompiled, it would hold the scores of the whole row.
-    return cast(Kernel, torch.compile(flex_attention, dynamic=True, fullgraph=True))
+    return cast(Kernel, torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=backend))
 
 
 def _uncompiled(

@@ -1,6 +1,5 @@
 """One call of FlexAttention over a packed row, uncompiled on a CPU, against every answer read on its own after its prompt."""
 
-import functools
 from itertools import pairwise
 
 import pytest
@@ -117,50 +116,50 @@ def test_under_autocast_queries_of_float32_meet_values_of_bf16(differentiable):
     assert slope.dtype == torch.float32
 
 
-def test_the_layers_of_a_model_share_one_mask_of_a_row(monkeypatch):
-    made = []
-    create = flex_attention.create_block_mask
-    monkeypatch.setattr(
-        flex_attention, "create_block_mask", lambda *given, **options: made.append(1) or create(*given, **options)
-    )
-    with torch.no_grad():
-        for pieces in (RAGGED, list(RAGGED), GOLD, RAGGED):
-            flex_attention.attend_flex(*row(pieces[-1][2][-1]), pieces)
-    assert len(made) == 2
+def test_the_layers_of_a_model_share_one_mask_of_a_row():
+    masks = []
+
+    def spied(query, key, value, *, block_mask, **options):
+        masks.append(block_mask)
+        return query
+
+    for pieces in (RAGGED, list(RAGGED), GOLD, RAGGED):
+        flex_attention.attend_flex(*row(pieces[-1][2][-1]), pieces, kernel=spied)
+    first, again, gold, last = masks
+    assert first is again is last
+    assert gold is not first
 
 
-def test_the_kernel_is_given_whole_contiguous_blocks_of_one_dtype(monkeypatch):
+def test_the_kernel_is_given_whole_contiguous_blocks_of_one_dtype():
     given = []
 
     def spied(*rows, **options):
         given.extend((tuple(each.shape), each.dtype, each.is_contiguous()) for each in rows)
         return rows[0]
 
-    monkeypatch.setattr(flex_attention, "kernel_for", lambda device: spied)
     # As layers give them: heads stand between tokens in memory.
     query, key, value = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in row(384))
     with torch.autocast("cpu", torch.bfloat16):
-        flex_attention.attend_flex(query, key, value.bfloat16(), [(0, 100, (300, 384))])
+        flex_attention.attend_flex(query, key, value.bfloat16(), [(0, 100, (300, 384))], kernel=spied)
     assert given == [((1, heads, 384, 16), torch.bfloat16, True) for heads in (4, 2, 2)]
-    flex_attention.attend_flex(*row(385, width=8), [(0, 100, (300, 385))])
+    flex_attention.attend_flex(*row(385, width=8), [(0, 100, (300, 385))], kernel=spied)
     assert given[3:] == [((1, heads, 512, 16), torch.float32, True) for heads in (4, 2, 2)]
 
 
-def test_rows_of_any_length_share_one_compiled_kernel(monkeypatch):
+def test_rows_of_any_length_share_one_compiled_kernel():
     graphs = []
 
     def counted(graph, _):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted))
-    compiled = flex_attention._compiled.__wrapped__()
-    monkeypatch.setattr(flex_attention, "kernel_for", lambda device: compiled)
+    compiled = flex_attention._compiled.__wrapped__(backend=counted)
     with torch.no_grad():
         for size in (300, 40, 500, 1024, 1025, 2):
             pieces = [(0, 1, (2, size))] if size > 2 else [(0, 1, (2,))]
             leaves = row(size)
-            assert apart([flex_attention.attend_flex(*leaves, pieces)], [one_by_one(*leaves, pieces)]) <= 2e-6
+            attended = flex_attention.attend_flex(*leaves, pieces, kernel=compiled)
+            assert apart([attended], [one_by_one(*leaves, pieces)]) <= 2e-6
     assert len(graphs) == 1
 
 
