@@ -20,6 +20,7 @@ def model(shared, tmp_path_factory):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "layout", "read", "kept"),
     [

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 COMMAND = ("run", "--preset", "tiny", "--variants", "dpo,ipo", "--beta-grid", "0.1,0.5", "--seeds", "0,1")
+# For tests of something else than benchmarks, baselines and controls.
+SHORT = ("--no-baselines", "--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0")
 COLUMNS = {
     "variant",
     "beta",
@@ -128,7 +131,6 @@ ROUNDS = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_killed_in_the_second_round_it_ends_with_the_same_numbers(dpobench, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     done = dpobench(*ROUNDS, "--out", whole)
@@ -157,7 +159,6 @@ def test_killed_in_the_second_round_it_ends_with_the_same_numbers(dpobench, tmp_
     assert [place.parent.name for place in out.glob("runs/*/within")] == [first["id"]]
 
 
-@pytest.mark.slow
 def test_a_round_whose_predecessor_diverged_says_so_and_costs_nothing_else(dpobench, tmp_path):
     out = tmp_path / "out"
     done = dpobench(*ROUNDS, "--lr-grid", "5e-4,1.0", "--set", "recipe.weight_decay=1e3", "--out", out)
@@ -174,11 +175,9 @@ def test_checkpoints_that_nothing_scores_are_refused(dpobench, tmp_path):
     assert "evaluation.checkpoints = 3 has no effect" in done.stderr
 
 
-@pytest.mark.slow
 def test_checkpoints_within_a_training_may_be_added_later_and_move_no_number(dpobench, tmp_path):
     out = tmp_path / "out"
-    command = ("run", "--preset", "tiny", "--variants", "dpo", "--no-baselines", "--threads", "1", "--out", out)
-    command += ("--set", "evaluation.tasks=[]", "--set", "evaluation.pool=0")
+    command = ("run", "--preset", "tiny", "--variants", "dpo", *SHORT, "--threads", "1", "--out", out)
     assert dpobench(*command).returncode == 0
     (run,) = (out / "runs").iterdir()
     before, board = hashes(run / "checkpoint"), leaderboard(out)
@@ -231,7 +230,9 @@ def dies(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 '''
     )
     out = tmp_path / "faulty"
-    done = dpobench("run", "--preset", "tiny", "--variants", "dpo,raises,dies", "--plugin", plugin, "--out", out)
+    done = dpobench(
+        "run", "--preset", "tiny", "--variants", "dpo,raises,dies", "--plugin", plugin, *SHORT, "--out", out
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     states = {row.split("  ")[0].split("-")[0]: row for row in dpobench("status", out).stdout.splitlines()}
     assert "done" in states["dpo"]
@@ -244,20 +245,8 @@ def dies(pairs: Pairs, *, beta: float = 0.1) -> PerPair:
 
 def test_divergence_is_named_with_its_step_and_stands_in_the_report(dpobench, tmp_path):
     out = tmp_path / "diverging"
-    done = dpobench(
-        "run",
-        "--preset",
-        "tiny",
-        "--variants",
-        "dpo",
-        "--lr-grid",
-        "5e-4,1.0",
-        "--no-baselines",
-        "--set",
-        "recipe.weight_decay=1e3",
-        "--out",
-        out,
-    )
+    command = ("run", "--preset", "tiny", "--variants", "dpo", "--lr-grid", "5e-4,1.0", *SHORT, "--out", out)
+    done = dpobench(*command, "--set", "recipe.weight_decay=1e3")
     assert done.returncode == 0, done.stdout + done.stderr
     states = [json.loads(f.read_text()) for f in sorted((out / "runs").glob("*/run.json"))]
     bad = [state for state in states if state["status"] == "diverged"]
@@ -316,18 +305,10 @@ def test_report_command_needs_the_files_alone(finished):
 def test_under_torchrun_two_processes_train_the_same_policy(finished, tmp_path):
     out = tmp_path / "tiny"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "29533",
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533")
+    arguments = (
         "-m",
         "dpobench",
-    ]
-    arguments = [
         "run",
         "--preset",
         "tiny",
@@ -337,11 +318,8 @@ def test_under_torchrun_two_processes_train_the_same_policy(finished, tmp_path):
         "0.1",
         "--device",
         "cpu",
-        "--threads",
-        "1",
-        "--out",
-        str(out),
-    ]
+    )
+    arguments += ("--threads", "1", *SHORT, "--out", str(out))
     done = subprocess.run(launcher + arguments, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (alone,) = (

@@ -83,7 +83,7 @@ def measure(shape, precision, work):
     turns |= {
         name: (whole, without) if without else (padded, contextlib.nullcontext) for name, without in WITHOUT.items()
     }
-    turns["activations kept (computed again instead)"] = again, contextlib.nullcontext
+    turns["activations in memory (computed again instead)"] = again, contextlib.nullcontext
     taken = {name: [] for name in turns}
     for number in range(6):
         for name, (side, without) in turns.items():
