@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpobench.bench.sides import Ours, Theirs, disagreement
+from dpobench.bench.sides import HarnessSide, TrlSide, disagreement
 from dpobench.training.accelerate import accelerator_for
 from dpobench.training.order import batch_at
 from dpobench.training.train import train
@@ -54,11 +54,11 @@ def texts(count):
 
 def sides(name, folder, accelerator, *, micro_batch, policy, texts, **settings):
     kind, beta = SAME[name]
-    told = {"loss_type": [kind], "beta": beta, **settings}
+    fields = {"loss_type": [kind], "beta": beta, **settings}
     reference = tiny.llama()
-    theirs = Theirs(policy, reference, texts, folder, micro_batch=micro_batch, **told)
-    pairs = theirs.pairs(reference.eval())
-    return Ours(policy, pairs, tiny.losses().get(name).bind(beta=beta)), theirs
+    trl = TrlSide(policy, reference, texts, folder, micro_batch=micro_batch, **fields)
+    pairs = trl.pairs(reference.eval())
+    return HarnessSide(policy, pairs, tiny.losses().get(name).bind(beta=beta)), trl
 
 
 @pytest.fixture
@@ -69,18 +69,18 @@ def accelerator():
 @pytest.mark.parametrize("micro_batch", [1, 4, PAIRS])
 @pytest.mark.parametrize("name", SAME)
 def test_loss_and_gradient_are_those_of_trl(name, micro_batch, tmp_path, accelerator):
-    ours, theirs = sides(
+    ours, trl = sides(
         name, tmp_path, accelerator, micro_batch=micro_batch, policy=tiny.llama(seed=5), texts=texts(PAIRS)
     )
-    loss, gradient = disagreement(ours, [theirs])
+    loss, gradient = disagreement(ours, [trl])
     assert loss <= 5e-6
     assert gradient <= 5e-6
 
 
 def test_trl_reads_the_texts_as_we_write_them(tmp_path, accelerator):
     """Every word is a token, each answer ends with one end token, and nothing is added to the prompt."""
-    _, theirs = sides("dpo", tmp_path, accelerator, micro_batch=4, policy=tiny.llama(), texts=texts(4))
-    for row, text in zip(theirs.rows, texts(4), strict=True):
+    _, trl = sides("dpo", tmp_path, accelerator, micro_batch=4, policy=tiny.llama(), texts=texts(4))
+    for row, text in zip(trl.rows, texts(4), strict=True):
         assert row["prompt_ids"] == [int(word[1:]) for word in text["prompt"].split()]
         assert row["chosen_ids"] == [*(int(word[1:]) for word in text["chosen"].split()), tiny.END]
 
@@ -95,13 +95,13 @@ def test_twenty_steps_end_at_the_weights_of_trl(name, tmp_path, accelerator):
     recipe, written = run.recipe, texts(PAIRS)
     in_order = [written[i] for step in range(STEPS) for i in batch_at(step, BATCH, PAIRS, run.seed)]
     settings = {"max_steps": STEPS, "train_sampling_strategy": "sequential", "logging_steps": 1, "learning_rate": PEAK}
-    _, theirs = sides(
+    _, trl = sides(
         name, tmp_path / "trl", accelerator, micro_batch=BATCH, policy=tiny.llama(), texts=in_order,
         gradient_accumulation_steps=1, **settings,
     )  # fmt: skip
-    pairs = theirs.pairs(tiny.llama().eval())
+    pairs = trl.pairs(tiny.llama().eval())
     ours = [next(p for p, text in zip(pairs, in_order, strict=True) if text is row) for row in written]
-    trainer = theirs.trainer
+    trainer = trl.trainer
     trainer.optimizer = torch.optim.AdamW(
         trainer.model.parameters(), lr=PEAK, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
     )
@@ -117,13 +117,13 @@ def test_twenty_steps_end_at_the_weights_of_trl(name, tmp_path, accelerator):
     )
     assert trained.steps == STEPS == trainer.state.global_step
     before = tiny.llama().state_dict()
-    found, wanted = load_file(tmp_path / "checkpoint" / "model.safetensors"), theirs.trainer.model.state_dict()
-    moved = tiny.flat(wanted[key] - before[key] for key in before)
-    apart = tiny.flat(found[key] - wanted[key] for key in before)
+    weights, expected = load_file(tmp_path / "checkpoint" / "model.safetensors"), trl.trainer.model.state_dict()
+    moved = tiny.flat(expected[key] - before[key] for key in before)
+    difference = tiny.flat(weights[key] - expected[key] for key in before)
     assert moved.norm() / tiny.flat(before.values()).norm() > 1e-2
-    assert float(apart.norm() / moved.norm()) <= 2e-5
+    assert float(difference.norm() / moved.norm()) <= 2e-5
     # A systematic drift would be hidden in the norm of many roundings.
-    assert abs(float(apart.mean())) / float(moved.abs().mean()) <= 1e-6
-    told = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert abs(float(difference.mean())) / float(moved.abs().mean()) <= 1e-6
+    trl_losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     logged = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert logged == pytest.approx(told, rel=1e-4, abs=1e-6)
+    assert logged == pytest.approx(trl_losses, rel=1e-4, abs=1e-6)

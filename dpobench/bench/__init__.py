@@ -1,3 +1,3 @@
-"""Measuring ourselves: our step and our sweep beside a peer's on the same work."""
+"""Speed and memory of our training step and of a whole sweep against TRL's on the same work."""
 
-__all__ = ["run"]
+__all__ = ["run", "suites"]

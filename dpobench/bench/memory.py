@@ -1,4 +1,4 @@
-"""Peak memory of a step, ours and TRL's: each side in a process of its own, so that neither inherits what the other left behind."""
+"""Peak memory of a step, ours and TRL's, each in a fresh process, so that neither inherits memory of the other."""
 
 import contextlib
 import ctypes
@@ -11,147 +11,187 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from dpobench.bench.sides import Ours, Theirs, logistic_loss
-from dpobench.bench.works import SMALL, Shape, Work, draw_texts, llama, perturbed, word_tokenizer
+from dpobench.bench.sides import HarnessSide, TrlSide, logistic_loss
+from dpobench.bench.workloads import (
+    SMALL,
+    ModelShape,
+    TextPair,
+    Workload,
+    draw_texts,
+    llama,
+    perturbed,
+    word_tokenizer,
+)
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import UserError
 from dpobench.models.logprobs import score_sequences
 from dpobench.sweep.allocator import keep_pages
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 OURS, TRL = "ours", "trl"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+@dataclass(frozen=True)
+class Peak:
+    """Memory of one side, in megabytes of 10^6 bytes: resident memory on a CPU, what the allocator handed out on CUDA.
+
+    Args:
+        before_mb: with imports, weights, optimizer moments and gradients in memory, after a step on the two shortest pairs.
+        peak_mb: the highest during two whole steps.
+    """
+
+    before_mb: float
+    peak_mb: float
+
+    @property
+    def step_mb(self) -> float:
+        """What the steps needed on top."""
+        return self.peak_mb - self.before_mb
+
+
 def compare(
-    work: Work,
+    workload: Workload,
     precision: str = "float32",
-    shape: Shape = SMALL,
+    shape: ModelShape = SMALL,
     *,
     pairs: int = 16,
     batches: Sequence[int] = (1, 8),
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> dict[str, float | dict[str, dict[str, float]]]:
     """Measure our step and TRL's at each batch.
 
     Args:
-        work: the lengths.
+        workload: the lengths.
         precision: "float32" or "bf16".
         shape: of the model.
         pairs: of a step.
-        batches: TRL's batches per device; the first is its best.
+        batches: TRL's batches per device; the first is its fastest.
         device: "cpu" or "cuda".
 
-    Returns: `ratios` of all, and `memory_mb`: what `peak` found, by side.
+    Returns: the `ratios`, and `memory_mb`: the `Peak` of each side.
 
     Raises:
-        UserError: TRL is not installed, or the system does not tell a process its memory.
+        UserError: TRL is not installed, or the system does not let a process measure its memory.
     """
     if importlib.util.find_spec(TRL) is None:
         raise UserError("peak memory is compared with TRL, which is not installed; pip install 'dpobench[parity]'")
-    own = peak(OURS, work, shape, precision, pairs=pairs, device=device)
-    theirs = {batch: peak(TRL, work, shape, precision, batch, pairs=pairs, device=device) for batch in batches}
-    told = {OURS: own} | {f"{TRL}_batch{batch}": found for batch, found in theirs.items()}
-    return ratios(own, theirs) | {"memory_mb": told}
+    ours = peak(OURS, workload, shape, precision, pairs=pairs, device=device)
+    trl = {batch: peak(TRL, workload, shape, precision, batch, pairs=pairs, device=device) for batch in batches}
+    peaks = {OURS: asdict(ours)} | {f"{TRL}_batch{batch}": asdict(other) for batch, other in trl.items()}
+    return {**ratios(ours, trl), "memory_mb": peaks}
 
 
-def ratios(own: Mapping[str, float], theirs: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """How our memory compares with TRL's; below 1 we need less.
+def ratios(ours: Peak, trl: Mapping[int, Peak]) -> dict[str, float]:
+    """Our memory over TRL's; below 1 we need less.
 
     Args:
-        own: what `peak` found for our side.
-        theirs: the same for TRL, by batch; the first is its best.
+        ours: memory of our side.
+        trl: memory of TRL's, by batch; the first is its fastest.
 
-    Returns: `peak_memory_ratio`, of the step's own memory (peak less what lay there before it), and `resident_ratio`, of whole
-        peaks, both against the best batch; the same with `_batchN` for each other.
+    Returns: `peak_memory_ratio`, of the steps alone, and `resident_ratio`, of whole peaks, both against the fastest batch; the same
+        with `_batchN` for each other.
+
+    Example:
+        >>> ratios(Peak(before_mb=100, peak_mb=130), {1: Peak(before_mb=140, peak_mb=200)})
+        {'peak_memory_ratio': 0.5, 'resident_ratio': 0.65}
     """
-    found = {}
-    for number, (batch, other) in enumerate(theirs.items()):
+    table = {}
+    for number, (batch, other) in enumerate(trl.items()):
         ending = f"_batch{batch}" if number else ""
-        step, other_step = (side["peak_mb"] - side["before_mb"] for side in (own, other))
-        found[f"peak_memory_ratio{ending}"] = round(step / other_step, 3)
-        found[f"resident_ratio{ending}"] = round(own["peak_mb"] / other["peak_mb"], 3)
-    return found
+        table[f"peak_memory_ratio{ending}"] = round(ours.step_mb / other.step_mb, 3)
+        table[f"resident_ratio{ending}"] = round(ours.peak_mb / other.peak_mb, 3)
+    return table
 
 
 def peak(
     side: str,
-    work: Work,
-    shape: Shape = SMALL,
+    workload: Workload,
+    shape: ModelShape = SMALL,
     precision: str = "float32",
     micro_batch: int = 1,
     *,
     pairs: int = 16,
     device: str = "cpu",
-) -> dict[str, float]:
+) -> Peak:
     """Memory of one side in a fresh process of one thread.
 
     Args:
         side: "ours" or "trl".
-        work: the lengths.
+        workload: the lengths.
         shape: of the model.
         precision: "float32" or "bf16".
         micro_batch: TRL's batch per device; our side fills micro-batches to the recipe's tokens.
         pairs: of a step.
         device: "cpu" or "cuda".
 
-    Returns: megabytes of 10^6 bytes. `before_mb`: with imports, weights, optimizer moments and gradients there, after a step on
-        the two shortest pairs. `peak_mb`: the highest during two whole steps. Both are resident memory on a CPU, and what the
-        allocator handed out on CUDA.
-
     Raises:
-        UserError: the system does not tell a process its memory.
+        UserError: the system does not let a process measure its memory.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measured, side, work, shape, precision, micro_batch, pairs, device).result()
+        return pool.submit(_measured, side, workload, shape, precision, micro_batch, pairs, device).result()
 
 
 def _measured(
-    side: str, work: Work, shape: Shape, precision: str, micro_batch: int, pairs: int, device: str
-) -> dict[str, float]:
+    side: str, workload: Workload, shape: ModelShape, precision: str, micro_batch: int, pairs: int, device: str
+) -> Peak:
     """Body of the fresh process."""
-    _silence()
+    # TRL writes progress bars and warnings.
+    os.environ |= {"TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if side == OURS:
-        # As its workers do; TRL's process is as any other.
+        # Our workers do so, too; TRL's process is a usual one.
         keep_pages()
     with tempfile.TemporaryDirectory(prefix="dpobench-memory-") as folder:
-        one = _side(side, work, shape, precision, micro_batch, pairs, device, Path(folder))
-        rows = one.rows
-        one.rows = sorted(rows, key=_tokens)[:2]
-        one.accumulate()
-        one.move()
-        # A step leaves no gradients behind: these lie there when the measurement begins, on both sides.
-        one.accumulate()
-        one.rows = rows
-        before = _restart(device)
+        measured = _side(side, workload, shape, precision, micro_batch, pairs, device, Path(folder))
+        with measured.only_shortest(2):
+            measured.step()
+            # A step leaves no gradients; these are in memory when the measurement begins, on both sides.
+            measured.accumulate()
+        before = reset_peak(device)
         for _ in range(2):
-            one.accumulate()
-            one.move()
-        return {"before_mb": round(before / 1e6, 1), "peak_mb": round(_highest(device) / 1e6, 1)}
+            measured.step()
+        return Peak(round(before / 1e6, 1), round(peak_since_reset(device) / 1e6, 1))
 
 
 def _side(
-    side: str, work: Work, shape: Shape, precision: str, micro_batch: int, pairs: int, device: str, folder: Path
-) -> Any:
-    """The one place that knows how a side is made."""
+    side: str,
+    workload: Workload,
+    shape: ModelShape,
+    precision: str,
+    micro_batch: int,
+    pairs: int,
+    device: str,
+    folder: Path,
+) -> HarnessSide | TrlSide:
     reference = llama(shape).to(device)
-    policy, texts = perturbed(reference), draw_texts(work, pairs, vocabulary=shape.vocabulary)
+    policy, texts = perturbed(reference), draw_texts(workload, pairs, vocabulary=shape.vocabulary)
     if side == OURS:
-        return Ours(policy, read_texts(reference, texts), logistic_loss(), precision, device)
+        return HarnessSide(policy, read_texts(reference, texts), logistic_loss(), precision, device)
     import datasets
 
     datasets.disable_progress_bars()
-    return Theirs(policy, reference, texts, folder, micro_batch=micro_batch, precision=precision, device=device)
+    return TrlSide(policy, reference, texts, folder, micro_batch=micro_batch, precision=precision, device=device)
 
 
-def read_texts(reference: Any, texts: Sequence[Mapping[str, str]]) -> list[TokenPair]:
-    """The tokens TRL makes of the texts, with the reference's log-probabilities, without importing TRL."""
+def read_texts(reference: "PreTrainedModel", texts: Sequence[TextPair]) -> list[TokenPair]:
+    """The tokens that TRL makes of texts, with the reference's log-probabilities, without importing TRL.
+
+    Args:
+        reference: a Llama as `llama` makes it.
+        texts: pairs of numbered words.
+    """
     tokenizer = word_tokenizer(len(reference.get_input_embeddings().weight))
 
     def ids(text: str, *end: int) -> np.ndarray:
@@ -162,48 +202,54 @@ def read_texts(reference: Any, texts: Sequence[Mapping[str, str]]) -> list[Token
         TokenPair(str(number), ids(row["prompt"]), ids(row["chosen"], end), ids(row["rejected"], end))
         for number, row in enumerate(texts)
     ]
-    sides = [(pair.prompt.tolist(), answer.tolist()) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    logps = iter(score_sequences(reference, sides))
+    sequences = [(pair.prompt.tolist(), answer.tolist()) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    logps = iter(score_sequences(reference, sequences))
     return [pair.with_reference(next(logps), next(logps)) for pair in pairs]
 
 
-def _tokens(row: TokenPair | Mapping[str, Any]) -> int:
-    if isinstance(row, TokenPair):
-        return row.size
-    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+def reset_peak(device: str, clear: Path = _CLEAR) -> int:
+    """Reset the peak to the memory in use now.
 
+    Args:
+        device: "cpu" or "cuda".
+        clear: file of the system that resets it.
 
-def _silence() -> None:
-    """No progress bars, no warnings: TRL speaks up on both."""
-    os.environ |= {"TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    Returns: that memory, in bytes.
 
-
-def _restart(device: str) -> int:
-    """Let the high-water mark fall to what is in use now. Returns: that, in bytes."""
+    Raises:
+        UserError: the system does not let the process reset its peak.
+    """
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    # What the allocator kept of freed memory would hide as much of the step's own.
+    # Freed memory that the allocator still holds would hide as much of what the step needs.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        _CLEAR.write_text("5")
+        clear.write_text("5")
     except OSError as error:
         raise UserError(
-            f"peak memory: {_CLEAR} cannot be written ({error.strerror}), so the mark of an earlier peak stays; "
+            f"peak memory: {clear} cannot be written ({error.strerror}), so an earlier peak cannot be reset; "
             "measure on Linux, in a process that may write its own /proc"
         ) from error
-    return _resident("VmRSS")
+    return resident_memory("VmRSS")
 
 
-def _highest(device: str) -> int:
-    """Bytes at the high-water mark since the restart."""
-    return torch.cuda.max_memory_allocated(device) if device == "cuda" else _resident("VmHWM")
+def peak_since_reset(device: str) -> int:
+    """Most memory in use since `reset_peak`, in bytes.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    return torch.cuda.max_memory_allocated(device) if device == "cuda" else resident_memory("VmHWM")
 
 
-def _resident(name: str) -> int:
+def resident_memory(name: str) -> int:
+    """A figure of this process's memory, in bytes.
+
+    Args:
+        name: its name in /proc/self/status: "VmRSS" (resident now) or "VmHWM" (the most since the reset).
+    """
     line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

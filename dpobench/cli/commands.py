@@ -261,8 +261,8 @@ def doctor() -> int:
 @click.option("--data", multiple=True, metavar="FILE", help="Measure on the lengths of these preference pairs instead.")
 def bench(target: Path | None, quick: bool, whole_sweep: bool, gpu: bool, data: tuple[str, ...]) -> None:
     """Measure our training step against TRL's on the same work, in this process (needs the extra `parity`)."""
-    from dpobench.bench import run as stopwatch
+    from dpobench.bench.run import run
+    from dpobench.bench.suites import FULL, GPU, QUICK
 
-    plan = stopwatch.GPU if gpu else stopwatch.QUICK if quick else stopwatch.FULL
-    for line in stopwatch.run(target, plan, data=data, whole_sweep=whole_sweep):
+    for line in run(target, GPU if gpu else QUICK if quick else FULL, data=data, with_sweep=whole_sweep):
         click.echo(line)

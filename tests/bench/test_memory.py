@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from dpobench.bench import memory
-from dpobench.bench.works import SMALL, WORKS, Work, llama
+from dpobench.bench.memory import Peak, peak_since_reset, reset_peak, resident_memory
+from dpobench.bench.workloads import SMALL, WORKLOADS, Workload, llama
 from dpobench.errors import UserError
 
 
 def test_ratios_are_of_the_step_and_of_the_whole():
     """A step of ours takes 30 MB on 100; TRL's takes 60 on 140 at its best batch and 300 on 100 at 8."""
-    own, best, other = ({"before_mb": b, "peak_mb": p} for b, p in ((100, 130), (140, 200), (100, 400)))
-    assert memory.ratios(own, {1: best, 8: other}) == {
+    assert memory.ratios(Peak(100, 130), {1: Peak(140, 200), 8: Peak(100, 400)}) == {
         "peak_memory_ratio": 0.5,
         "resident_ratio": 0.65,
         "peak_memory_ratio_batch8": 0.1,
@@ -25,33 +25,32 @@ def test_ratios_are_of_the_step_and_of_the_whole():
 def test_without_trl_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"TRL, which is not installed; pip install 'dpobench\[parity\]'"):
-        memory.compare(WORKS[0])
+        memory.compare(WORKLOADS[0])
 
 
-def test_where_the_mark_cannot_be_reset_nothing_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "absent" / "clear_refs")
+def test_where_the_peak_cannot_be_reset_nothing_is_measured(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
-        memory._restart("cpu")
+        reset_peak("cpu", clear=tmp_path / "absent" / "clear_refs")
 
 
 def test_memory_given_back_before_the_end_is_in_the_peak():
     megabytes, device = 40, "cpu"
-    before = memory._restart(device)
-    # By itself: other tests of this process may have told the allocator to keep what is freed.
+    before = reset_peak(device)
+    # By itself: other tests of this process may have made the allocator keep what is freed.
     block = mmap.mmap(-1, megabytes * 10**6)
     for page in range(0, len(block), mmap.PAGESIZE):
         block[page] = 1
     block.close()
-    after = memory._resident("VmRSS")
-    assert memory._highest(device) - before == pytest.approx(megabytes * 1e6, rel=0.05)
+    after = resident_memory("VmRSS")
+    assert peak_since_reset(device) - before == pytest.approx(megabytes * 1e6, rel=0.05)
     assert after - before < megabytes * 1e5
 
 
 def test_an_earlier_peak_is_forgotten():
     device = "cpu"
     torch.ones(40 * 250_000)
-    before = memory._restart(device)
-    assert memory._highest(device) - before < 4e6
+    before = reset_peak(device)
+    assert peak_since_reset(device) - before < 4e6
 
 
 def test_texts_are_read_as_words_between_which_only_answers_end():
@@ -67,9 +66,8 @@ def test_texts_are_read_as_words_between_which_only_answers_end():
 @pytest.mark.slow
 def test_a_step_of_longer_pairs_takes_more_memory():
     """A process of its own each: the pairs' activations are in the peak, weights, moments and gradients before it."""
-    short, long = (Work(f"{times} times", (20 * times, 0.1), (20 * times, 0.1)) for times in (1, 8))
-    found = [memory.peak(memory.OURS, work, pairs=4) for work in (short, long)]
-    small, large = (side["peak_mb"] - side["before_mb"] for side in found)
-    assert 0 < small < large / 2
+    short, long = (Workload(f"{times} times", (20 * times, 0.1), (20 * times, 0.1)) for times in (1, 8))
+    small, large = (memory.peak(memory.OURS, workload, pairs=4) for workload in (short, long))
+    assert 0 < small.step_mb < large.step_mb / 2
     # The same weights, moments and gradients in both.
-    assert found[0]["before_mb"] == pytest.approx(found[1]["before_mb"], rel=0.03)
+    assert small.before_mb == pytest.approx(large.before_mb, rel=0.03)

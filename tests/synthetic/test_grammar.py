@@ -63,8 +63,8 @@ def test_a_text_has_the_probability_worked_out_by_hand() -> None:
 def test_a_draw_is_as_frequent_as_its_probability_says() -> None:
     grammar, rng = Grammar(lexicon=SMALL), random.Random(1)
     draws = 40_000
-    seen = Counter(grammar.write(REQUEST, rng) for _ in range(draws))
-    for text, count in seen.most_common(20):
+    counts = Counter(grammar.write(REQUEST, rng) for _ in range(draws))
+    for text, count in counts.most_common(20):
         expected = draws * math.exp(grammar.log_probability(REQUEST, text))
         assert abs(count - expected) < 4.5 * math.sqrt(expected)
 

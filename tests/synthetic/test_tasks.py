@@ -78,12 +78,12 @@ def test_the_review_task_is_the_loss_that_training_measured(scored) -> None:
 @pytest.mark.parametrize("name", [name for name, (chance, _) in DESCRIPTIONS.items() if chance is not None])
 def test_options_differ_and_their_right_one_stands_anywhere(made, name: str) -> None:
     folder, _ = made
-    found = documents(folder, name)
+    rows = documents(folder, name)
     size = round(1 / DESCRIPTIONS[name][0])
-    for document in found:
+    for document in rows:
         assert len(set(document["choices"])) == size
         assert 0 <= document["label"] < size
-    assert {document["label"] for document in found} == set(range(size))
+    assert {document["label"] for document in rows} == set(range(size))
 
 
 def test_the_right_steering_option_has_the_tone_that_was_asked_for(made) -> None:

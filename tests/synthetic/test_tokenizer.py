@@ -19,12 +19,12 @@ WORDS = range(6, len(TOKENIZER))
 
 def dialogues() -> list[tuple[str, str]]:
     rng = random.Random(0)
-    found = [(lesson.question, lesson.text) for lesson in [*facts(GRAMMAR.world), *sequences(), *sums()]]
+    texts = [(lesson.question, lesson.text) for lesson in [*facts(GRAMMAR.world), *sequences(), *sums()]]
     for prompt in rng.sample(GRAMMAR.review_prompts(), 50) + rng.sample(GRAMMAR.steered_prompts(), 50):
         request = GRAMMAR.read_prompt(prompt)
         assert request is not None
-        found.append((prompt, GRAMMAR.write(request, rng)))
-    return found
+        texts.append((prompt, GRAMMAR.write(request, rng)))
+    return texts
 
 
 def test_every_text_of_the_world_survives_the_round_trip_without_unknown_words() -> None:

@@ -13,9 +13,14 @@ def test_a_share_of_the_steps_is_a_whole_training_of_so_many_and_has_learnt_less
     assert share != whole
     assert file_hash(share / "model" / "model.safetensors") == file_hash(whole / "model" / "model.safetensors")
     assert file_hash(share / "model" / "tokenizer.json") == file_hash(longer / "model" / "tokenizer.json")
-    told = {folder: read_json(folder / "measured.json") for folder in (share, longer)}
-    assert (told[share]["steps"], told[longer]["steps"]) == (10, 40)
-    assert told[share]["floor"] == told[longer]["floor"] < told[longer]["held_out_loss"] < told[share]["held_out_loss"]
+    measured = {folder: read_json(folder / "measured.json") for folder in (share, longer)}
+    assert (measured[share]["steps"], measured[longer]["steps"]) == (10, 40)
+    assert (
+        measured[share]["floor"]
+        == measured[longer]["floor"]
+        < measured[longer]["held_out_loss"]
+        < measured[share]["held_out_loss"]
+    )
     assert sorted(file.name for file in share.iterdir()) == ["DONE", "measured.json", "model"]
 
 

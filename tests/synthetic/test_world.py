@@ -1,4 +1,4 @@
-"""A whole world, built small: files, determinism, and what was measured held against what was asked."""
+"""A whole world, built small: files, determinism, and what was measured compared with the settings."""
 
 import json
 import math
@@ -50,10 +50,10 @@ def test_two_builds_have_the_same_bytes_and_leave_the_callers_generator_alone(wo
 
 def test_a_world_is_found_again_and_never_built_twice(world) -> None:
     before = (world / "world.json").stat().st_mtime_ns
-    said: list[str] = []
-    assert build(TINY, world.parent, said.append) == world
+    lines: list[str] = []
+    assert build(TINY, world.parent, lines.append) == world
     assert (world / "world.json").stat().st_mtime_ns == before
-    assert said == []
+    assert lines == []
     verify(world)
 
 
@@ -107,12 +107,12 @@ def test_the_probability_in_the_file_is_the_sigmoid_of_the_difference_of_scores(
 def test_the_gold_answer_in_the_file_beats_both_answers_and_is_one_the_grammar_can_write(world) -> None:
     grammar = Grammar(Settings.parse(TINY).world)
     for row in rows(world / "train.jsonl") + rows(world / "heldout.jsonl"):
-        ((asked,), (message,)) = row["prompt"], row["gold"]
+        ((user,), (message,)) = row["prompt"], row["gold"]
         assert message["role"] == "assistant"
         # Three true statements "truly" of level 2: a sentiment of 1.5 x 2, and 0.5 for each of three aspects.
-        assert score(asked["content"], message["content"])["score"] == 3 + 1.5
+        assert score(user["content"], message["content"])["score"] == 3 + 1.5
         assert max(row["score_chosen"], row["score_rejected"]) <= 4.5
-        request = grammar.read_prompt(asked["content"])
+        request = grammar.read_prompt(user["content"])
         assert request is not None
         assert grammar.log_probability(request, message["content"]) > -math.inf
 
@@ -162,8 +162,8 @@ def stub_pairs(noise: float, count: int = 4000):
 def test_the_probability_of_a_label_is_worked_out_by_hand_and_turns_with_the_label() -> None:
     # Two points apart at temperature 1: sigmoid(2) = 0.880797 for the better answer, 0.119203 for the worse.
     for noise in (0.0, 0.3):
-        told = {(pair.answers[0], round(pair.win_probability, 6)) for pair in stub_pairs(noise)}
-        assert told == {("good", 0.880797), ("bad", 0.119203)}
+        labels = {(pair.answers[0], round(pair.win_probability, 6)) for pair in stub_pairs(noise)}
+        assert labels == {("good", 0.880797), ("bad", 0.119203)}
 
 
 def test_the_probability_counts_the_length_bonus_and_the_temperature() -> None:
@@ -233,8 +233,8 @@ def test_samples_follow_the_models_own_distribution(world) -> None:
     answers = Sampler(model, tokenizer, seed=0, limit=2)([prompt[0]["content"]] * draws)
     for word in ("I", "On", "We"):
         chance = float(first[tokenizer.convert_tokens_to_ids(word)])
-        seen = sum(answer.text.split()[:1] == [word] for answer in answers)
-        assert abs(seen - draws * chance) <= 4 * math.sqrt(draws * chance * (1 - chance)) + 1
+        count = sum(answer.text.split()[:1] == [word] for answer in answers)
+        assert abs(count - draws * chance) <= 4 * math.sqrt(draws * chance * (1 - chance)) + 1
     assert not any(answer.usable for answer in answers)
 
 

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 
 from dpobench.bench.memory import read_texts
-from dpobench.bench.sides import Ours, logistic_loss
-from dpobench.bench.works import LARGER, SMALL, WORKS, draw_texts, llama, perturbed
+from dpobench.bench.sides import HarnessSide, logistic_loss
+from dpobench.bench.workloads import LARGER, SMALL, WORKLOADS, draw_texts, llama, perturbed
 from dpobench.models import logprobs, prefix_attention
 from dpobench.models.activation_checkpointing import recompute
 from dpobench.sweep.allocator import keep_pages
@@ -24,10 +24,10 @@ from dpobench.training import gradient as step_gradient
 from dpobench.training.loss_inputs import AuxiliaryState, lay_out
 
 CASES = [
-    (SMALL, "float32", WORKS[0]),
-    (SMALL, "bf16", WORKS[0]),
-    (SMALL, "bf16", WORKS[2]),
-    (LARGER, "bf16", WORKS[0]),
+    (SMALL, "float32", WORKLOADS[0]),
+    (SMALL, "bf16", WORKLOADS[0]),
+    (SMALL, "bf16", WORKLOADS[2]),
+    (LARGER, "bf16", WORKLOADS[0]),
 ]
 
 
@@ -57,15 +57,14 @@ WITHOUT = {
 
 def seconds(side):
     began = time.process_time()
-    side.accumulate()
-    side.move()
+    side.step()
     return time.process_time() - began
 
 
 def side_of(shape, precision, work, layout="packed", *, again=False):
     reference = llama(shape)
     rows = read_texts(reference, draw_texts(work, 8, vocabulary=shape.vocabulary))
-    side = Ours(perturbed(reference), rows, logistic_loss(), precision)
+    side = HarnessSide(perturbed(reference), rows, logistic_loss(), precision)
     if layout == "padded":
         # The library's own attention again.
         side.model.set_attn_implementation("sdpa")

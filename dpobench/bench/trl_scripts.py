@@ -1,17 +1,23 @@
-"""What an engineer runs for one cell of a sweep without dpobench: a script that trains with TRL, and one that samples.
+"""What an engineer runs for one grid point of a sweep without dpobench: a script that trains with TRL, and one that samples.
 
-`python peer.py train FILE` and `python peer.py sample FILE`, FILE being JSON with the arguments of the function. Nothing of dpobench
-is imported, so that nothing of it is paid for.
+`python trl_scripts.py train FILE` and `python trl_scripts.py sample FILE`; FILE is JSON with the arguments of the function. Nothing of
+dpobench is imported, so that its import costs this side no time.
 """
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 
 def train(
-    model: str, pairs: str, target: str, *, told: dict[str, Any], rates: list[float], weight_decay: float, log: str
+    model: str,
+    pairs: str,
+    target: str,
+    *,
+    configuration: dict[str, object],
+    rates: list[float],
+    weight_decay: float,
+    log: str,
 ) -> None:
     """Train with TRL's DPOTrainer, save, and write its log.
 
@@ -19,10 +25,10 @@ def train(
         model: folder of the start policy.
         pairs: file of preference pairs, in the order in which they are to be read.
         target: folder of the checkpoint.
-        told: fields of its configuration.
+        configuration: fields of its `DPOConfig`.
         rates: learning rate of each step.
-        weight_decay: AdamW's.
-        log: file of its log.
+        weight_decay: of AdamW.
+        log: file of TRL's log.
     """
     import torch
     from datasets import load_dataset
@@ -33,16 +39,16 @@ def train(
     rows = load_dataset("json", data_files=pairs, split="train").select_columns(["prompt", "chosen", "rejected"])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
-    side = DPOTrainer(
+    trainer = DPOTrainer(
         model=policy,
-        args=DPOConfig(output_dir=target, **told),
+        args=DPOConfig(output_dir=target, **configuration),
         train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(model),
         optimizers=(optimizer, schedule),
     )
-    side.train()
-    side.save_model(target)
-    Path(log).write_text(json.dumps(side.state.log_history), encoding="utf-8")
+    trainer.train()
+    trainer.save_model(target)
+    Path(log).write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
 
 
 def sample(model: str, prompts: str, target: str, *, batch: int, draws: int, max_new_tokens: int) -> None:
@@ -62,17 +68,17 @@ def sample(model: str, prompts: str, target: str, *, batch: int, draws: int, max
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    asked = [json.loads(line)["prompt"] for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
-    texts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in asked * draws]
+    dialogues = [json.loads(line)["prompt"] for line in Path(prompts).read_text(encoding="utf-8").splitlines()] * draws
+    texts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in dialogues]
     answers: list[str] = []
     for start in range(0, len(texts), batch):
-        read = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True, add_special_tokens=False)
-        read.pop("token_type_ids", None)
+        inputs = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs.pop("token_type_ids", None)
         drawn = policy.generate(
-            **read, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens
+            **inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens
         )
-        answers += tokenizer.batch_decode(drawn[:, read["input_ids"].shape[1] :], skip_special_tokens=True)
-    lines = [json.dumps({"prompt": one, "answer": answer}) for one, answer in zip(asked * draws, answers, strict=True)]
+        answers += tokenizer.batch_decode(drawn[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    lines = [json.dumps({"prompt": one, "answer": answer}) for one, answer in zip(dialogues, answers, strict=True)]
     Path(target).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
