@@ -19,7 +19,7 @@ _CUT = "\ufdd0\ufdd1"
 
 
 class AddedToken(Protocol):
-    """A token that a tokenizer knows beside its vocabulary."""
+    """A token that was added to the vocabulary of a tokenizer."""
 
     @property
     def content(self) -> str:
@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """Tokens beside the vocabulary by id."""
+        """Tokens that were added to the vocabulary, by id."""
 
     def get_chat_template(self) -> str:
         """Jinja source of the default chat template; ValueError where there is none."""
@@ -158,7 +158,7 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: s
         template: see `resolve_template`.
 
     Raises:
-        UserError: the template cannot be found or refuses the dialogue.
+        UserError: there is no such template, or it refuses the dialogue.
     """
     writer = Writer(tokenizer, resolve_template(tokenizer, template))
     try:
