@@ -17,15 +17,15 @@ class Measured:
 
     Args:
         parts: the variances.
-        seeds: of the smallest arm.
+        seeds: of the variant with the fewest.
         prompts: test prompts all variants have.
-        arms: variants.
+        variants: their number.
     """
 
     parts: Components
     seeds: int
     prompts: int
-    arms: int
+    variants: int
 
     @property
     def design(self) -> tuple[int, int]:
@@ -34,16 +34,16 @@ class Measured:
 
 
 def measured(f: Findings) -> Measured | None:
-    """Variances over the variants at their selected strengths; None where fewer than two were scored."""
-    arms = selected_scores(f)
-    if len(arms) < 2:
+    """Variances over the variants at their selected beta; None where fewer than two were scored."""
+    scores = list(selected_scores(f).values())
+    if len(scores) < 2:
         return None
-    count = min(len(arm) for arm in arms.values())
-    return Measured(components(list(arms.values())), count, next(iter(arms.values())).shape[1], len(arms))
+    seeds, prompts = min(len(table) for table in scores), scores[0].shape[1]
+    return Measured(components(scores), seeds, prompts, len(scores))
 
 
 def selected_scores(f: Findings) -> dict[str, Array]:
-    """Scores [S, N] of each variant at its selected strength, best first; the same prompts for all."""
+    """Scores [S, N] of each variant at its selected beta, best first; the same prompts for all."""
     candidates = {variant: c.ids for variant, c in f.chosen.items() if variant not in f.baselines}
     ids = {variant: runs for variant, runs in candidates.items() if runs and f.estimate(runs, f.ranking) is not None}
     if f.ranking is None or not ids:
@@ -51,6 +51,6 @@ def selected_scores(f: Findings) -> dict[str, Array]:
     table = f.results.table(f.ranking, [run for runs in ids.values() for run in runs], None, TEST)
     if table.shape[1] < 2:
         return {}
-    arms = {variant: np.asarray(table.loc[runs].to_numpy(), dtype=np.float64) for variant, runs in ids.items()}
+    scores = {variant: np.asarray(table.loc[runs].to_numpy(), dtype=np.float64) for variant, runs in ids.items()}
     sign = 1 if f.direction == "lower" else -1
-    return dict(sorted(arms.items(), key=lambda item: sign * float(item[1].mean())))
+    return dict(sorted(scores.items(), key=lambda item: sign * float(item[1].mean())))

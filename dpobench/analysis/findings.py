@@ -24,7 +24,7 @@ from dpobench.stats.crossed import (
 
 TEST, SELECTION = "test", "selection"
 _Computed = TypeVar("_Computed")
-# Variants told apart in one figure: beyond the first number the eye finds none again, and only so many as the second stand out.
+# Variants that one figure shows apart: beyond the first number the eye loses them, and only so many as the second stand out.
 MOST, FOREMOST = 12, 6
 
 
@@ -135,7 +135,7 @@ class Findings:
 
     @property
     def ranking(self) -> str | None:
-        """The metric that ranks: the headline, or the one on held-out pairs where no judge was at hand."""
+        """The metric that ranks: the headline, or the one on held-out pairs where there was no judge."""
         return self.headline or self.preference
 
     @property
@@ -155,7 +155,7 @@ class Findings:
 
     @cached_property
     def baselines(self) -> list[str]:
-        """Variants that were trained beside the candidates, at their defaults; nothing is claimed of them."""
+        """Variants that were trained along with the candidates, at their defaults; nothing is claimed of them."""
         return [v for v in self.variants if v in self.results.plan.baselines]
 
     @cached_property
@@ -194,20 +194,20 @@ class Findings:
         table = self.results.table(metric, list(runs), group, split)
         if table.shape[1] < 2:
             return None
-        found = crossed_mean([table.to_numpy()])
-        known: Metric | None = self.results.metrics.get(metric)
-        if known and known.unit == "share":
-            return share_interval(found)
+        mean = crossed_mean([table.to_numpy()])
+        declared: Metric | None = self.results.metrics.get(metric)
+        if declared and declared.unit == "share":
+            return share_interval(mean)
         # A distance and a length are never negative: with few seeds the t interval may be, the truth is not.
         never_negative = metric in (self.distance, f"{self.distance}_per_token", self.length)
-        return replace(found, low=max(found.low, 0.0)) if never_negative else found
+        return replace(mean, low=max(mean.low, 0.0)) if never_negative else mean
 
-    def bounded(self, found: Estimate) -> Estimate:
+    def bounded(self, estimate: Estimate) -> Estimate:
         """A value of the ranking metric with an interval that stays where the metric can be."""
-        known = self.results.metrics.get(self.ranking or "")
-        if known is None or known.unit != "share":
-            return found
-        return replace(found, low=min(max(found.low, 0.0), 1.0), high=max(min(found.high, 1.0), 0.0))
+        declared = self.results.metrics.get(self.ranking or "")
+        if declared is None or declared.unit != "share":
+            return estimate
+        return replace(estimate, low=min(max(estimate.low, 0.0), 1.0), high=max(min(estimate.high, 1.0), 0.0))
 
     def length_ratio(self, runs: Sequence[str]) -> Estimate | None:
         """Length of the answers over the reference's on the same test prompts."""
@@ -216,8 +216,8 @@ class Findings:
         table = self.results.table(self.length, list(dict.fromkeys([*runs, REFERENCE])), None, TEST)
         if table.shape[1] < 2 or table.loc[REFERENCE].mean() == 0:
             return None
-        found = crossed_ratio(table.loc[list(runs)].to_numpy(), table.loc[REFERENCE].to_numpy())
-        return replace(found, low=max(found.low, 0.0))
+        ratio = crossed_ratio(table.loc[list(runs)].to_numpy(), table.loc[REFERENCE].to_numpy())
+        return replace(ratio, low=max(ratio.low, 0.0))
 
     @cached_property
     def tasks(self) -> list[tuple[str, str]]:
@@ -226,12 +226,12 @@ class Findings:
 
     def task_deltas(self, runs: Sequence[str]) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
         """Per task, score less the reference's on the same documents: arrays [S, N]. All documents count, no split."""
-        found = {}
+        deltas = {}
         for metric, task in self.tasks if runs else ():
             table = self.results.table(metric, list(dict.fromkeys([*runs, REFERENCE])), task)
             if table.shape[1] > 1:
-                found[metric, task] = table.loc[list(runs)].to_numpy() - table.loc[REFERENCE].to_numpy()
-        return found
+                deltas[metric, task] = table.loc[list(runs)].to_numpy() - table.loc[REFERENCE].to_numpy()
+        return deltas
 
     def benchmark_delta(self, runs: Sequence[str]) -> Estimate | None:
         """Mean delta to the reference over the tasks, each weighing the same; only shares where more is better are averaged."""
@@ -264,21 +264,21 @@ class Findings:
         table = self.results.table(self.ranking, list(dict.fromkeys([*runs, *others])), None, TEST)
         if table.shape[1] < 2:
             return None
-        own, base = table.loc[list(runs)].to_numpy(), table.loc[list(others)].to_numpy()
-        # The reference is one given model, no sample of trainings: what the runs' seeds say of their spread is all there is to know.
+        scores, base = table.loc[list(runs)].to_numpy(), table.loc[list(others)].to_numpy()
+        # The reference is one given model, no sample of trainings: only the runs' seeds spread.
         given = list(others) == [REFERENCE]
-        found = crossed_mean([own - base]) if given else crossed_difference([own], [base])
-        return share_difference(found) if self.results.metrics[self.ranking].unit == "share" else found
+        difference = crossed_mean([scores - base]) if given else crossed_difference([scores], [base])
+        return share_difference(difference) if self.results.metrics[self.ranking].unit == "share" else difference
 
     @cached_property
     def comparisons(self) -> Mapping[str, Comparison]:
-        """The primary family: every candidate but the control, at its chosen strength."""
+        """The primary family: every candidate but the control, at its chosen beta."""
         control = self.chosen.get(self.results.control or "")
         if control is None:
             return {}
-        arms = {v: c for v, c in self.chosen.items() if v != control.variant and v in self.candidates}
-        found = {v: self.difference(c.ids, control.ids) for v, c in arms.items()}
-        return family({v: d for v, d in found.items() if d is not None}, control.variant)
+        cells = {v: c for v, c in self.chosen.items() if v != control.variant and v in self.candidates}
+        differences = {v: self.difference(c.ids, control.ids) for v, c in cells.items()}
+        return family({v: d for v, d in differences.items() if d is not None}, control.variant)
 
 
 def read(results: Results) -> Findings:

@@ -34,11 +34,11 @@ class Point:
 
 def points(f: Findings) -> list[Point]:
     """Every finished cell, each after its checkpoints in the order of the steps."""
-    found: list[Point] = []
+    every: list[Point] = []
     for cell in f.configurations:
         if cell.done:
-            found += [*earlier(f, cell), end(f, cell)]
-    return found
+            every += [*earlier(f, cell), end(f, cell)]
+    return every
 
 
 def end(f: Findings, cell: Configuration) -> Point:

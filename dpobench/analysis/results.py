@@ -87,7 +87,7 @@ class Results:
         metrics: what each metric means.
         settings: settings of each evaluator.
         reference: folder of the reference.
-        folder: the experiment's own.
+        folder: of the experiment.
         unplanned: run folders that the plan does not name; they are not reported.
         not_finite: scores left out because they were no finite number, by metric.
         within: the same for checkpoints within trainings, whose names `scores.step_of` gives; None where none were scored.

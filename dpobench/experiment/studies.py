@@ -14,14 +14,14 @@ QUALITIES = (0.1, 0.3)
 
 
 class Studies(BaseModel):
-    """What is changed beside the experiment proper. Studies are not crossed: every value is one condition of its own.
+    """What is changed besides the main experiment. Studies are not crossed: every value is one condition of its own.
 
     Args:
-        label_noise: shares of the training pairs whose label is turned round; 0 is the experiment proper.
-        train_size: numbers of training pairs; all of them are the experiment proper.
-        reference_quality: shares of the embedded base model's training steps; 1 is the experiment proper.
+        label_noise: shares of the training pairs whose label is flipped; 0 is the main experiment.
+        train_size: numbers of training pairs; all of them are the main experiment.
+        reference_quality: shares of the embedded base model's training steps; 1 is the main experiment.
         rounds: of preference optimisation: from the second on, each starts from the policy of the one before and trains on
-            that policy's own answers as the judge ranks them.
+            that policy's answers as the judge ranks them.
         answers: that the policy gives to each training prompt before a further round; a judge that scores one answer at a time
             has the best and the worst of them compared.
     """
@@ -34,10 +34,10 @@ class Studies(BaseModel):
     answers: int = Field(2, ge=2)
 
     def conditions(self, pairs: int | None = None) -> list[Condition]:
-        """What is trained beside the experiment proper, the rounds left out, because they follow one another.
+        """What is trained besides the main experiment, the rounds left out, because they follow one another.
 
         Args:
-            pairs: number of training pairs, where it is known; that size is the experiment proper.
+            pairs: number of training pairs, where it is known; that size is the main experiment.
         """
         noise = [Condition(label_noise=share) for share in self.label_noise if share > 0]
         sizes = [Condition(train_size=size) for size in self.train_size if size != pairs]
@@ -45,7 +45,7 @@ class Studies(BaseModel):
 
     @property
     def later_rounds(self) -> range:
-        """Numbers of the rounds after the first, which is the experiment proper."""
+        """Numbers of the rounds after the first, which is the main experiment."""
         return range(2, self.rounds + 1)
 
     def check(self, batch: int) -> None:

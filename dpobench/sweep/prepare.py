@@ -29,7 +29,7 @@ def training_folder(
 ) -> Path:
     """Tokens with the reference's log-probabilities, computed once and shared by every run.
 
-    The key holds weights, tokenizer, token ids and precision; no variant and no strength.
+    The key holds weights, tokenizer, token ids and precision; no variant and no beta.
     """
     key = digest("training", inputs.model_hash, pairs_hash(inputs.train), recipe_precision)
     folder = out / "reference" / key

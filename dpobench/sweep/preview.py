@@ -1,4 +1,4 @@
-"""What `--dry-run` says: the runs, the number of trials, and what a judge would cost."""
+"""What `--dry-run` shows: the runs, the number of trials, and what a judge would cost."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,52 +17,52 @@ from dpobench.training.run import Run
 def dry_run(experiment: Experiment, console: Console) -> None:
     """Check everything that needs no model, list the runs and count them, condition by condition."""
     validate(experiment, may_pay=False)
-    beside = experiment.baseline_names()
+    baselines = experiment.baseline_names()
     whole = experiment.with_baselines()
-    proper = whole.runs(reference="")
-    runs = [*proper, *_beside(whole, proper)]
+    main = whole.runs(reference="")
+    runs = [*main, *_study_runs(whole, main)]
     for one in runs:
         console.print(describe(one), highlight=False, markup=False)
-    warn_of_unequal_trials(console, runs, beside)
-    trials = Counter(one.variant for one in proper if one.variant not in beside)
-    told = ", ".join(f"{name} {count // len(experiment.seeds)}" for name, count in trials.items())
-    for name, count in Counter(studies.describe(one.condition) or "the experiment proper" for one in runs).items():
+    warn_of_unequal_trials(console, runs, baselines)
+    for name, count in Counter(studies.describe(one.condition) or "main experiment" for one in runs).items():
         console.print(f"{count} runs: {name}", highlight=False, markup=False)
-    named = f"; baselines: {', '.join(beside)}" if beside else ""
-    console.print(f"{len(runs)} runs; configurations per variant: {told}{named}", highlight=False)
-    if line := _judge_estimate(experiment, len(runs), len(proper)):
+    trials = Counter(one.variant for one in main if one.variant not in baselines)
+    counts = ", ".join(f"{name} {count // len(experiment.seeds)}" for name, count in trials.items())
+    trained_along = f"; baselines: {', '.join(baselines)}" if baselines else ""
+    console.print(f"{len(runs)} runs; configurations per variant: {counts}{trained_along}", highlight=False)
+    if line := _judge_estimate(experiment, len(runs), len(main)):
         console.print(line, highlight=False, markup=False)
 
 
-def _judge_estimate(experiment: Experiment, runs: int, proper: int) -> str:
+def _judge_estimate(experiment: Experiment, runs: int, main: int) -> str:
     """What the win-rates by a judge that is paid for would cost; nothing for others.
 
     Args:
         experiment: judge, prompts and draws.
-        runs: all of them.
-        proper: those of the experiment proper, which are scored within their trainings, too.
+        runs: number of all runs.
+        main: number of those of the main experiment, whose checkpoints within their trainings are scored, too.
     """
-    asked = experiment.evaluation
-    judge = judges.get(asked.judge) if asked.judge else None
+    scoring = experiment.evaluation
+    judge = judges.get(scoring.judge) if scoring.judge else None
     if judge is None or judge.spec.estimate is None:
         return ""
-    opponents = plan(asked, has_pairs=True, heldout="").opponents
-    answered = len(opponents) * runs + len(opponents[:1]) * asked.checkpoints * proper
-    comparisons = 2 * asked.prompts * asked.draws * answered
-    lengths = experiment.recipe.max_prompt_tokens, asked.max_new_tokens
-    told = judge.spec.estimate(comparisons, *lengths, **judge.arguments(asked.judge_settings))
-    return f"{told} (win-rates alone: the judge card, the tournament, objectives and second questions come on top)"
+    opponents = plan(scoring, has_pairs=True, heldout="").opponents
+    scored = len(opponents) * runs + len(opponents[:1]) * scoring.checkpoints * main
+    comparisons = 2 * scoring.prompts * scoring.draws * scored
+    lengths = experiment.recipe.max_prompt_tokens, scoring.max_new_tokens
+    cost = judge.spec.estimate(comparisons, *lengths, **judge.arguments(scoring.judge_settings))
+    return f"{cost} (win-rates alone: the judge card, the tournament, objectives and second questions come on top)"
 
 
-def _beside(experiment: Experiment, proper: Sequence[Run]) -> Iterator[Run]:
+def _study_runs(experiment: Experiment, main: Sequence[Run]) -> Iterator[Run]:
     """The runs of all studies, as a plan would have them."""
     for condition in experiment.studies.conditions():
         yield from experiment.runs(reference="", condition=condition)
     for number in experiment.studies.later_rounds:
-        yield from (studies.successor(run, number, "") for run in proper)
+        yield from (studies.successor(run, number, "") for run in main)
 
 
-def warn_of_unequal_trials(console: Console, runs: Sequence[Run], beside: Sequence[str]) -> None:
+def warn_of_unequal_trials(console: Console, runs: Sequence[Run], baselines: Sequence[str]) -> None:
     """Say where variants have unequal numbers of configurations, and so unequal luck."""
-    if warning := unequal_trials([one for one in runs if one.variant not in beside]):
+    if warning := unequal_trials([one for one in runs if one.variant not in baselines]):
         console.print(f"warning: {warning}", highlight=False, markup=False)

@@ -62,7 +62,7 @@ class Round:
 def write_training_prompts(inputs: Inputs, shared: Path) -> Path:
     """Write the training prompts, each once, that a policy answers before a later round.
 
-    Returns: their folder, beside that of the training pairs, named after their content.
+    Returns: their folder, next to that of the training pairs, named after their content.
     """
     folder = shared.with_name(digest("asked", shared.name, [prompt.id for prompt in inputs.training_prompts]))
     if not sealed(folder):
@@ -140,7 +140,7 @@ def write_round(target: Path, this_round: Round, planned: Plan, say: Say = lambd
 def on_policy(
     prompts: Sequence[Prompt], drawn: pd.DataFrame, planned: Plan, max_tokens: int
 ) -> tuple[dict[str, TokenPair], AnswerCounts]:
-    """Pairs of a policy's own answers, the better one chosen.
+    """Pairs of a policy's answers, the better one chosen.
 
     Args:
         prompts: that were answered.

@@ -1,4 +1,4 @@
-"""An experiment from what was asked to the report: check, prepare once, run what is missing, report."""
+"""An experiment from its settings to its report: check, prepare once, run what is missing, report."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def machine(device: str | None, workers: int | None, threads: int | None) -> Mac
     depend on how many runs are left. On GPUs: one worker per device.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: CUDA was requested and there is none.
     """
     import torch
 
@@ -50,36 +50,36 @@ def run(experiment: Experiment, out: Path, where: Machine, console: Console) -> 
     Returns: exit status: 0; 2 if some runs failed; 4 if all did.
 
     Raises:
-        UserError: something asked for is impossible; nothing has been trained.
+        UserError: the settings ask for something impossible; nothing has been trained.
         Locked: another process holds the folder.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_together(experiment, out, where, console)
     validate(experiment)
-    beside = experiment.baseline_names()
+    baselines = experiment.baseline_names()
     with locked(out):
         sweep_parts(out)
         with Workers(where.workers, where.threads, _devices(where)) as workers:
-            jobs = plan_jobs(experiment.with_baselines(), out, where, console, beside)
-            warn_of_unequal_trials(console, [job.run for job in jobs], beside)
+            jobs = plan_jobs(experiment.with_baselines(), out, where, console, baselines)
+            warn_of_unequal_trials(console, [job.run for job in jobs], baselines)
             missing = [job for job in jobs if not is_done(job)]
             _check_disk(missing, out, where.workers)
             ended = {job.run.id: status_of(job.folder) for job in jobs if job not in missing}
             console.print(f"{len(jobs)} runs planned, {len(jobs) - len(missing)} done already", highlight=False)
-            _say_again(missing, console)
+            _say_why_again(missing, console)
             with Display({job.run.id: job.run for job in jobs}, console, ended) as display:
                 for stage in stages(missing):
                     ended |= workers.run(stage, display)
         return finish(out, ended, console)
 
 
-def _say_again(missing: Sequence[Job], console: Console) -> None:
+def _say_why_again(missing: Sequence[Job], console: Console) -> None:
     """Say of finished runs why they are not done."""
     trained = [job for job in missing if status_of(job.folder) == "done"]
     again = sum(not is_trained(job) for job in trained)
     if again:
         console.print(
-            f"{again} of them are trained again, to the same end: they kept no checkpoints within", highlight=False
+            f"{again} of them are trained again, to the same end: they saved no checkpoints within", highlight=False
         )
     if len(trained) > again:
         console.print(
@@ -104,8 +104,8 @@ def _check_disk(missing: Sequence[Job], out: Path, workers: int) -> None:
     weights = sum(file.stat().st_size for file in missing[0].model.glob("*.safetensors"))
     # A resumable state holds weights and two moments, and a reference that moves.
     state = 4 if missing[0].run.recipe.reference_every else 3
-    kept = sum(1 + job.evaluation.checkpoints for job in missing if not is_trained(job))
-    needed = int(1.1 * weights * (kept + state * workers))
+    checkpoints = sum(1 + job.evaluation.checkpoints for job in missing if not is_trained(job))
+    needed = int(1.1 * weights * (checkpoints + state * workers))
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(
@@ -152,9 +152,9 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
         validate(experiment)
         with locked(out):
             sweep_parts(out)
-            beside = experiment.baseline_names()
-            jobs = plan_jobs(experiment.with_baselines(), out, where, console, beside)
-            warn_of_unequal_trials(console, [job.run for job in jobs], beside)
+            baselines = experiment.baseline_names()
+            jobs = plan_jobs(experiment.with_baselines(), out, where, console, baselines)
+            warn_of_unequal_trials(console, [job.run for job in jobs], baselines)
             _check_disk([job for job in jobs if not is_done(job)], out, where.workers)
             _execute_all([job.model_dump_json() for job in jobs], accelerator)
             return finish(out, {job.run.id: status_of(job.folder) for job in jobs}, console)

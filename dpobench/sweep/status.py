@@ -10,7 +10,7 @@ from dpobench.errors import UserError
 
 
 def summary_lines(report: Path) -> Iterator[str]:
-    """The verdict and the leaderboard as a terminal shows them, read from the report's own files."""
+    """The verdict and the leaderboard as a terminal shows them, read from the files of the report."""
     from dpobench.report.text import UNEVEN
 
     verdict, *notes = (report / "verdict.txt").read_text(encoding="utf-8").splitlines()

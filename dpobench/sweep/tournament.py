@@ -51,7 +51,7 @@ class Player:
 
 
 def play(out: Path, evaluation: Evaluation | None = None, say: Say = lambda line: None) -> Path | None:
-    """Compare the selected cells of a finished experiment; what was compared already, by the same judge, is kept.
+    """Compare the selected cells of a finished experiment; verdicts of the same judge stay.
 
     Args:
         out: the experiment's folder.

@@ -74,7 +74,7 @@ def test_the_spread_of_single_verdicts_is_that_of_the_world(planted):
     found = measured(findings(planted))
     assert 0.12 < found.parts.residual < 0.20
     assert found.parts.seed**0.5 < 0.04
-    assert (found.seeds, found.arms) == (3, 3)
+    assert (found.seeds, found.variants) == (3, 3)
 
 
 def test_power_takes_the_spread_of_a_finished_experiment(planted):

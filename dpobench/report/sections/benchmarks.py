@@ -77,7 +77,7 @@ def checkpoints(f: Findings, found: list[Change]) -> Table:
         seeds = [run.seed for run in f.chosen[change.variant].done]
         told = {"variant": change.variant, "beta": change.beta, "task": change.task, "metric": change.metric}
         for seed, gained, lost, p in zip(seeds, change.gains, change.losses, change.each, strict=True):
-            ends = {"gained": gained, "lost": lost, "p": p, "test": change.own_test}
+            ends = {"gained": gained, "lost": lost, "p": p, "test": change.single_test}
             rows.append(told | {"seed": seed} | ends | {"documents": change.delta.n_prompts})
     columns = [
         Column("Variant", "variant"),

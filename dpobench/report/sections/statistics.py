@@ -107,7 +107,7 @@ def variances(f: Findings, found: Measured) -> Table:
     parts = found.parts.parts(*found.design)
     total = sum(parts.values())
     own = {"prompt x variant": found.parts.method, "seed": found.parts.seed, "residual": found.parts.residual}
-    common = {"n_prompts": found.prompts, "seeds": found.seeds, "variants": found.arms}
+    common = {"n_prompts": found.prompts, "seeds": found.seeds, "variants": found.variants}
     rows: list[dict[str, Any]] = [
         {"what": "prompt, alike for all", "spread": found.parts.prompts**0.5, "share": 0.0} | common
     ]
@@ -154,7 +154,7 @@ def designs(f: Findings, found: Measured) -> Table:
 
 def detectable(f: Findings, found: Measured) -> str:
     """The smallest effect this design can detect, as a sentence."""
-    compared = max(1, found.arms - 1)
+    compared = max(1, found.variants - 1)
     effect = smallest_effect(found.parts, *found.design, comparisons=compared, alpha=f.results.alpha)
     if effect == 0:
         return (
