@@ -37,7 +37,7 @@ class Manifest(BaseModel):
     files: dict[str, StoredFile]
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """Content key of anything JSON can hold: 12 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -73,7 +73,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) from error
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, keys in the order given."""
     write_bytes(path, (json.dumps(content, indent=1, default=str) + "\n").encode())
 
@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
         raise Damaged(f"{path} is damaged ({error}); remove it and run again, only this part is made anew") from error
 
 
-def refuse_format(folder: Path, content: Any) -> None:
+def refuse_format(folder: Path, content: object) -> None:
     """Refuse JSON of another format; before formats were written down there was the first.
 
     Args:

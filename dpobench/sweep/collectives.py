@@ -1,11 +1,13 @@
 """What several processes agree on."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from dpobench.training.accelerate import Accelerator
 
 _Value = TypeVar("_Value")
 
 
-def agreed(accelerator: Any, value: _Value) -> _Value:
+def agreed(accelerator: Accelerator, value: _Value) -> _Value:
     """The value of the first process, on every process: each reads the disk at its own time."""
     if accelerator.num_processes == 1:
         return value

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,7 +28,7 @@ from dpobench.sweep.events import PartBegun, Report, StepTaken
 from dpobench.sweep.inputs import Inputs
 from dpobench.sweep.prepare import need_folders
 from dpobench.sweep.rounds import Round, write_round
-from dpobench.training.accelerate import accelerator_for
+from dpobench.training.accelerate import Accelerator, accelerator_for
 from dpobench.training.log import LogRow
 from dpobench.training.reference import PAIRS, with_needs
 from dpobench.training.run import Run
@@ -152,7 +151,7 @@ def execute(job: Job, report: Report = lambda event: None) -> Status:
     return status_of(job.folder)
 
 
-def _next_round(job: Job, accelerator: Any, report: Report) -> Job:
+def _next_round(job: Job, accelerator: Accelerator, report: Report) -> Job:
     """Make the training pairs of a later round from the policy of the one before.
 
     Raises:
@@ -239,7 +238,7 @@ def _record(job: Job, status: Status, reason: str | None, trained: Trained, coun
     )
 
 
-def _train(job: Job, accelerator: Any, report: Report) -> None:
+def _train(job: Job, accelerator: Accelerator, report: Report) -> None:
     """Train into a folder that appears whole, or not at all."""
     # What is trained and scored stays until the new folder takes its place.
     if accelerator.is_main_process and job.folder.exists() and status_of(job.folder) not in _TRAINED:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dpobench.artifacts.files import MANIFEST, building, digest, seal, sealed, verify
 from dpobench.artifacts.provenance import environment
@@ -16,6 +15,7 @@ from dpobench.evaluation.score import score
 from dpobench.losses.quantities import NEEDS
 from dpobench.models.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer
 from dpobench.models.generate import STREAM
+from dpobench.models.protocols import CausalLM
 from dpobench.sweep.inputs import Inputs, Say
 from dpobench.training.reference import EXTRA, PAIRS, mismatched, reference_quantity, score_pairs, write_extra
 from dpobench.training.run import Recipe
@@ -79,7 +79,7 @@ def need_folders(
                 crossed = mismatched(inputs.train, recipe.max_tokens)
                 write_pairs(part / PAIRS, with_reference(inputs.model, crossed, device, recipe.precision))
             else:
-                with _arithmetic(inputs.model, device, recipe.precision) as model:
+                with _reference_model(inputs.model, device, recipe.precision) as model:
                     write_extra(part / EXTRA, reference_quantity(model, need, inputs.train))
             write_provenance(part, device, recipe.precision, inputs.model_hash, need.name)
             seal(part)
@@ -87,8 +87,8 @@ def need_folders(
 
 
 @contextmanager
-def _arithmetic(model_folder: Path, device: str, precision: str) -> Iterator[Any]:
-    """The reference, in the arithmetic the runs will use."""
+def _reference_model(model_folder: Path, device: str, precision: str) -> Iterator[CausalLM]:
+    """The reference, loaded in the arithmetic that the runs use."""
     import torch
 
     model = load_model(model_folder, device=device)
@@ -98,8 +98,8 @@ def _arithmetic(model_folder: Path, device: str, precision: str) -> Iterator[Any
 
 
 def with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, precision: str) -> list[TokenPair]:
-    """The pairs with the log-probabilities of both sides under a reference, in the arithmetic the runs will use."""
-    with _arithmetic(model_folder, device, precision) as model:
+    """The pairs with the log-probabilities of both sides under a reference, in the arithmetic that the runs use."""
+    with _reference_model(model_folder, device, precision) as model:
         return score_pairs(model, pairs)
 
 

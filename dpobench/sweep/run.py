@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from dpobench.sweep.preview import warn_of_unequal_trials
 from dpobench.sweep.progress import Display
 from dpobench.sweep.status import summary_lines
 from dpobench.sweep.workers import Workers, quiet
+from dpobench.training.accelerate import Accelerator, accelerator_for
 
 
 def machine(device: str | None, workers: int | None, threads: int | None) -> Machine:
@@ -138,8 +138,6 @@ def finish(out: Path, ended: Mapping[str, Status], console: Console) -> int:
 
 def _run_together(experiment: Experiment, out: Path, where: Machine, console: Console) -> int:
     """Under torchrun: every process takes part in every run; the first one prepares, scores and reports."""
-    from dpobench.training.accelerate import accelerator_for
-
     quiet(where.threads)
     register(experiment.plugins)
     accelerator = accelerator_for(where.device, experiment.recipe.precision)
@@ -162,7 +160,7 @@ def _run_together(experiment: Experiment, out: Path, where: Machine, console: Co
     return 0
 
 
-def _execute_all(texts: list[str], accelerator: Any) -> None:
+def _execute_all(texts: list[str], accelerator: Accelerator) -> None:
     """Do all jobs together.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Literal
 
 from dpobench.artifacts.records import Status
 from dpobench.evaluation.registry import evaluators, judges
@@ -100,7 +100,7 @@ class Workers:
         once. A fork tears a pool of several threads, and CUDA: such workers, and replacements, are spawned.
         """
         quiet(self.threads)
-        method = "spawn" if self.devices or self.threads > 1 else "fork"
+        method: Literal["fork", "spawn"] = "spawn" if self.devices or self.threads > 1 else "fork"
         if method == "fork":
             import_all()
         self._members = [self._start(index, method) for index in range(self.count)]
@@ -120,8 +120,8 @@ class Workers:
                 worker.process.kill()
                 worker.process.join()
 
-    def _start(self, index: int, method: str) -> _Worker:
-        context: Any = multiprocessing.get_context(method)
+    def _start(self, index: int, method: Literal["fork", "spawn"]) -> _Worker:
+        context = multiprocessing.get_context("fork") if method == "fork" else multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
         device = self.devices[index % len(self.devices)] if self.devices else None
         with _environment(OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads)):
@@ -154,7 +154,7 @@ class Workers:
         return ended
 
     def _events(self) -> Iterator[tuple[int, Event]]:
-        """Wait for something to happen: events of the living, an `end` for every run whose worker died."""
+        """Wait for something to happen: events of the living, a `RunEnded` for every run whose worker died."""
         ready = wait([end for worker in self._members for end in (worker.pipe, worker.process.sentinel)], timeout=1.0)
         for number, worker in enumerate(self._members):
             if worker.pipe in ready:
