@@ -5,6 +5,8 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpobench.api.results import Results, compare, load
+    from dpobench.api.start import run
     from dpobench.artifacts.scores import Metric, score_rows
     from dpobench.data.prompts import Prompt
     from dpobench.errors import DpobenchError, UserError
@@ -33,11 +35,15 @@ _PUBLIC = {
     "PerToken": "losses.pairs",
     "Prompt": "data.prompts",
     "Ratio": "losses.pairs",
+    "Results": "api.results",
     "Side": "losses.pairs",
     "UserError": "errors",
+    "compare": "api.results",
     "evaluator": "evaluation.registry",
     "judge": "evaluation.registry",
+    "load": "api.results",
     "loss": "losses.registry",
+    "run": "api.start",
     "score_rows": "artifacts.scores",
 }
 
@@ -52,12 +58,16 @@ __all__ = [
     "PerToken",
     "Prompt",
     "Ratio",
+    "Results",
     "Side",
     "UserError",
     "__version__",
+    "compare",
     "evaluator",
     "judge",
+    "load",
     "loss",
+    "run",
     "score_rows",
 ]
 

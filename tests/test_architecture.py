@@ -32,7 +32,7 @@ ROOMS = (
     {"testing"},
     {"gallery", "experiment"},
     {"sweep"},
-    {"bench"},
+    {"bench", "api"},
     {"cli"},
     {"__main__"},
 )

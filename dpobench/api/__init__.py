@@ -1,0 +1,3 @@
+"""The public functions: start an experiment, read one in pandas, compare two."""
+
+__all__ = ["results", "start"]
