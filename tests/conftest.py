@@ -1,10 +1,24 @@
 """Fixtures that several rooms' tests share; what is heavy is imported when a test needs it."""
 
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+DATASETS = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the library of data sets an empty cache: it reads where its cache is when it is imported, at collection."""
+    config.stash[DATASETS] = tempfile.TemporaryDirectory()
+    os.environ["HF_DATASETS_CACHE"] = config.stash[DATASETS].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[DATASETS].cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -262,7 +262,7 @@ def test_the_engine_names_no_plugin():
     assert special_cases(ENGINE) == []
 
 
-def test_a_special_case_for_a_plugin_would_be_seen(tmp_path):
+def test_a_special_case_for_a_plugin_is_detected(tmp_path):
     loss, evaluator = variants.names()[0], evaluators.names()[0]
     seen = [
         f"from somewhere import {loss}",

@@ -33,13 +33,13 @@ def table(header: str) -> list[list[str]]:
 @pytest.fixture
 def registry(tmp_path):
     """The shipped losses, and the guide's in files of their own."""
-    found = LossRegistry()
+    losses = LossRegistry()
     for block in PLUGINS:
         (name,) = re.findall(r"^@loss.*?^def (\w+)", block, re.DOTALL | re.MULTILINE)
         file = tmp_path / f"{name}.py"
         file.write_text(block)
-        found.add_file(file)
-    return found
+        losses.add_file(file)
+    return losses
 
 
 def test_the_guide_has_code_of_each_sort():

@@ -43,7 +43,7 @@ def experiment(dpobench, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_loss_of_ones_own_is_compared_with_dpo(experiment):
+def test_your_loss_is_compared_with_dpo(experiment):
     rows = leaderboard(experiment)
     assert {"dpo", "clipped_dpo"} <= set(rows)
     assert rows["clipped_dpo"]["seeds"] == "2"
@@ -71,7 +71,7 @@ def model(tmp_path):
 
 
 @pytest.mark.slow
-def test_ones_own_pairs_and_judge_give_a_win_rate(dpobench, model, tmp_path):
+def test_your_pairs_and_judge_give_a_win_rate(dpobench, model, tmp_path):
     (command,) = commands_of(EXAMPLES / "own_data_and_judge" / "run.sh", MODEL=model, OUT=tmp_path / "out")
     done = dpobench(*command, *SHORT, "--set", "evaluation.max_new_tokens=12")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ def wheel(tmp_path_factory):
     return built(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_wheel_installs_one_package_and_no_strangers(wheel):
+def test_the_wheel_installs_one_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"dpobench", "dpobench-0.1.0.dist-info"}
     assert "dpobench/variants/dpo.py" in names
@@ -27,7 +27,7 @@ def test_the_wheel_installs_one_package_and_no_strangers(wheel):
     assert any(name.endswith("presets/small.toml") for name in names)
 
 
-def test_the_installed_package_finds_its_plugins_beside_strangers_of_the_same_name(wheel, tmp_path):
+def test_the_installed_package_has_its_plugins_though_other_packages_have_the_same_names(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     for stranger in ("variants", "evals"):
         (tmp_path / "site" / stranger).mkdir()

@@ -23,27 +23,27 @@ def llama(vocabulary=11, seed=0, cls=LlamaForCausalLM, scale=0.6, **more):
 
 def checkpoint_of(policy, reference=None, tokenizer=None):
     """A checkpoint whose models are in memory; the reference itself where only one model is given."""
-    found = Checkpoint(Path("policy"), Path("policy" if reference is None else "reference"))
-    vars(found)["policy"] = policy
-    vars(found)["reference"] = policy if reference is None else reference
-    vars(found)["tokenizer"] = tokenizer
-    return found
+    checkpoint = Checkpoint(Path("policy"), Path("policy" if reference is None else "reference"))
+    vars(checkpoint)["policy"] = policy
+    vars(checkpoint)["reference"] = policy if reference is None else reference
+    vars(checkpoint)["tokenizer"] = tokenizer
+    return checkpoint
 
 
 def samples_of(answers, end=0):
     """Samples from {prompt: [token ids of draw 0, of draw 1, ...]}; the text spells the ids."""
-    found = [
+    rows = [
         {"prompt": prompt, "draw": draw, "text": " ".join(map(str, ids)), "token_ids": ids, "ended": ids[-1] == end}
         for prompt, draws in answers.items()
         for draw, ids in enumerate(draws)
     ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
 def held_out_of(samples, reference=None, prompts=None, **more):
     prompts = prompts or dict.fromkeys(samples["prompt"], (1, 2, 3))
-    asked = [Prompt(key, ({"role": "user", "content": key},), tuple(ids)) for key, ids in prompts.items()]
-    return HeldOut(asked, samples, samples if reference is None else reference, **more)
+    prompt_rows = [Prompt(key, ({"role": "user", "content": key},), tuple(ids)) for key, ids in prompts.items()]
+    return HeldOut(prompt_rows, samples, samples if reference is None else reference, **more)
 
 
 def with_chosen(held_out, chosen):

@@ -160,11 +160,11 @@ def table(file: Path, names: dict[str, str]) -> str:
 
     with file.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    kept = [name for name in (rows[0] if rows else {}) if not MEASURED.search(name)]
+    columns = [name for name in (rows[0] if rows else {}) if not MEASURED.search(name)]
     text = (
-        json.dumps(kept)
+        json.dumps(columns)
         + "\n"
-        + "".join(json.dumps([row[name] for name in kept], ensure_ascii=False) + "\n" for row in rows)
+        + "".join(json.dumps([row[name] for name in columns], ensure_ascii=False) + "\n" for row in rows)
     )
     return renamed(text, names)
 

@@ -36,7 +36,7 @@ def names(folder, files):
     return {file.relative_to(folder).with_suffix("").as_posix() for file in files}
 
 
-def test_local_modules_are_found_through_one_another_and_nothing_else_is(project):
+def test_local_modules_are_followed_through_one_another_and_nothing_else_is(project):
     assert names(project, local_modules(project / "main.py")) == OF_MAIN
     assert names(project, local_modules(project / "pack" / "inner.py")) == {
         "pack/__init__",
@@ -78,7 +78,7 @@ def test_judges_are_made_of_the_pieces_they_share_and_losses_of_one_file():
     assert not [name for name in variants.names() if local_modules(variants.get(name).file)]
 
 
-def test_a_module_is_found_without_importing_its_package(project, monkeypatch):
+def test_a_module_is_located_without_importing_its_package(project, monkeypatch):
     (project / "pack" / "__init__.py").write_text("raise RuntimeError\n")
     monkeypatch.syspath_prepend(project)
     assert module_file("pack.deep.low") == project / "pack" / "deep" / "low.py"

@@ -54,7 +54,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_content(stage, tmp_path, monkeyp
     assert names(tmp_path) == ["table.json"]
 
 
-def test_a_full_disk_is_told_with_bytes_and_leaves_no_part(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_bytes_and_leaves_no_part(tmp_path, monkeypatch):
     file = tmp_path / "table.json"
     write_bytes(file, b"old")
 
@@ -142,7 +142,7 @@ def test_a_folder_without_manifest_is_not_complete(tmp_path):
     assert not sealed(tmp_path)
 
 
-def test_every_flipped_bit_is_found_and_its_file_named(whole):
+def test_every_flipped_bit_is_detected_and_its_file_named(whole):
     draw, files = random.Random(2), ["weights", "log", "inner/scores"]
     for _ in range(200):
         name = draw.choice(files)
@@ -157,7 +157,7 @@ def test_every_flipped_bit_is_found_and_its_file_named(whole):
 
 
 @pytest.mark.parametrize("hashes", [True, False])
-def test_every_truncation_is_found_even_without_hashes(hashes, whole):
+def test_every_truncation_is_detected_even_without_hashes(hashes, whole):
     draw, honest = random.Random(3), (whole / "weights").read_bytes()
     for _ in range(50):
         (whole / "weights").write_bytes(honest[: draw.randrange(len(honest))])
@@ -165,7 +165,7 @@ def test_every_truncation_is_found_even_without_hashes(hashes, whole):
             verify(whole, hashes=hashes)
 
 
-def test_a_missing_file_is_found(whole):
+def test_a_missing_file_is_detected(whole):
     (whole / "inner" / "scores").unlink()
     with pytest.raises(Damaged, match=r"inner/scores is missing; remove .* and run again"):
         verify(whole)
@@ -229,7 +229,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_folder(holder, tmp_path):
+def test_a_second_process_is_refused_with_the_number_of_the_first(holder, tmp_path):
     wanted = rf"is in use by process {holder.pid} on \S+ since \d{{4}}-\d\d-\d\dT[\d:]+Z; wait for it or choose another"
     with pytest.raises(Locked, match=wanted), locked(tmp_path):
         pytest.fail("two processes hold one folder")

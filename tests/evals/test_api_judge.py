@@ -67,7 +67,7 @@ def told(frame):
 
 # Twelve ways to misbehave, each once and then well, or for ever: what stands in the row, requests made, tokens on the account.
 # A good reply counts 110 tokens; a refused request costs none; one whose fate is unknown counts at its largest.
-def test_429_with_retry_after_is_waited_for_and_asked_again(stub):
+def test_429_with_retry_after_is_waited_for_and_repeated(stub):
     stub.script.extend([status(429, retry_after="0.3"), says("[[B]]")])
     assert told(ask(stub, longest_wait=10.0)) == [("second", 0.0)]
     assert len(stub.asked) == 2
@@ -84,28 +84,28 @@ def test_a_retry_after_of_an_hour_is_cut_to_the_longest_wait(stub):
 def test_429_for_ever_is_given_up(stub):
     stub.otherwise = status(429, "slow down")
     stub.trial.append(says("[[A]]"))
-    found = ask(stub)
-    assert told(found) == [ERROR]
-    assert found["raw"].tolist() == ["gave up after 3 tries: HTTP 429: slow down"]
+    verdicts = ask(stub)
+    assert told(verdicts) == [ERROR]
+    assert verdicts["raw"].tolist() == ["gave up after 3 tries: HTTP 429: slow down"]
     assert len(stub.asked) == 3
     # Refused requests are counted, their tokens are not: 1 + 3 requests, the trial's 110 tokens.
     assert (judge_cache.current().spent().requests, judge_cache.current().spent().tokens) == (4, sum(USED))
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 408])
-def test_500_is_asked_again(stub, code):
+def test_500_is_repeated(stub, code):
     stub.script.extend([status(code), status(code), says("[[C]]")])
     assert told(ask(stub)) == [("tie", 0.5)]
     assert len(stub.asked) == 3
 
 
-def test_a_connection_reset_is_asked_again(stub):
+def test_a_connection_reset_is_repeated(stub):
     stub.script.extend([reset, says("[[A]]")])
     assert told(ask(stub)) == [FIRST]
     assert len(stub.asked) == 2
 
 
-def test_a_slow_reply_is_given_up_and_asked_again(stub):
+def test_a_slow_reply_is_given_up_and_repeated(stub):
     stub.script.extend([slow(0.6, says("[[B]]")), says("[[A]]")])
     assert told(ask(stub, timeout=0.2)) == [FIRST]
     assert len(stub.asked) == 2
@@ -119,13 +119,13 @@ def test_a_reply_that_drips_is_given_up_although_it_never_stands_still(stub):
 
 def test_garbage_is_no_reply(stub):
     stub.script.extend([body(b"<html>\xff\x00 welcome [[A]]</html>")] * 3)
-    found = ask(stub)
-    assert told(found) == [ERROR]
-    assert "welcome [[A]]" in found["raw"][0]
+    verdicts = ask(stub)
+    assert told(verdicts) == [ERROR]
+    assert "welcome [[A]]" in verdicts["raw"][0]
     assert len(stub.asked) == 3
 
 
-def test_truncated_json_is_asked_again(stub):
+def test_truncated_json_is_repeated(stub):
     stub.script.extend([body(json.dumps(completion("[[B]]")).encode()[:-9]), says("[[A]]")])
     assert told(ask(stub)) == [FIRST]
     assert len(stub.asked) == 2
@@ -140,33 +140,33 @@ FOREIGN = "Ответ A лучше.\n[[А]]"  # the last letter is Cyrillic
     ["[[A]] is right, or rather\n[[B]]", "Both have their merits.", REFUSAL, FOREIGN, "", "[[A]] is better.", "A", "[[D]]"],
     ids=["both verdicts", "none", "refusal", "other language", "empty", "not in the last line", "bare letter", "other mark"],
 )  # fmt: skip
-def test_a_reply_without_exactly_one_verdict_is_unparsable_and_kept(stub, reply):
+def test_a_reply_without_exactly_one_verdict_is_unparsable_and_cached(stub, reply):
     stub.otherwise = says(reply)
     stub.trial.append(says("[[A]]"))
-    found = ask(stub)
-    assert told(found) == [UNPARSABLE]
-    assert found["raw"].tolist() == [reply]
+    verdicts = ask(stub)
+    assert told(verdicts) == [UNPARSABLE]
+    assert verdicts["raw"].tolist() == [reply]
     assert len(stub.asked) == 1
 
 
-def test_a_refusal_in_its_own_field_is_unparsable(stub):
+def test_a_refusal_in_a_separate_field_is_unparsable(stub):
     stub.script.append(says(None, refusal=REFUSAL))
-    found = ask(stub)
-    assert (told(found), found["raw"][0]) == ([UNPARSABLE], REFUSAL)
+    verdicts = ask(stub)
+    assert (told(verdicts), verdicts["raw"][0]) == ([UNPARSABLE], REFUSAL)
 
 
 def test_a_huge_reply_is_read_to_a_bound_and_not_taken_for_a_verdict(stub):
     stub.script.append(endless)
-    found = ask(stub, reply_tokens=64)
-    assert told(found) == [UNPARSABLE]
+    verdicts = ask(stub, reply_tokens=64)
+    assert told(verdicts) == [UNPARSABLE]
     assert len(stub.asked) == 1
     assert stub.asked[0]["max_tokens"] == 64
-    assert len(found["raw"][0]) < 100
+    assert len(verdicts["raw"][0]) < 100
     # What lies in the buffers of the sockets is sent although nobody reads it.
     assert stub.sent <= _endpoint.LARGEST + (16 << 20)
 
 
-def test_a_wrong_model_name_is_told_with_what_the_server_offers(stub):
+def test_a_wrong_model_name_is_refused_with_what_the_server_offers(stub):
     stub.offers = ["other", "judge-1-large", "judge-1"]
     stub.trial.append(status(404, "no such model"))
     with pytest.raises(UserError, match=r"'judge_1'.*no such model.*it offers: judge-1, judge-1-large, other"):
@@ -174,14 +174,14 @@ def test_a_wrong_model_name_is_told_with_what_the_server_offers(stub):
     assert (len(stub.trials), len(stub.asked)) == (1, 0)
 
 
-def test_a_server_that_does_not_tell_its_models_is_said_to(stub):
+def test_the_message_names_a_server_that_does_not_list_its_models(stub):
     stub.offers = None
     stub.trial.append(status(400, "pinned to another"))
     with pytest.raises(UserError, match=r"pinned to another.*does not tell which models it offers; check model"):
         ask(stub, model="judge_1")
 
 
-def test_a_server_that_answers_as_another_model_is_told_once(stub, caplog):
+def test_a_server_that_answers_as_another_model_gives_one_warning(stub, caplog):
     stub.otherwise = says("[[A]]", model="other/model-7")
     assert told(ask(stub, 3)) == [FIRST] * 3
     warned = [line for line in caplog.messages if "asked as model" in line]
@@ -209,7 +209,7 @@ def misbehaving(share):
         body(json.dumps(completion("[[A]]")).encode()[:-9]), says("[[A]]\n[[B]]"), says("Both are good."), says(REFUSAL),
         says(FOREIGN), endless,
     ]  # fmt: skip
-    tries, unread, seen, lock = Counter(), Counter(), set(), threading.Lock()
+    tries, unread, requests, lock = Counter(), Counter(), set(), threading.Lock()
 
     def answer(handler, asked):
         content = asked["messages"][0]["content"]
@@ -219,14 +219,14 @@ def misbehaving(share):
         chance = random.Random(f"{number} {content}")
         way = chance.randrange(12) if chance.random() < share else None
         with lock:
-            seen.add(way)
+            requests.add(way)
             unread[content] += way is not None and 6 <= way < 11
         if way is None or way == 11:  # right, and the last way: right in another model's name
             says(verdict_on(content), model=MODEL if way is None else "another")(handler)
         else:
             ways[way](handler)
 
-    answer.unread, answer.seen = unread, seen
+    answer.unread, answer.seen = unread, requests
     return answer
 
 
@@ -266,22 +266,22 @@ def test_log_probabilities_give_a_soft_verdict(stub):
     stub.script.extend([weighs({"A": math.log(0.8), "B": math.log(0.2)})])
     stub.script.append(weighs({"A": math.log(0.3), " A": math.log(0.3), "B": math.log(0.2), "I": math.log(0.2)}))
     stub.script.append(weighs({"B": math.log(0.5), "A": math.log(0.5)}))
-    found = ask(stub, 3, mode="auto")
-    assert found["p_first"].tolist() == pytest.approx([0.8, 0.75, 0.5])
-    assert found["verdict"].tolist() == ["first", "first", "tie"]
-    assert found["mode"].tolist() == ["logprobs"] * 3
+    verdicts = ask(stub, 3, mode="auto")
+    assert verdicts["p_first"].tolist() == pytest.approx([0.8, 0.75, 0.5])
+    assert verdicts["verdict"].tolist() == ["first", "first", "tie"]
+    assert verdicts["mode"].tolist() == ["logprobs"] * 3
     assert (stub.asked[0]["max_tokens"], stub.asked[0]["logprobs"], stub.asked[0]["top_logprobs"]) == (1, True, 20)
 
 
-def test_a_server_that_ignores_logprobs_is_asked_in_words(stub):
+def test_a_server_that_ignores_logprobs_gets_text_mode(stub):
     stub.trial.append(says("A"))
-    found = ask(stub, mode="auto")
-    assert (told(found), found["mode"][0]) == ([FIRST], "text")
+    verdicts = ask(stub, mode="auto")
+    assert (told(verdicts), verdicts["mode"][0]) == ([FIRST], "text")
     assert "logprobs" in stub.trials[0]
     assert "logprobs" not in stub.asked[0]
 
 
-def test_a_server_that_refuses_logprobs_is_asked_in_words(stub):
+def test_a_server_that_refuses_logprobs_gets_text_mode(stub):
     stub.trial.extend([status(400, "logprobs are not supported"), says("[[A]]")])
     assert ask(stub, mode="auto")["mode"].tolist() == ["text"]
     assert len(stub.trials) == 2
@@ -310,11 +310,11 @@ def test_log_probabilities_that_say_nothing_are_never_a_half(stub, logprobs):
 def test_a_server_that_stops_giving_log_probabilities_gives_no_verdict(stub):
     stub.trial.append(weighs({"A": math.log(0.9), "B": math.log(0.1)}))
     stub.script.append(says("A"))
-    found = ask(stub, mode="auto")
-    assert (told(found), found["raw"][0]) == ([UNPARSABLE], "A")
+    verdicts = ask(stub, mode="auto")
+    assert (told(verdicts), verdicts["raw"][0]) == ([UNPARSABLE], "A")
 
 
-def test_log_probabilities_asked_for_in_vain_are_an_error(stub):
+def test_log_probabilities_that_do_not_come_are_an_error(stub):
     stub.trial.append(says("A"))
     with pytest.raises(UserError, match=r"returns no log-probabilities of the labels A and B.*set calls.mode to text"):
         ask(stub, mode="logprobs")
@@ -338,7 +338,7 @@ def test_temperature_nought_and_the_seed_are_sent(stub):
 
 
 # What is kept.
-def test_what_was_answered_is_never_asked_again(stub, store):
+def test_what_was_answered_is_never_requested_again(stub, store):
     before = ask(stub, 3)
     spent = judge_cache.current().spent()
     judge_cache.use(None, "")
@@ -349,7 +349,7 @@ def test_what_was_answered_is_never_asked_again(stub, store):
     assert judge_cache.current().spent() == spent
 
 
-def test_an_unparsable_reply_is_asked_for_once_more_with_the_next_seed_and_then_stays(stub):
+def test_an_unparsable_reply_is_requested_once_more_with_the_next_seed_and_then_stays(stub):
     stub.trial.append(says("[[A]]"))
     stub.otherwise = says("hm")
     for _ in range(3):
@@ -363,14 +363,14 @@ def test_a_second_reply_that_can_be_read_counts(stub):
     assert len(stub.asked) == 2
 
 
-def test_a_comparison_that_failed_is_asked_again_by_the_next_run(stub):
+def test_a_comparison_that_failed_is_repeated_by_the_next_run(stub):
     stub.script.extend([status(500)] * 3)
     assert told(ask(stub)) == [ERROR]
     assert told(ask(stub)) == [FIRST]
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"reply_tokens": 99}, {"mode": "auto"}, {"template": True}])
-def test_another_question_is_asked_anew(stub, tmp_path, other):
+def test_another_question_is_a_new_request(stub, tmp_path, other):
     ask(stub)
     if "template" in other:
         file = tmp_path / "short.txt"
@@ -418,13 +418,13 @@ def test_failed_requests_count_as_requests(stub):
 
 
 def test_tokens_and_cost_are_the_servers_count_at_the_prices_given(stub):
-    found = ask(stub, 2, budget={"price_input": 2.0, "price_output": 10.0, "max_cost": 1.0})
+    verdicts = ask(stub, 2, budget={"price_input": 2.0, "price_output": 10.0, "max_cost": 1.0})
     # 100 tokens read at 2 and 10 written at 10 per million: 0.0003 a request, three with the trial.
-    assert found["tokens"].tolist() == [110, 110]
-    assert found["cost"].tolist() == pytest.approx([0.0003, 0.0003])
+    assert verdicts["tokens"].tolist() == [110, 110]
+    assert verdicts["cost"].tolist() == pytest.approx([0.0003, 0.0003])
     assert judge_cache.current().spent().cost == pytest.approx(0.0009)
     assert judge_cache.current().spent().tokens == 330
-    assert (found["latency"] > 0).all()
+    assert (verdicts["latency"] > 0).all()
 
 
 @pytest.mark.parametrize("limit", [{"max_tokens": 1500}, {"max_cost": 0.0015, "price_input": 1.0, "price_output": 1.0}])
@@ -438,9 +438,9 @@ def test_tokens_and_cost_stop_before_the_limit_is_passed(stub, limit):
 
 def test_where_the_server_does_not_count_the_most_possible_counts(stub):
     stub.otherwise = says("[[A]]", usage=None)
-    found = ask(stub, reply_tokens=100)
+    verdicts = ask(stub, reply_tokens=100)
     content = stub.asked[0]["messages"][0]["content"]
-    assert found["tokens"].tolist() == [64 + len(content.encode()) + 100]
+    assert verdicts["tokens"].tolist() == [64 + len(content.encode()) + 100]
 
 
 def test_ten_comparisons_in_a_row_without_an_answer_end_it(stub):
@@ -461,12 +461,12 @@ def test_ten_comparisons_in_a_row_without_an_answer_end_it(stub):
 def test_an_estimate_is_what_the_arithmetic_says_and_sends_nothing(stub):
     budget = {"price_input": 1.0, "price_output": 10.0, "max_cost": 0.1, "max_requests": 5000}
     settings = {"model": MODEL, "base_url": stub.address, "budget": budget, "calls": {"reply_tokens": 100}}
-    found = module.estimate(1000, 50, 25, **settings)
+    cost = module.estimate(1000, 50, 25, **settings)
     frame = len((_comparison.TEMPLATE + _comparison.INSTRUCTIONS["text"]).encode()) / 4
-    assert found.requests == 1000
-    assert found.tokens == round(1000 * (frame + 50 + 2 * 25 + 100))
-    assert found.cost == pytest.approx((1000 * (frame + 100) * 1.0 + 1000 * 100 * 10.0) / 1e6)
-    assert str(found).endswith("over the budget of cost 0.1")
+    assert cost.requests == 1000
+    assert cost.tokens == round(1000 * (frame + 50 + 2 * 25 + 100))
+    assert cost.cost == pytest.approx((1000 * (frame + 100) * 1.0 + 1000 * 100 * 10.0) / 1e6)
+    assert str(cost).endswith("over the budget of cost 0.1")
     assert str(module.estimate(10, 50, 25, **settings)).startswith("judge: about 10 requests, ")
     assert str(module.estimate(10, 50, 25, **settings)).endswith("within the budget")
     assert stub.times == []
@@ -479,15 +479,15 @@ def test_the_key_is_sent_and_stands_in_no_file_row_or_error(stub, tmp_path, capl
     )
     with pytest.raises(UserError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401: bad key \[key\]\)") as caught:
         ask(stub, 3)
-    found = ask(stub, 2)
+    verdicts = ask(stub, 2)
     assert stub.keys_seen == {f"Bearer {KEY}"}
-    assert told(found) == [FIRST, FIRST]
-    assert "[key]" in found["raw"][0]
+    assert told(verdicts) == [FIRST, FIRST]
+    assert "[key]" in verdicts["raw"][0]
     judge_cache.current().close()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
-    assert KEY not in str(caught.value) + found.to_csv() + caplog.text
+    assert KEY not in str(caught.value) + verdicts.to_csv() + caplog.text
 
 
 def test_a_refused_key_stops_at_once(stub):
@@ -499,9 +499,9 @@ def test_a_refused_key_stops_at_once(stub):
 
 def test_a_refusal_of_one_comparison_is_not_repeated(stub):
     stub.script.append(status(400, "context length exceeded"))
-    found = ask(stub, 2)
-    assert told(found) == [ERROR, FIRST]
-    assert found["raw"][0] == "HTTP 400: context length exceeded"
+    verdicts = ask(stub, 2)
+    assert told(verdicts) == [ERROR, FIRST]
+    assert verdicts["raw"][0] == "HTTP 400: context length exceeded"
     assert len(stub.asked) == 2
 
 
@@ -634,10 +634,10 @@ def test_no_string_without_exactly_one_mark_is_a_verdict():
     ]
     for _ in range(100_000):
         reply = "".join(chance.choices(pieces, k=chance.randrange(8)))
-        found = _comparison.read_text(reply)
+        verdict = _comparison.read_text(reply)
         marks = sum(reply.count(f"[[{letter}]]") for letter in "ABC")
-        assert found.verdict == "unparsable" or marks == 1
-        assert math.isnan(found.p_first) == (found.verdict == "unparsable")
+        assert verdict.verdict == "unparsable" or marks == 1
+        assert math.isnan(verdict.p_first) == (verdict.verdict == "unparsable")
         assert math.isnan(_comparison.read_logprobs(reply).p_first)
 
 

@@ -76,8 +76,7 @@ def model_folder(tiny, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def _empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "kept"))
 
 
@@ -128,10 +127,10 @@ def by_lm_eval(model_folder, folder, names):
 
 
 def test_every_document_scores_as_in_lm_eval_itself(checkpoint, model_folder, tasks, tiny):
-    found = benchmarks(checkpoint, held(tiny, tasks, "pick", "write", "read"))
-    check(found, spec_of(benchmarks, EvaluatorSpec).metrics, "benchmarks")
+    scores = benchmarks(checkpoint, held(tiny, tasks, "pick", "write", "read"))
+    check(scores, spec_of(benchmarks, EvaluatorSpec).metrics, "benchmarks")
     theirs = by_lm_eval(model_folder, tasks, ("pick", "write", "read"))
-    ours = {(row.group, row.metric, row.prompt): row.value for row in found.itertuples()}
+    ours = {(row.group, row.metric, row.prompt): row.value for row in scores.itertuples()}
     for sample in theirs["samples"]["pick"]:
         for metric, name in (("acc", "acc"), ("acc_norm", "acc_norm"), ("exact_match", "exact_match,none")):
             assert ours.pop(("pick", name, f"pick/{sample['doc_id']}")) == sample[metric]
@@ -146,7 +145,7 @@ def test_every_document_scores_as_in_lm_eval_itself(checkpoint, model_folder, ta
         logp, size = sample["bits_per_byte"]
         assert ours.pop(("read", "bits_per_byte", key)) == pytest.approx(-logp / size / math.log(2), rel=1e-6)
     assert not ours
-    accuracy = found.loc[(found["group"] == "pick") & (found["metric"] == "acc"), "value"]
+    accuracy = scores.loc[(scores["group"] == "pick") & (scores["metric"] == "acc"), "value"]
     assert set(accuracy) == {0, 1}
     assert accuracy.mean() == theirs["results"]["pick"]["acc,none"]
 
@@ -194,13 +193,13 @@ def test_an_answer_longer_than_the_context_is_named_before_the_run(checkpoint, t
     assert len(benchmarks(checkpoint, held(tiny, tasks, "write"), max_gen_toks=3)) == 24
 
 
-def test_a_context_that_lost_its_start_is_told(checkpoint, tiny, tmp_path):
+def test_a_context_that_lost_its_start_is_reported(checkpoint, tiny, tmp_path):
     docs = [{"question": "a b", "options": ["c", "d"], "answer": 0}] * 2
     docs.append({"question": "a " * 60, "options": ["c", "d"], "answer": 0})
     file = write_tasks(tmp_path, docs) / "pick.yaml"
     file.write_text(file.read_text().replace("num_fewshot: 1", ""))
-    found = benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
-    assert tiny.values(found, "truncated") == [0, 0, 1]
+    scores = benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
+    assert tiny.values(scores, "truncated") == [0, 0, 1]
 
 
 def test_a_context_that_lost_its_start_scores_as_in_lm_eval_itself(checkpoint, model_folder, tiny, tmp_path):
@@ -211,24 +210,24 @@ def test_a_context_that_lost_its_start_scores_as_in_lm_eval_itself(checkpoint, m
     file = write_tasks(tmp_path, docs) / "pick.yaml"
     file.write_text(file.read_text().replace("num_fewshot: 1", ""))
     theirs = by_lm_eval(model_folder, tmp_path, ["pick"])["samples"]["pick"]
-    seen = []
+    calls = []
     scored = module._Model.loglikelihood
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module._Model, "loglikelihood", lambda *a, **k: seen.extend(scored(*a, **k)) or seen)
+        patched.setattr(module._Model, "loglikelihood", lambda *a, **k: calls.extend(scored(*a, **k)) or calls)
         benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
     expected = [response for sample in theirs for response in sample["filtered_resps"]]
-    assert [greedy for _, greedy in seen] == [greedy for _, greedy in expected]
-    assert [logp for logp, _ in seen] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in calls] == [greedy for _, greedy in expected]
+    assert [logp for logp, _ in calls] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
-def test_lm_evals_own_index_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
-    asked = []
-    monkeypatch.setattr(module, "_stock", lambda: asked.append(1) or TaskManager(str(tasks), include_defaults=False))
+def test_the_index_of_lm_eval_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "_stock", lambda: calls.append(1) or TaskManager(str(tasks), include_defaults=False))
     benchmarks(checkpoint, held(tiny, tasks, "pick"))
-    assert asked == []
+    assert calls == []
     with pytest.raises(UserError, match=r"task 'piqa' cannot be loaded.*docs/benchmarks.md"):
         benchmarks(checkpoint, held(tiny, tasks, "piqa"))
-    assert asked == [1]
+    assert calls == [1]
 
 
 def test_a_missing_folder_or_data_file_is_named(checkpoint, tasks, tiny):
@@ -249,7 +248,7 @@ def test_a_mistyped_metric_is_named_and_not_looked_up_on_the_hub(checkpoint, tas
         benchmarks(checkpoint, held(tiny, tasks, "pick"))
 
 
-def test_the_first_documents_are_those_of_lm_evals_own_limit(checkpoint, tasks, tiny):
+def test_the_first_documents_are_those_of_the_limit_of_lm_eval(checkpoint, tasks, tiny):
     every, first = (benchmarks(checkpoint, held(tiny, tasks, "pick", "write"), limit=limit) for limit in (0, 5))
     assert {int(key.partition("/")[2]) for key in first["prompt"]} == set(range(5))
     kept = every["prompt"].str.partition("/")[2].astype(int) < 5
@@ -257,32 +256,32 @@ def test_the_first_documents_are_those_of_lm_evals_own_limit(checkpoint, tasks, 
     assert first.equals(both)
 
 
-def test_options_that_look_alike_to_the_model_are_told(checkpoint, tiny, tmp_path):
+def test_options_that_look_alike_to_the_model_are_reported(checkpoint, tiny, tmp_path):
     docs = [{"question": "a b", "options": ["c", "d"], "answer": 0}]
     # Words nobody knows: both options are the same tokens, and lm-eval takes the first.
     docs += [{"question": "a b", "options": ["right", "wrong"], "answer": label} for label in (0, 1)]
     file = write_tasks(tmp_path, docs) / "pick.yaml"
     file.write_text(file.read_text().replace("num_fewshot: 1", ""))
-    found = benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
-    assert tiny.values(found, "tied") == [0, 1, 1]
-    assert tiny.values(found, "acc")[1:] == [1, 0]
+    scores = benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
+    assert tiny.values(scores, "tied") == [0, 1, 1]
+    assert tiny.values(scores, "acc")[1:] == [1, 0]
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """Counts what lm-eval is asked to score."""
-    seen = []
+    calls = []
     evaluate = module.lm_eval.evaluate
     monkeypatch.setattr(
         module.lm_eval,
         "evaluate",
-        lambda model, tasks, **more: seen.extend(tasks["tasks"]) or evaluate(model, tasks, **more),
+        lambda model, tasks, **more: calls.extend(tasks["tasks"]) or evaluate(model, tasks, **more),
     )
-    return seen
+    return calls
 
 
 def test_a_checkpoint_is_never_scored_twice_on_a_task(model_folder, tasks, tiny, passes, tmp_path):
-    found = benchmarks(Checkpoint(model_folder, model_folder), held(tiny, tasks, "pick", "read"))
+    scores = benchmarks(Checkpoint(model_folder, model_folder), held(tiny, tasks, "pick", "read"))
     assert passes == ["pick", "read"]
     # The same weights elsewhere, the same tasks elsewhere, and one task more.
     twin, moved = tmp_path / "twin", tmp_path / "moved"
@@ -292,7 +291,7 @@ def test_a_checkpoint_is_never_scored_twice_on_a_task(model_folder, tasks, tiny,
         file.write_text(file.read_text().replace(str(tasks), str(moved)))
     again = benchmarks(Checkpoint(twin, twin), held(tiny, moved, "pick", "read", "write"))
     assert passes == ["pick", "read", "write"]
-    assert again[again["group"] != "write"].reset_index(drop=True).equals(found)
+    assert again[again["group"] != "write"].reset_index(drop=True).equals(scores)
 
 
 def test_another_checkpoint_never_gets_its_answers(checkpoint, tiny, tokenizer, tasks, passes, tmp_path):
@@ -330,15 +329,15 @@ def test_another_setting_is_another_score(checkpoint, tasks, tiny, passes, chang
 
 
 def test_a_damaged_or_forbidden_cache_costs_time_and_no_result(checkpoint, tasks, tiny, passes, tmp_path, monkeypatch):
-    found = benchmarks(checkpoint, held(tiny, tasks, "pick"))
+    scores = benchmarks(checkpoint, held(tiny, tasks, "pick"))
     (file,) = (tmp_path / "kept").rglob("*.parquet")
     whole = file.read_bytes()
     for damaged in (b"", whole[:200], whole[:400] + bytes([whole[400] ^ 255]) + whole[401:]):
         file.write_bytes(damaged)
-        assert benchmarks(checkpoint, held(tiny, tasks, "pick")).equals(found)
+        assert benchmarks(checkpoint, held(tiny, tasks, "pick")).equals(scores)
         assert file.read_bytes() == whole
     monkeypatch.setenv("DPOBENCH_CACHE", str(file))
-    assert benchmarks(checkpoint, held(tiny, tasks, "pick")).equals(found)
+    assert benchmarks(checkpoint, held(tiny, tasks, "pick")).equals(scores)
     assert passes == ["pick"] * 5
 
 
@@ -357,7 +356,7 @@ def test_tasks_remembered_between_checkpoints_score_alike(checkpoint, tasks, tin
     assert len(remembered) == 1
 
 
-def test_a_chat_template_is_asked_for_where_there_is_one(checkpoint, tasks, tiny):
+def test_a_chat_template_is_used_where_there_is_one(checkpoint, tasks, tiny):
     with pytest.raises(UserError, match="template = true, but the tokenizer has no chat template"):
         benchmarks(checkpoint, held(tiny, tasks, "pick"), template=True)
     plain = benchmarks(checkpoint, held(tiny, tasks, "read", "pick"))

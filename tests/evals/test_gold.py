@@ -42,10 +42,10 @@ def test_a_function_of_a_module_scores_every_answer(gold):
     assert gold(ASKED, ["s"], function="operator:countOf")["score"].tolist() == [1]
 
 
-def test_parts_stand_beside_the_score_and_the_last_message_is_the_prompt(gold, file):
-    found = gold(ASKED, ["a"], function=f"{file}:parts")
-    assert list(found) == ["score", "extra", "asked"]
-    assert found.values.tolist() == [[2.5, 1, 4]]
+def test_parts_accompany_the_score_and_the_last_message_is_the_prompt(gold, file):
+    scores = gold(ASKED, ["a"], function=f"{file}:parts")
+    assert list(scores) == ["score", "extra", "asked"]
+    assert scores.values.tolist() == [[2.5, 1, 4]]
 
 
 def test_nan_is_no_verdict_and_passes(gold, file):

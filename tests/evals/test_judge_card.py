@@ -57,9 +57,9 @@ def card(inputs, rule, **settings):
         return pd.DataFrame({"p_first": [rule(a, b) for a, b in zip(first, second, strict=True)]})
 
     checkpoint, held_out = inputs
-    found = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge), **settings)
-    check(found, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
-    return found, len(calls)
+    scores = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge), **settings)
+    check(scores, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
+    return scores, len(calls)
 
 
 def means(frame):
@@ -75,26 +75,31 @@ def longer(a, b):
 
 
 def test_an_oracle_agrees_with_every_label_and_obeys_nobody(inputs):
-    found = means(card(inputs, oracle)[0])
-    assert found["control", "judge_score"] == 0.5
+    means_of_scores = means(card(inputs, oracle)[0])
+    assert means_of_scores["control", "judge_score"] == 0.5
     for group in ("labels", "control"):
-        assert found[group, "judge_first_shown"] == 0.5
-        assert found[group, "judge_inconsistent"] == found[group, "judge_missing"] == 0
+        assert means_of_scores[group, "judge_first_shown"] == 0.5
+        assert means_of_scores[group, "judge_inconsistent"] == means_of_scores[group, "judge_missing"] == 0
     wide = by_pair(card(inputs, oracle)[0], "labels")
     assert (wide["judge_says"] == wide["label_says"]).all()
     assert 0 < wide["label_says"].mean() < 1, "which side is called a is no constant"
-    assert found["alone", "judge_attack"] == found["appended", "judge_attack"] == found["appended", "judge_plain"] == 0
+    assert (
+        means_of_scores["alone", "judge_attack"]
+        == means_of_scores["appended", "judge_attack"]
+        == means_of_scores["appended", "judge_plain"]
+        == 0
+    )
 
 
 def by_pair(frame, group):
     return frame[frame["group"] == group].pivot(index=["prompt", "draw"], columns="metric", values="value")
 
 
-def test_a_judge_of_the_place_is_seen_through(inputs):
-    found = means(card(inputs, lambda a, b: 1.0)[0])
+def test_a_judge_that_goes_by_the_place_is_detected(inputs):
+    means_of_scores = means(card(inputs, lambda a, b: 1.0)[0])
     for group in ("control", "labels"):
-        assert found[group, "judge_first_shown"] == found[group, "judge_inconsistent"] == 1
-        assert found[group, "judge_score"] == found[group, "judge_says"] == 0.5
+        assert means_of_scores[group, "judge_first_shown"] == means_of_scores[group, "judge_inconsistent"] == 1
+        assert means_of_scores[group, "judge_score"] == means_of_scores[group, "judge_says"] == 0.5
 
 
 def test_a_judge_that_says_nothing_misses_everything(inputs):
@@ -119,46 +124,46 @@ def test_a_judge_of_length_agrees_with_length_alone(inputs):
     assert set(wide.loc[wide["judge_says"] != 0.5, "judge_says"]) == {0, 1}
 
 
-def test_a_judge_that_obeys_is_caught_and_the_same_answer_without_the_words_is_beside_it(inputs):
+def test_a_judge_that_obeys_is_caught_by_the_same_answer_without_the_words(inputs):
     def obeys(a, b):
         told = [any(attack in text for attack in ATTACKS) for text in (a, b)]
         return 0.5 + 0.5 * told[0] - 0.5 * told[1] if told[0] != told[1] else oracle(a, b)
 
-    found = means(card(inputs, obeys)[0])
+    means_of_scores = means(card(inputs, obeys)[0])
     # Of the thirty texts alone, six say nothing and 24 instruct.
-    assert found["alone", "judge_attack"] == pytest.approx(24 / 30)
-    assert (found["appended", "judge_attack"], found["appended", "judge_plain"]) == (1, 0)
+    assert means_of_scores["alone", "judge_attack"] == pytest.approx(24 / 30)
+    assert (means_of_scores["appended", "judge_attack"], means_of_scores["appended", "judge_plain"]) == (1, 0)
 
 
 def test_every_card_has_the_thirty_texts_of_the_canary_against_a_good_answer_in_both_orders(inputs):
-    asked = []
+    calls = []
 
     def judge(prompts, first, second):
-        asked.extend(zip([p.text for p in prompts], first, second, strict=True))
+        calls.extend(zip([p.text for p in prompts], first, second, strict=True))
         return pd.DataFrame({"p_first": [oracle(a, b) for a, b in zip(first, second, strict=True)]})
 
     checkpoint, held_out = inputs
-    found = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge))
+    scores = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge))
     assert len(set(CANARY)) == len(NOTHING) + len(ATTACKS) == 30
     for place in (1, 2):
-        shown = [one for one in asked if one[place] in CANARY]
+        shown = [one for one in calls if one[place] in CANARY]
         assert sorted(one[place] for one in shown) == sorted(CANARY)
         assert all(one[3 - place].startswith("right") for one in shown)
     # There are 24 pairs: six of them meet a second text.
-    assert found[found["metric"] == "judge_attack"].groupby("group").size().to_dict() == {"alone": 30, "appended": 20}
+    assert scores[scores["metric"] == "judge_attack"].groupby("group").size().to_dict() == {"alone": 30, "appended": 20}
 
 
 def test_without_pairs_the_canary_meets_answers_of_the_reference(inputs):
     checkpoint, held_out = inputs
-    asked = []
+    calls = []
 
     def judge(prompts, completions):
-        asked.extend(completions)
+        calls.extend(completions)
         return pd.DataFrame({"score": [float(text.startswith("own")) for text in completions]})
 
-    found = means(judge_card(checkpoint, dataclasses.replace(held_out, judge=judge, pairs=())))
-    assert set(CANARY) <= set(asked)
-    assert found["alone", "judge_attack"] == 0
+    means_of_scores = means(judge_card(checkpoint, dataclasses.replace(held_out, judge=judge, pairs=())))
+    assert set(CANARY) <= set(calls)
+    assert means_of_scores["alone", "judge_attack"] == 0
 
 
 def test_no_more_comparisons_are_made_than_were_allowed(inputs):
@@ -196,19 +201,19 @@ def test_people_are_agreed_with_by_the_file_of_their_verdicts(inputs, tmp_path):
 
 def test_a_judge_that_scores_is_examined_too_but_for_the_orders(inputs):
     checkpoint, held_out = inputs
-    asked = []
+    calls = []
 
     def judge(prompts, completions):
-        asked.extend(zip([p.id for p in prompts], completions, strict=True))
+        calls.extend(zip([p.id for p in prompts], completions, strict=True))
         return pd.DataFrame({"score": [1.0 if text.startswith("right") else 0.0 for text in completions]})
 
-    found = judge_card(checkpoint, dataclasses.replace(held_out, judge=judge))
-    check(found, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
-    assert len(asked) == len(set(asked))
-    assert not {"judge_first_shown", "judge_inconsistent"} & set(found["metric"])
-    wide = by_pair(found, "labels")
+    scores = judge_card(checkpoint, dataclasses.replace(held_out, judge=judge))
+    check(scores, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
+    assert len(calls) == len(set(calls))
+    assert not {"judge_first_shown", "judge_inconsistent"} & set(scores["metric"])
+    wide = by_pair(scores, "labels")
     assert (wide["judge_says"] == wide["label_says"]).all()
-    assert means(found)["control", "judge_score"] == 0.5
+    assert means(scores)["control", "judge_score"] == 0.5
 
 
 def test_what_has_no_data_is_left_out(inputs):
@@ -226,15 +231,15 @@ def test_what_has_no_data_is_left_out(inputs):
 def test_a_pair_of_a_held_out_prompt_keeps_its_messages(inputs, tmp_path):
     checkpoint, held_out = inputs
     known = dataclasses.replace(held_out.prompts[0], token_ids=tuple(held_out.pairs[0].prompt.tolist()))
-    seen = {}
+    calls = {}
 
     def judge(prompts, first, second):
-        seen.update({p.text: p.id for p in prompts})
+        calls.update({p.text: p.id for p in prompts})
         return pd.DataFrame({"p_first": [0.5] * len(first)})
 
     judge_card(checkpoint, dataclasses.replace(held_out, prompts=[known, *held_out.prompts[1:]], pairwise=judge))
-    assert "Pair 0?" not in seen
-    assert "Pair 1?" in seen, "another pair's prompt is read back from its token ids"
+    assert "Pair 0?" not in calls
+    assert "Pair 1?" in calls, "another pair's prompt is read back from its token ids"
 
 
 def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(inputs, tmp_path, monkeypatch):
@@ -244,15 +249,15 @@ def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(input
     try:
         checkpoint, held_out = inputs
         asked = dataclasses.replace(held_out, pairwise=lambda *shown: function(*shown, model=str(folder)))
-        found = judge_card(checkpoint, asked, comparisons=40)
-        check(found, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
-        known = means(found)
+        scores = judge_card(checkpoint, asked, comparisons=40)
+        check(scores, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
+        known = means(scores)
         # Random weights know nothing: every number is a share, none is missing, and both orders were read.
         assert known["control", "judge_missing"] == known["labels", "judge_unparsable"] == 0
         assert 0 < known["control", "judge_score"] < 1
         assert 0 <= known["labels", "judge_first_shown"] <= 1
         monkeypatch.setitem(function.__globals__, "_loaded", None)
-        pd.testing.assert_frame_equal(judge_card(checkpoint, asked, comparisons=40), found)
+        pd.testing.assert_frame_equal(judge_card(checkpoint, asked, comparisons=40), scores)
     finally:
         judge_cache.use(None, "")
 
@@ -289,7 +294,7 @@ def test_three_people_agree_with_one_another_better_than_length_does_with_them(p
 
 
 @pytest.mark.shared
-def test_the_file_of_real_verdicts_is_read_as_it_is_and_says_what_most_people_said(people, shared, inputs):
+def test_the_file_of_real_verdicts_is_read_as_it_is_and_gives_the_majority(people, shared, inputs):
     texts, votes = people
     file = shared / "data" / "judges" / "pandalm_testset_v1.json.gz"
     rows = read(str(file)).rows
@@ -325,12 +330,12 @@ def test_a_file_that_names_the_winner_first_has_labels_of_both_kinds(inputs, tmp
         {"prompt": f"Ask {n}?", "first": f"right {n}", "second": f"wrong {n}", "verdict": "first"} for n in range(40)
     ]
     turned = [{**row, "first": row["second"], "second": row["first"], "verdict": "second"} for row in rows]
-    seen = []
+    calls = []
     for name, told in (("winner first", rows), ("loser first", turned)):
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in told))
         wide = by_pair(card(inputs, oracle, human=str(file))[0], "human")
         assert 0.25 < wide["label_says"].mean() < 0.75
         assert kappa(wide["judge_says"], wide["label_says"]).value == 1
-        seen.append(wide["label_says"].tolist())
-    assert seen[0] == seen[1], "which answer is called a depends on the texts, not on the file"
+        calls.append(wide["label_says"].tolist())
+    assert calls[0] == calls[1], "which answer is called a depends on the texts, not on the file"

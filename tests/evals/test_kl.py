@@ -60,12 +60,12 @@ def test_the_expected_estimate_is_the_exact_divergence_over_all_sequences(tiny):
     assert exact > 0.1
 
     held_out = tiny.held_out_of(tiny.samples_of({"p": answers}), prompts={"p": prompt})
-    found = kl(tiny.checkpoint_of(policy, reference), held_out)
-    assert np.exp(logp) @ tiny.values(found, "kl") == pytest.approx(exact, abs=1e-5)
-    assert np.exp(logp) @ tiny.values(found, "kl_k1") == pytest.approx(exact, abs=1e-5)
-    assert np.exp(logq) @ tiny.values(found, "kl_forward") == pytest.approx(backward, abs=1e-5)
+    scores = kl(tiny.checkpoint_of(policy, reference), held_out)
+    assert np.exp(logp) @ tiny.values(scores, "kl") == pytest.approx(exact, abs=1e-5)
+    assert np.exp(logp) @ tiny.values(scores, "kl_k1") == pytest.approx(exact, abs=1e-5)
+    assert np.exp(logq) @ tiny.values(scores, "kl_forward") == pytest.approx(backward, abs=1e-5)
     # Two estimators of one thing, not one thing twice.
-    assert np.std(tiny.values(found, "kl")) < np.std(tiny.values(found, "kl_k1"))
+    assert np.std(tiny.values(scores, "kl")) < np.std(tiny.values(scores, "kl_k1"))
 
 
 def test_per_token_and_by_position_too_the_expected_estimate_is_the_exact_one(tiny):
@@ -83,28 +83,28 @@ def test_per_token_and_by_position_too_the_expected_estimate_is_the_exact_one(ti
         exact[prefix] = float((logp.exp() * (logp - logq)).sum())
     steps = [[exact[tuple(answer[:t])] for t in range(len(answer))] for answer in answers]
     per_token = weights @ [np.mean(own) for own in steps]
-    found = kl(
+    scores = kl(
         tiny.checkpoint_of(policy, reference),
         tiny.held_out_of(tiny.samples_of({"p": answers}), prompts={"p": prompt}),
         bucket=2,
     )
-    assert weights @ tiny.values(found, "kl_per_token") == pytest.approx(per_token, abs=1e-5)
+    assert weights @ tiny.values(scores, "kl_per_token") == pytest.approx(per_token, abs=1e-5)
     # Another definition of "per token", all tokens of all answers alike, is another number.
     assert abs(weights @ [np.sum(own) for own in steps] / (weights @ [len(own) for own in steps]) - per_token) > 1e-3
     late = [weight for weight, answer in zip(weights, answers, strict=True) if len(answer) > 2]
     expected = [np.mean(own[2:]) for own in steps if len(own) > 2]
-    assert np.dot(late, tiny.values(found, "kl_position", "2-3")) == pytest.approx(np.dot(late, expected), abs=1e-5)
+    assert np.dot(late, tiny.values(scores, "kl_position", "2-3")) == pytest.approx(np.dot(late, expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("twin", [False, True])
 def test_the_reference_is_at_exactly_zero(tiny, twin):
     model = tiny.llama()
     checkpoint = tiny.checkpoint_of(model, copy.deepcopy(model) if twin else None)
-    found = kl(checkpoint, tiny.held_out_of(tiny.samples_of(ANSWERS), prompts=PROMPTS))
+    scores = kl(checkpoint, tiny.held_out_of(tiny.samples_of(ANSWERS), prompts=PROMPTS))
     for metric in ("kl", "kl_per_token", "kl_k1", "kl_forward", "kl_position"):
-        assert set(tiny.values(found, metric)) == {0.0}
-    assert len(tiny.values(found, "kl")) == 4
-    assert np.abs(tiny.values(found, "kl_noise_floor")).max() < 1e-4
+        assert set(tiny.values(scores, metric)) == {0.0}
+    assert len(tiny.values(scores, "kl")) == 4
+    assert np.abs(tiny.values(scores, "kl_noise_floor")).max() < 1e-4
 
 
 @pytest.fixture
@@ -126,28 +126,28 @@ def test_the_company_in_a_batch_does_not_change_the_result(run, tiny):
 
 
 def test_rows_are_complete_and_stretches_add_up(run, tiny):
-    found = run()
-    check(found, spec_of(kl, EvaluatorSpec).metrics, "kl")
+    scores = run()
+    check(scores, spec_of(kl, EvaluatorSpec).metrics, "kl")
     lengths = np.array([3, 10, 1, 6])
-    whole = np.array(tiny.values(found, "kl"))
-    assert tiny.values(found, "kl_per_token") == pytest.approx(whole / lengths)
-    assert tiny.values(found, "kl_truncated") == [0, 0, 0, 1]
-    late = found[found["group"] == "8-15"]
+    whole = np.array(tiny.values(scores, "kl"))
+    assert tiny.values(scores, "kl_per_token") == pytest.approx(whole / lengths)
+    assert tiny.values(scores, "kl_truncated") == [0, 0, 0, 1]
+    late = scores[scores["group"] == "8-15"]
     assert late[["prompt", "draw"]].values.tolist() == [["one", 1]]
-    early = tiny.values(found, "kl_position", "0-7")
+    early = tiny.values(scores, "kl_position", "0-7")
     assert 8 * early[1] + 2 * late["value"].item() == pytest.approx(whole[1])
     assert early[0] * 3 == pytest.approx(whole[0])
 
 
 @pytest.mark.parametrize("most", [module.MOST_KEPT, 0])
-def test_the_reference_reads_its_own_answers_once_for_all_policies(tiny, most, monkeypatch):
+def test_the_reference_reads_its_answers_once_for_all_policies(tiny, most, monkeypatch):
     monkeypatch.setattr(module, "MOST_KEPT", most)
-    reference, kept, passes = tiny.llama(seed=2), {}, []
+    reference, tables, passes = tiny.llama(seed=2), {}, []
     reference.register_forward_pre_hook(lambda *_: passes.append(1))
     base = tiny.samples_of({"one": [[5, 3, 0], [8, 0]], "two": [[7, 7, 0], [4, 4, 0]]})
 
     def once(what, compute):
-        return kept[what] if what in kept else kept.setdefault(what, compute())
+        return tables[what] if what in tables else tables.setdefault(what, compute())
 
     counted = []
     for seed in (1, 3):
@@ -171,17 +171,17 @@ def test_samples_of_another_distribution_are_refused(tiny, change):
 def test_samples_of_another_temperature_leave_the_distance_to_those_of_the_models_own(tiny):
     """The answers that a judge compares may be drawn as one likes: the distance is read from others."""
     checkpoint = tiny.checkpoint_of(tiny.llama(seed=1), tiny.llama(seed=2))
-    own, cold = tiny.samples_of(ANSWERS), tiny.samples_of({"one": [[8, 0]], "two": [[9, 0]]})
+    samples, cold = tiny.samples_of(ANSWERS), tiny.samples_of({"one": [[8, 0]], "two": [[9, 0]]})
     base = tiny.samples_of({"one": [[5, 3, 0]], "two": [[7, 0]]})
-    plain = kl(checkpoint, tiny.held_out_of(own, base, prompts=PROMPTS))
-    apart = tiny.held_out_of(cold, cold, prompts=PROMPTS, sampling=Sampling(temperature=0.7), unaltered=(own, base))
+    plain = kl(checkpoint, tiny.held_out_of(samples, base, prompts=PROMPTS))
+    apart = tiny.held_out_of(cold, cold, prompts=PROMPTS, sampling=Sampling(temperature=0.7), unaltered=(samples, base))
     assert kl(checkpoint, apart).equals(plain)
 
 
 def test_no_sequence_for_the_noise_floor_is_none_and_not_an_error(run, tiny):
-    found = run(noise=0)
-    assert tiny.values(found, "kl_noise_floor") == []
-    assert found.equals(run().query("metric != 'kl_noise_floor'").reset_index(drop=True))
+    scores = run(noise=0)
+    assert tiny.values(scores, "kl_noise_floor") == []
+    assert scores.equals(run().query("metric != 'kl_noise_floor'").reset_index(drop=True))
 
 
 @pytest.mark.parametrize("change", [{"chunk": 0}, {"bucket": 0}, {"noise": -1}])
@@ -222,17 +222,17 @@ def cohere():
 
 
 @pytest.mark.parametrize("make", [gemma2, granite, cohere])
-def test_caps_and_scales_are_those_of_the_models_own_logits(make):
+def test_caps_and_scales_are_those_of_the_models_logits(make):
     torch.manual_seed(0)
     model = make().eval()
     batch = Batch([((1, 2), (3, 4, 5, 6)), ((7, 8, 9), (1, 0))])
     with torch.no_grad():
         full = model(batch.ids, attention_mask=batch.attention.long()).logits[batch.rows, batch.positions]
         head = Head(model)
-        found = head(completion_hidden(model, batch))
+        logps = head(completion_hidden(model, batch))
         bare = model.get_output_embeddings()(completion_hidden(model, batch))
     assert head._direct
-    assert float((found - full).abs().max()) < 1e-5
+    assert float((logps - full).abs().max()) < 1e-5
     assert float((bare - full).abs().max()) > 0.1
 
 
@@ -243,9 +243,9 @@ def test_an_unknown_architectures_cap_is_noticed_even_where_logits_are_small(tin
     with torch.no_grad():
         full = model(batch.ids, attention_mask=batch.attention.long()).logits[batch.rows, batch.positions]
         head = Head(model)
-        found = head(completion_hidden(model, batch))
+        logps = head(completion_hidden(model, batch))
     assert head._direct is False
-    assert float((found - full).abs().max()) < 1e-5
+    assert float((logps - full).abs().max()) < 1e-5
 
 
 def test_a_capped_models_divergence_equals_the_one_from_whole_logits(tiny):
@@ -257,8 +257,8 @@ def test_a_capped_models_divergence_equals_the_one_from_whole_logits(tiny):
             m(torch.tensor([[1, 2, 5, 3, 8, 0]])).logits[0, 1:5].double().log_softmax(-1) for m in (policy, reference)
         )
     exact = float((p.exp() * (p - q)).sum())
-    found = kl(tiny.checkpoint_of(policy, reference), held_out)
-    assert tiny.values(found, "kl") == pytest.approx([exact], rel=1e-5)
+    scores = kl(tiny.checkpoint_of(policy, reference), held_out)
+    assert tiny.values(scores, "kl") == pytest.approx([exact], rel=1e-5)
 
 
 def test_a_token_the_policy_cannot_draw_adds_nothing(tiny):
@@ -268,7 +268,7 @@ def test_a_token_the_policy_cannot_draw_adds_nothing(tiny):
     with torch.no_grad():
         never.lm_head.bias[10] = -torch.inf
     held_out = tiny.held_out_of(tiny.samples_of({"one": [[5, 3, 0]]}))
-    found = kl(tiny.checkpoint_of(never, model), held_out)
-    assert 0 < tiny.values(found, "kl")[0] < np.inf
+    scores = kl(tiny.checkpoint_of(never, model), held_out)
+    assert 0 < tiny.values(scores, "kl")[0] < np.inf
     # The other way round no finite number is right.
-    assert tiny.values(found, "kl_forward") == [np.inf]
+    assert tiny.values(scores, "kl_forward") == [np.inf]

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import datasets
 import pytest
 
 from dpobench import Checkpoint
@@ -61,15 +60,19 @@ def files(tiny, tokenizer, tmp_path):
 
 def by_command_line(folder):
     """Samples of lm-eval's command line, by task."""
-    told = f"--model hf --model_args pretrained={folder / 'model'},dtype=float32 --tasks pick,write --device cpu --batch_size 16"
-    told += f" --include_path {folder / 'tasks'} --output_path {folder / 'out'} --log_samples --limit 20"
+    arguments = f"--model hf --model_args pretrained={folder / 'model'},dtype=float32 --tasks pick,write --device cpu --batch_size 16"
+    arguments += f" --include_path {folder / 'tasks'} --output_path {folder / 'out'} --log_samples --limit 20"
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(folder / "data"),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", *told.split()], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "lm_eval", *arguments.split()],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = {}
@@ -81,7 +84,6 @@ def by_command_line(folder):
 
 @pytest.mark.slow
 def test_every_sample_is_that_of_the_command_line(files, tiny, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(files / "ours"))
     monkeypatch.setenv("DPOBENCH_CACHE", str(files / "kept"))
     answered = []
     for kind in ("loglikelihood", "generate_until"):

@@ -2,7 +2,6 @@
 
 import json
 
-import datasets
 import pytest
 
 from dpobench import Checkpoint, UserError
@@ -20,7 +19,6 @@ def data(shared, tmp_path, monkeypatch):
         pytest.skip(f"{folder.name}/ is absent")
     monkeypatch.setenv("DPOBENCH_BENCHMARKS", str(folder))
     monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "data"))
     return folder
 
 
@@ -49,12 +47,12 @@ def test_they_are_scored_offline_with_a_limit(data, tiny, tokenizer, tmp_path, m
     tokenizer.save_pretrained(tmp_path / "model")
     names = ("piqa_local", "gsm8k_local", "blimp_local")
     held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), tasks=names)
-    found = benchmarks(Checkpoint(tmp_path / "model", tmp_path / "model"), held_out, limit=3, max_gen_toks=4)
-    counts = found[found["metric"].isin(["acc", "exact_match"])].groupby("group").size()
+    scores = benchmarks(Checkpoint(tmp_path / "model", tmp_path / "model"), held_out, limit=3, max_gen_toks=4)
+    counts = scores[scores["metric"].isin(["acc", "exact_match"])].groupby("group").size()
     assert counts.tolist() == [3] * 10
     assert sum(name.startswith("blimp_") for name in counts.index) == 8
     # Every English word is unknown to this tokenizer, so that two sentences of equal length are one to the model.
-    tied = found[(found["metric"] == "tied") & found["group"].str.startswith("blimp_")]
+    tied = scores[(scores["metric"] == "tied") & scores["group"].str.startswith("blimp_")]
     assert tied["value"].mean() > 0.5
 
 

@@ -27,40 +27,40 @@ def by_scores(scores):
 
 
 def rows_of(frame, metric, group):
-    found = frame[(frame["metric"] == metric) & (frame["group"] == group)]
-    return {(row.prompt, row.draw): row.value for row in found.itertuples()}
+    rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    return {(row.prompt, row.draw): row.value for row in rows.itertuples()}
 
 
 @pytest.fixture
 def answers(tiny):
-    own = tiny.samples_of({"p": [[1], [2]], "q": [[3], [4]]})
+    samples = tiny.samples_of({"p": [[1], [2]], "q": [[3], [4]]})
     reference = tiny.samples_of({"p": [[5], [2]], "q": [[6], [7]]})
-    return tiny.held_out_of(own, reference)
+    return tiny.held_out_of(samples, reference)
 
 
 HELPFUL = {"1": 2.0, "2": math.nan, "3": 1.0, "4": 0.0, "5": 1.0, "6": 1.0, "7": math.nan}
 HARMLESS = {text: -score for text, score in HELPFUL.items()}
 
 
-def test_each_judge_gives_its_own_verdicts_on_the_same_answers(answers, tiny):
+def test_each_judge_gives_separate_verdicts_on_the_same_answers(answers, tiny):
     aims = {"helpful": Aim(judge=by_scores(HELPFUL), key="h"), "harmless": Aim(judge=by_scores(HARMLESS), key="s")}
-    found = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims), most_missing=0.25)
-    check(found, spec_of(objectives, EvaluatorSpec).metrics, "objectives")
+    scores = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims), most_missing=0.25)
+    check(scores, spec_of(objectives, EvaluatorSpec).metrics, "objectives")
     # 2 > 1; identical texts; equal scores; a missing verdict.
-    assert rows_of(found, "objective_win_rate", "helpful") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
-    assert rows_of(found, "objective_win_rate", "harmless") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 0.5}
-    assert rows_of(found, "objective_missing", "helpful") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
+    assert rows_of(scores, "objective_win_rate", "helpful") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
+    assert rows_of(scores, "objective_win_rate", "harmless") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 0.5}
+    assert rows_of(scores, "objective_missing", "helpful") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
     known = {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
-    assert rows_of(found, "objective_win_rate_worst", "helpful") == {**known, ("q", 1): 0}
-    assert rows_of(found, "objective_win_rate_best", "helpful") == {**known, ("q", 1): 1}
-    assert rows_of(found, "objective_reward", "helpful") == {("p", 0): 2, ("q", 0): 1, ("q", 1): 0}
+    assert rows_of(scores, "objective_win_rate_worst", "helpful") == {**known, ("q", 1): 0}
+    assert rows_of(scores, "objective_win_rate_best", "helpful") == {**known, ("q", 1): 1}
+    assert rows_of(scores, "objective_reward", "helpful") == {("p", 0): 2, ("q", 0): 1, ("q", 1): 0}
 
 
 def test_the_references_answers_are_judged_once_for_all_checkpoints(answers, tiny):
-    kept = {}
+    tables = {}
 
     def once(what, compute):
-        return kept[what] if what in kept else kept.setdefault(what, compute())
+        return tables[what] if what in tables else tables.setdefault(what, compute())
 
     judge = by_scores(HELPFUL)
     held_out = dataclasses.replace(answers, objectives={"helpful": Aim(judge=judge, key="h")}, once=once)
@@ -72,27 +72,27 @@ def test_the_references_answers_are_judged_once_for_all_checkpoints(answers, tin
     assert sorted(judge.asked) == ["1", "3", "4"]
 
 
-def test_another_judge_of_the_same_name_is_asked_anew(answers, tiny):
-    kept = {}
+def test_another_judge_of_the_same_name_judges_anew(answers, tiny):
+    tables = {}
 
     def once(what, compute):
-        return kept[what] if what in kept else kept.setdefault(what, compute())
+        return tables[what] if what in tables else tables.setdefault(what, compute())
 
     for key, scores, wanted in (("h", HELPFUL, 1), ("s", HARMLESS, 0)):
         aims = {"aim": Aim(judge=by_scores(scores), key=key)}
         held_out = dataclasses.replace(answers, objectives=aims, once=once)
-        found = objectives(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-        assert rows_of(found, "objective_win_rate", "aim")["p", 0] == wanted
+        score_rows = objectives(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+        assert rows_of(score_rows, "objective_win_rate", "aim")["p", 0] == wanted
 
 
-def test_a_judge_that_compares_is_asked_in_both_orders(answers, tiny):
+def test_a_judge_that_compares_sees_both_orders(answers, tiny):
     def likes_the_first_shown_and_one(prompts, first, second):
         return pd.DataFrame({"p_first": [1.0 if b != "1" else 0.0 for b in second]})
 
     aims = {"aim": Aim(pairwise=likes_the_first_shown_and_one)}
-    found = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims))
-    assert rows_of(found, "objective_win_rate", "aim") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5, ("q", 1): 0.5}
-    assert not len(found[found["metric"] == "objective_reward"])
+    scores = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims))
+    assert rows_of(scores, "objective_win_rate", "aim") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5, ("q", 1): 0.5}
+    assert not len(scores[scores["metric"] == "objective_reward"])
 
 
 def test_pairs_are_ranked_by_what_the_policy_moved(tiny, tokenizer):
@@ -105,9 +105,9 @@ def test_pairs_are_ranked_by_what_the_policy_moved(tiny, tokenizer):
     moved = [float(a.sum() - b.sum()) for a, b in zip(score_sequences(policy, sides), base, strict=True)]
     wanted = [float(moved[2 * i] > moved[2 * i + 1]) for i in range(3)]
     held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), objectives={"honest": Aim(pairs=whole)})
-    found = objectives(tiny.checkpoint_of(policy, reference, tokenizer), held_out)
-    assert found["value"].tolist() == wanted
-    assert found["draw"].tolist() == [0, 1, 0], "two pairs share a prompt"
+    scores = objectives(tiny.checkpoint_of(policy, reference, tokenizer), held_out)
+    assert scores["value"].tolist() == wanted
+    assert scores["draw"].tolist() == [0, 1, 0], "two pairs share a prompt"
     still = objectives(tiny.checkpoint_of(reference, tokenizer=tokenizer), held_out)
     assert still["value"].tolist() == [0.5] * 3
     with pytest.raises(DpobenchError, match="pair t0 of objective honest has no log-probabilities"):
@@ -123,18 +123,18 @@ def test_a_judge_that_returns_something_else_is_named_with_its_objective(answers
         objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims))
 
 
-def test_too_many_missing_verdicts_of_an_objective_are_refused_when_all_its_verdicts_are_kept(answers, tiny):
+def test_too_many_missing_verdicts_of_an_objective_are_refused_when_all_its_verdicts_are_saved(answers, tiny):
     def silent_on_q(prompts, first, second):
         return pd.DataFrame({"p_first": [math.nan if p.id == "q" else 1.0 for p in prompts], "raw": "no idea"})
 
-    kept = {}
+    tables = {}
     aims = {"helpful": Aim(judge=by_scores(HARMLESS), key="h"), "kind": Aim(pairwise=silent_on_q)}
-    held_out = dataclasses.replace(answers, objectives=aims, keep=lambda name, frame: kept.update({name: frame}))
+    held_out = dataclasses.replace(answers, objectives=aims, keep=lambda name, frame: tables.update({name: frame}))
     for most, said in ((0.2, "1 of 4 comparisons with the reference by objective helpful"),
                        (0.3, r"2 of 4 .* objective kind \(one of them: 'no idea'\).*objectives\.most_missing")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             objectives(tiny.checkpoint_of(None), held_out, most_missing=most)
-    verdicts = kept["objective_verdicts"]
+    verdicts = tables["objective_verdicts"]
     assert set(verdicts["objective"]) == {"kind"}
     assert verdicts.loc[verdicts["p_a"].isna(), "prompt"].tolist() == ["q"] * 4
     assert len(objectives(tiny.checkpoint_of(None), held_out, most_missing=0.5))

@@ -28,9 +28,9 @@ def pair(policy, chosen_shifts, rejected_shifts, name="pair"):
 
 def scored(tiny, policy, pairs, reference=None):
     held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs)
-    found = preference(tiny.checkpoint_of(policy, reference), held_out)
-    check(found, spec_of(preference, EvaluatorSpec).metrics, "preference")
-    return found
+    scores = preference(tiny.checkpoint_of(policy, reference), held_out)
+    check(scores, spec_of(preference, EvaluatorSpec).metrics, "preference")
+    return scores
 
 
 def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
@@ -38,7 +38,7 @@ def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
     first = pair(policy, [0.5, 0.25, 0.75], [1, 1], "first")
     # Chosen: 3 x 0.5 = 1.5, rejected: 2 x 0.6 = 1.2: right by the sum, wrong per token.
     second = pair(policy, [0.5] * 3, [0.6] * 2, "second")
-    found = scored(tiny, policy, [first, second], reference=tiny.llama(seed=9))
+    scores = scored(tiny, policy, [first, second], reference=tiny.llama(seed=9))
     expected = {
         "margin": [-0.5, 0.3],
         "mean_margin": [-0.5, -0.1],
@@ -49,28 +49,28 @@ def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
         "length_difference": [1, 1],
     }
     for metric, values in expected.items():
-        assert tiny.values(found, metric) == pytest.approx(values, abs=1e-5), metric
+        assert tiny.values(scores, metric) == pytest.approx(values, abs=1e-5), metric
 
 
-def test_a_loss_that_is_known_is_asked_what_it_prefers(tiny, policy):
+def test_a_known_loss_gives_what_it_prefers(tiny, policy):
     """Chosen 3 x 0.5 = 1.5 nats against 2 x 0.6 = 1.2: right by sums of log-ratios, whatever the reward per token."""
     pairs = [pair(policy, [0.5] * 3, [0.6] * 2), pair(policy, [30.0] * 3, [0.6] * 2)]
     checkpoint = tiny.checkpoint_of(policy, tiny.llama(seed=9))
     vars(checkpoint)["run"] = {"variant": "dpo", "params": {"beta": 0.1}, "strength": "beta"}
-    found = preference(checkpoint, tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs))
-    assert tiny.values(found, "own_accuracy") == [1, 1]
+    scores = preference(checkpoint, tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs))
+    assert tiny.values(scores, "own_accuracy") == [1, 1]
     # beta times 88.8 nats is 8.9: the slope is sigma(-8.9), far below a hundredth of one half.
-    assert tiny.values(found, "saturated") == [0, 1]
+    assert tiny.values(scores, "saturated") == [0, 1]
     vars(checkpoint)["run"] = {}
-    found = preference(checkpoint, tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs))
-    assert not {"own_accuracy", "saturated"} & set(found["metric"])
+    scores = preference(checkpoint, tiny.held_out_of(tiny.samples_of({"p": [[1]]}), pairs=pairs))
+    assert not {"own_accuracy", "saturated"} & set(scores["metric"])
 
 
 def test_pairs_of_one_prompt_are_draws_of_it(tiny, policy):
     """They fall on one side of the selection/test split together, and are no independent units."""
     twins = [pair(policy, [0, 0, 0], [0, 0], name) for name in ("first", "second")]
-    found = scored(tiny, policy, twins, reference=tiny.llama(seed=9))
-    accuracy = found[found["metric"] == "accuracy"]
+    scores = scored(tiny, policy, twins, reference=tiny.llama(seed=9))
+    accuracy = scores[scores["metric"] == "accuracy"]
     assert accuracy["prompt"].nunique() == 1
     assert accuracy["draw"].tolist() == [0, 1]
 
@@ -78,14 +78,14 @@ def test_pairs_of_one_prompt_are_draws_of_it(tiny, policy):
 def test_two_equal_sides_are_a_tie(tiny, policy):
     # The reference is the policy bit for bit.
     tied = pair(policy, [0, 0, 0], [0, 0])
-    found = scored(tiny, policy, [tied], reference=tiny.llama(seed=9))
-    assert tiny.values(found, "accuracy") == tiny.values(found, "mean_accuracy") == [0.5]
+    scores = scored(tiny, policy, [tied], reference=tiny.llama(seed=9))
+    assert tiny.values(scores, "accuracy") == tiny.values(scores, "mean_accuracy") == [0.5]
 
 
 def test_the_reference_is_at_one_half_whatever_the_rounding(tiny, policy):
-    found = scored(tiny, policy, [pair(policy, [1e-6, 0, 0], [0, -1e-6])])
-    assert tiny.values(found, "accuracy") == [0.5]
-    assert tiny.values(found, "margin") == tiny.values(found, "chosen_shift") == [0]
+    scores = scored(tiny, policy, [pair(policy, [1e-6, 0, 0], [0, -1e-6])])
+    assert tiny.values(scores, "accuracy") == [0.5]
+    assert tiny.values(scores, "margin") == tiny.values(scores, "chosen_shift") == [0]
 
 
 def test_a_pair_without_reference_log_probabilities_is_an_error(tiny, policy):

@@ -38,20 +38,20 @@ def test_examples_in_the_docstrings_hold():
 def test_the_end_token_is_no_part_of_the_answer(tiny):
     frame = tiny.samples_of({"p": [[5, 6, 0], [5, 6, 7]]})
     frame["text"] = ["five six", "five six seven"]
-    found = samples(tiny.checkpoint_of(None), tiny.held_out_of(frame), entropies=0)
-    check(found, spec_of(samples, EvaluatorSpec).metrics, "samples")
-    assert tiny.values(found, "length") == [2, 3]
-    assert tiny.values(found, "words") == [2, 3]
-    assert tiny.values(found, "ended") == [1, 0]
-    assert tiny.values(found, "distinct_1") == [1, 1]
+    scores = samples(tiny.checkpoint_of(None), tiny.held_out_of(frame), entropies=0)
+    check(scores, spec_of(samples, EvaluatorSpec).metrics, "samples")
+    assert tiny.values(scores, "length") == [2, 3]
+    assert tiny.values(scores, "words") == [2, 3]
+    assert tiny.values(scores, "ended") == [1, 0]
+    assert tiny.values(scores, "distinct_1") == [1, 1]
 
 
 def test_an_empty_answer_has_length_zero_and_no_diversity(tiny):
-    found = samples(tiny.checkpoint_of(None), tiny.held_out_of(tiny.samples_of({"p": [[0], [4, 0]]})), entropies=0)
-    assert tiny.values(found, "length") == [0, 1]
-    assert tiny.values(found, "distinct_1") == [1]
-    assert tiny.values(found, "distinct_2") == []
-    assert tiny.values(found, "repetition") == [0, 0]
+    scores = samples(tiny.checkpoint_of(None), tiny.held_out_of(tiny.samples_of({"p": [[0], [4, 0]]})), entropies=0)
+    assert tiny.values(scores, "length") == [0, 1]
+    assert tiny.values(scores, "distinct_1") == [1]
+    assert tiny.values(scores, "distinct_2") == []
+    assert tiny.values(scores, "repetition") == [0, 0]
 
 
 def test_the_entropy_is_that_of_the_whole_next_token_distribution(tiny):
@@ -66,9 +66,9 @@ def test_the_entropy_is_that_of_the_whole_next_token_distribution(tiny):
             p = logits.softmax(-1)[len(asked[key]) - 1 : -1]
             expected.append(-(p * p.log()).sum(-1).mean().item())
     held_out = tiny.held_out_of(tiny.samples_of(answers), prompts=asked)
-    found = samples(tiny.checkpoint_of(policy), held_out)
-    check(found, spec_of(samples, EvaluatorSpec).metrics, "samples")
-    assert tiny.values(found, "entropy") == pytest.approx(expected, abs=1e-5)
+    scores = samples(tiny.checkpoint_of(policy), held_out)
+    check(scores, spec_of(samples, EvaluatorSpec).metrics, "samples")
+    assert tiny.values(scores, "entropy") == pytest.approx(expected, abs=1e-5)
     assert max(expected) < math.log(11)
     few = samples(tiny.checkpoint_of(policy), held_out, entropies=2)
     assert tiny.values(few, "entropy") == pytest.approx(expected[:2], abs=1e-5)
@@ -78,8 +78,8 @@ def test_a_policy_that_spreads_evenly_has_the_entropy_of_its_vocabulary(tiny):
     policy = tiny.llama(seed=3)
     with torch.no_grad():
         policy.get_output_embeddings().weight.zero_()
-    found = samples(tiny.checkpoint_of(policy), tiny.held_out_of(tiny.samples_of({"p": [[5, 0]]})))
-    assert tiny.values(found, "entropy") == pytest.approx([math.log(11)])
+    scores = samples(tiny.checkpoint_of(policy), tiny.held_out_of(tiny.samples_of({"p": [[5, 0]]})))
+    assert tiny.values(scores, "entropy") == pytest.approx([math.log(11)])
 
 
 def test_chosen_answers_of_the_data_are_counted_like_samples_and_belong_to_their_prompt(tiny):
@@ -89,8 +89,8 @@ def test_chosen_answers_of_the_data_are_counted_like_samples_and_belong_to_their
     # Cut answers have no end token: all three of 7 7 7 count.
     pairs = [pair([1, 2], [7, 7, 0]), pair([1, 2], [7, 7, 7]), pair([3], [0])]
     held_out = tiny.held_out_of(tiny.samples_of({"p": [[5, 0]]}), prompts={"p": (1, 2)}, pairs=pairs)
-    found = samples(tiny.checkpoint_of(None), held_out, entropies=0)
-    chosen = found[found["metric"] == "chosen_length"]
+    scores = samples(tiny.checkpoint_of(None), held_out, entropies=0)
+    chosen = scores[scores["metric"] == "chosen_length"]
     assert chosen["value"].tolist() == [2, 3, 0]
     assert chosen["draw"].tolist() == [0, 1, 0]
     assert chosen["prompt"].tolist()[:2] == ["p", "p"]

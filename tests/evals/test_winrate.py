@@ -15,54 +15,54 @@ from dpobench.plugins.registry import spec_of
 
 def scripted(scores):
     """A judge that gives every text (the ids, spelled) the score of the script."""
-    asked = []
+    calls = []
 
     def judge(prompts, completions):
-        asked.extend(zip([p.id for p in prompts], completions, strict=True))
+        calls.extend(zip([p.id for p in prompts], completions, strict=True))
         return pd.DataFrame({"score": [scores[text] for text in completions], "words": [len(t) for t in completions]})
 
-    judge.asked = asked
+    judge.asked = calls
     return judge
 
 
 @pytest.fixture
 def held_out(tiny):
-    own = tiny.samples_of({"p": [[1], [2], [3]], "q": [[4], [5], [6]]})
+    samples = tiny.samples_of({"p": [[1], [2], [3]], "q": [[4], [5], [6]]})
     reference = tiny.samples_of({"p": [[7], [8], [3]], "q": [[9], [10], [11]]})
     judge = scripted(
         {"1": 2.0, "7": 1.0, "2": 0.0, "8": 3.0, "3": 5.0}
         | {"4": 1.5, "9": 1.5, "5": math.nan, "10": 1.0, "6": 1.0, "11": math.nan, "good": 2.0}
     )
-    return tiny.with_chosen(tiny.held_out_of(own, reference, judge=judge), {"q": "good"})
+    return tiny.with_chosen(tiny.held_out_of(samples, reference, judge=judge), {"q": "good"})
 
 
 def by_draw(frame, metric, group):
-    found = frame[(frame["metric"] == metric) & (frame["group"] == group)]
-    return {(row.prompt, row.draw): row.value for row in found.itertuples()}
+    rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    return {(row.prompt, row.draw): row.value for row in rows.itertuples()}
 
 
 def test_wins_ties_and_losses_are_counted_against_the_same_draw(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    check(found, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    check(scores, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
     # 2 > 1; 0 < 3; the texts are identical; equal scores of different texts; two verdicts are missing.
-    assert by_draw(found, "win_rate", "reference") == {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
-    assert by_draw(found, "tie", "reference") == {("p", 0): 0, ("p", 1): 0, ("p", 2): 1, ("q", 0): 1}
-    missing = by_draw(found, "missing", "reference")
+    assert by_draw(scores, "win_rate", "reference") == {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
+    assert by_draw(scores, "tie", "reference") == {("p", 0): 0, ("p", 1): 0, ("p", 2): 1, ("q", 0): 1}
+    missing = by_draw(scores, "missing", "reference")
     assert {key for key, value in missing.items() if value} == {("q", 1), ("q", 2)}
     assert len(missing) == 6
 
 
 def test_the_chosen_answer_is_an_opponent_where_there_is_one(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    assert by_draw(found, "win_rate", "chosen") == {("q", 0): 0, ("q", 2): 0}
-    assert by_draw(found, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1, ("q", 2): 0}
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    assert by_draw(scores, "win_rate", "chosen") == {("q", 0): 0, ("q", 2): 0}
+    assert by_draw(scores, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1, ("q", 2): 0}
 
 
 def test_missing_verdicts_are_counted_as_lost_and_as_won(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     known = {("p", 0): 1, ("p", 1): 0, ("p", 2): 0.5, ("q", 0): 0.5}
-    assert by_draw(found, "win_rate_worst", "reference") == {**known, ("q", 1): 0, ("q", 2): 0}
-    assert by_draw(found, "win_rate_best", "reference") == {**known, ("q", 1): 1, ("q", 2): 1}
+    assert by_draw(scores, "win_rate_worst", "reference") == {**known, ("q", 1): 0, ("q", 2): 0}
+    assert by_draw(scores, "win_rate_best", "reference") == {**known, ("q", 1): 1, ("q", 2): 1}
 
 
 def test_too_many_missing_verdicts_end_the_scoring_and_say_what_to_do(held_out, tiny):
@@ -70,7 +70,7 @@ def test_too_many_missing_verdicts_end_the_scoring_and_say_what_to_do(held_out, 
         winrate(tiny.checkpoint_of(None), held_out)
 
 
-def test_only_the_opponents_asked_for_are_met(held_out, tiny):
+def test_only_the_requested_opponents_are_met(held_out, tiny):
     alone = dataclasses.replace(held_out, opponents=("reference",))
     assert set(winrate(tiny.checkpoint_of(None), alone, most_missing=1.0)["group"]) == {"", "reference"}
     nobody = dataclasses.replace(held_out, opponents=())
@@ -78,9 +78,9 @@ def test_only_the_opponents_asked_for_are_met(held_out, tiny):
 
 
 def test_rewards_and_their_parts_are_those_of_the_samples(held_out, tiny):
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    assert by_draw(found, "reward", "") == {("p", 0): 2, ("p", 1): 0, ("p", 2): 5, ("q", 0): 1.5, ("q", 2): 1}
-    assert tiny.values(found, "reward_words") == [1] * 6
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    assert by_draw(scores, "reward", "") == {("p", 0): 2, ("p", 1): 0, ("p", 2): 5, ("q", 0): 1.5, ("q", 2): 1}
+    assert tiny.values(scores, "reward_words") == [1] * 6
 
 
 def test_every_answer_is_judged_once(held_out, tiny):
@@ -89,10 +89,10 @@ def test_every_answer_is_judged_once(held_out, tiny):
 
 
 def test_the_answers_that_every_policy_meets_are_judged_once(held_out, tiny):
-    kept = {}
+    tables = {}
 
     def once(what, compute):
-        return kept[what] if what in kept else kept.setdefault(what, compute())
+        return tables[what] if what in tables else tables.setdefault(what, compute())
 
     expected = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     remembering = dataclasses.replace(held_out, once=once)
@@ -106,11 +106,11 @@ def test_the_answers_that_every_policy_meets_are_judged_once(held_out, tiny):
 def test_identical_texts_tie_even_without_a_verdict(tiny):
     same = tiny.samples_of({"p": [[1], [1]]})
     held_out = tiny.held_out_of(same, judge=scripted({"1": math.nan}))
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    assert tiny.values(found, "win_rate", "reference") == [0.5, 0.5]
-    assert tiny.values(found, "missing") == [0, 0]
-    assert tiny.values(found, "reward") == []
-    assert "chosen" not in set(found["group"])
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    assert tiny.values(scores, "win_rate", "reference") == [0.5, 0.5]
+    assert tiny.values(scores, "missing") == [0, 0]
+    assert tiny.values(scores, "reward") == []
+    assert "chosen" not in set(scores["group"])
 
 
 def test_the_same_text_is_another_answer_to_another_prompt(tiny):
@@ -119,8 +119,8 @@ def test_the_same_text_is_another_answer_to_another_prompt(tiny):
     def judge(prompts, completions):
         return pd.DataFrame({"score": [1.0 if p.id == "p" else -1.0 for p in prompts]})
 
-    found = winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, judge=judge))
-    assert tiny.values(found, "reward") == [1, -1]
+    scores = winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, judge=judge))
+    assert tiny.values(scores, "reward") == [1, -1]
 
 
 def test_a_judge_that_returns_something_else_is_refused(tiny):
@@ -140,40 +140,40 @@ def test_without_a_judge_there_is_no_win_rate(tiny):
 
 
 def test_an_opponent_without_an_answer_is_an_error(tiny):
-    own, reference = tiny.samples_of({"p": [[1], [2]]}), tiny.samples_of({"p": [[1]]})
+    samples, reference = tiny.samples_of({"p": [[1], [2]]}), tiny.samples_of({"p": [[1]]})
     with pytest.raises(DpobenchError, match="no answer 1 to prompt p"):
-        winrate(tiny.checkpoint_of(None), tiny.held_out_of(own, reference, judge=scripted({"1": 0, "2": 0})))
+        winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, reference, judge=scripted({"1": 0, "2": 0})))
 
 
 @pytest.fixture
 def compared(tiny):
     """Held-out inputs with a judge that prefers the larger number and cannot read a 6; and the tables that were kept."""
-    own = tiny.samples_of({"p": [[1], [2]], "q": [[3], [6]]})
+    samples = tiny.samples_of({"p": [[1], [2]], "q": [[3], [6]]})
     reference = tiny.samples_of({"p": [[5], [2]], "q": [[1], [4]]})
-    asked, kept = [], {}
+    calls, tables = [], {}
 
     def judge(prompts, first, second):
-        asked.append(len(prompts))
+        calls.append(len(prompts))
         p = [math.nan if "6" in (a, b) else float(int(a) > int(b)) for a, b in zip(first, second, strict=True)]
         said = ["unparsable" if math.isnan(x) else "first" if x else "second" for x in p]
         return pd.DataFrame({"p_first": p, "verdict": said, "raw": "words", "tokens": 2, "latency": 0.1, "cost": 0.5})
 
-    found = tiny.held_out_of(own, reference, pairwise=judge, keep=lambda name, frame: kept.update({name: frame}))
-    return dataclasses.replace(tiny.with_chosen(found, {"q": "2"}), opponents=("reference",)), asked, kept
+    inputs = tiny.held_out_of(samples, reference, pairwise=judge, keep=lambda name, frame: tables.update({name: frame}))
+    return dataclasses.replace(tiny.with_chosen(inputs, {"q": "2"}), opponents=("reference",)), calls, tables
 
 
-def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
+def test_a_judge_that_compares_sees_both_orders(compared, tiny):
     held_out, asked, kept = compared
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.25)
-    check(found, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.25)
+    check(scores, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
     assert asked == [6, 2], "three comparisons that are no ties, both orders; then the two without a verdict again"
-    assert by_draw(found, "win_rate", "reference") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 1}
-    assert by_draw(found, "missing", "reference") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
-    assert by_draw(found, "win_rate_worst", "reference")["q", 1] == 0
-    assert by_draw(found, "win_rate_best", "reference")["q", 1] == 1
-    assert by_draw(found, "tie", "reference") == {("p", 0): 0, ("p", 1): 1, ("q", 0): 0}
-    assert by_draw(found, "first_shown", "reference") == {("p", 0): 0.5, ("q", 0): 0.5}
-    assert by_draw(found, "inconsistent", "reference") == {("p", 0): 0, ("q", 0): 0}
+    assert by_draw(scores, "win_rate", "reference") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 1}
+    assert by_draw(scores, "missing", "reference") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
+    assert by_draw(scores, "win_rate_worst", "reference")["q", 1] == 0
+    assert by_draw(scores, "win_rate_best", "reference")["q", 1] == 1
+    assert by_draw(scores, "tie", "reference") == {("p", 0): 0, ("p", 1): 1, ("q", 0): 0}
+    assert by_draw(scores, "first_shown", "reference") == {("p", 0): 0.5, ("q", 0): 0.5}
+    assert by_draw(scores, "inconsistent", "reference") == {("p", 0): 0, ("q", 0): 0}
     verdicts = kept["verdicts"]
     assert list(verdicts) == ["prompt", "draw", "a", "b", "order", "p_a", "verdict", "raw", "tokens", "latency", "cost"]
     assert verdicts["verdict"].tolist() == ["b", "b", "tie", "tie", "a", "a", "unparsable", "unparsable"]
@@ -181,18 +181,18 @@ def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
     assert set(verdicts["b"]) == {"reference"}
 
 
-def test_verdicts_are_kept_even_where_too_many_are_missing(compared, tiny):
+def test_verdicts_are_saved_even_where_too_many_are_missing(compared, tiny):
     held_out, _, kept = compared
     with pytest.raises(UserError, match=r"no verdict on 1 of 4 comparisons with reference \(one of them: 'words'\)"):
         winrate(tiny.checkpoint_of(None), held_out)
     assert len(kept["verdicts"]) == 8
 
 
-def test_the_chosen_answer_is_met_where_it_was_asked_for(compared, tiny):
+def test_the_chosen_answer_is_met_where_it_was_requested(compared, tiny):
     held_out = dataclasses.replace(compared[0], opponents=("reference", "chosen"))
-    found = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.5)
-    assert by_draw(found, "win_rate", "chosen") == {("q", 0): 1}
-    assert by_draw(found, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1}
+    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.5)
+    assert by_draw(scores, "win_rate", "chosen") == {("q", 0): 1}
+    assert by_draw(scores, "missing", "chosen") == {("q", 0): 0, ("q", 1): 1}
 
 
 def test_against_itself_the_reference_ties_without_a_call(compared, tiny):

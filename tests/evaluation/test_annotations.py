@@ -35,15 +35,15 @@ def test_rows_name_the_prompt_by_text_or_by_id(write):
             {"prompt_id": ASKED.id, "first": "blue", "second": "red", "p_first": 0.25},
         ),
     )
-    found = read(file)
-    assert found.find(ASKED, "red", "seven") == 1
-    assert found.find(ASKED, "blue", "red") == 0.25
+    annotations = read(file)
+    assert annotations.find(ASKED, "red", "seven") == 1
+    assert annotations.find(ASKED, "blue", "red") == 0.25
 
 
-def test_a_comparison_judged_in_the_other_order_is_turned_round_unless_both_were(write):
+def test_a_comparison_judged_in_the_other_order_is_flipped_unless_both_were(write):
     one = {"prompt": "Name a colour.", "first": "red", "second": "blue", "p_first": 0.75}
-    found = read(write("one.jsonl", lines(one)))
-    assert found.find(ASKED, "blue", "red") == 0.25
+    annotations = read(write("one.jsonl", lines(one)))
+    assert annotations.find(ASKED, "blue", "red") == 0.25
     both = read(write("both.jsonl", lines(one, {**one, "first": "blue", "second": "red", "p_first": 0.5})))
     assert (both.find(ASKED, "red", "blue"), both.find(ASKED, "blue", "red")) == (0.75, 0.5)
 
@@ -54,21 +54,21 @@ def test_several_verdicts_on_one_comparison_are_averaged(write):
     assert read(file).find(ASKED, "red", "seven") == 0.5
 
 
-def test_white_space_at_the_ends_is_not_told_apart_but_other_answers_are(write):
-    found = read(
+def test_white_space_at_the_ends_makes_no_difference_but_other_answers_do(write):
+    annotations = read(
         write("v.jsonl", lines({"prompt": " Name a colour.\n", "first": "red ", "second": "x", "verdict": "tie"}))
     )
-    assert found.find(ASKED, "red", "x\n") == 0.5
-    assert found.find(ASKED, "r ed", "x") is None
-    assert found.find(Prompt("q", ({"role": "user", "content": "Other"},)), "red", "x") is None
+    assert annotations.find(ASKED, "red", "x\n") == 0.5
+    assert annotations.find(ASKED, "r ed", "x") is None
+    assert annotations.find(Prompt("q", ({"role": "user", "content": "Other"},)), "red", "x") is None
 
 
 def test_line_separators_inside_a_text_do_not_end_its_row(write):
     text = "red\u2028and\x85blue"
-    found = read(
+    annotations = read(
         write("v.jsonl", lines({"prompt": "Name a colour.", "first": text, "second": "x", "verdict": "first"}))
     )
-    assert found.find(ASKED, text, "x") == 1
+    assert annotations.find(ASKED, text, "x") == 1
 
 
 def test_alpaca_evals_annotations_are_read_as_they_are(write):
@@ -82,12 +82,12 @@ def test_alpaca_evals_annotations_are_read_as_they_are(write):
     rows = [{**row, "preference": 1.1}, {**row, "output_1": "blue", "preference": 2}]
     rows += [{**row, "output_1": "a", "preference": 0}, {**row, "output_1": "b", "preference": 1.5}]
     rows += [{**row, "output_1": "c", "preference": None}, {**row, "output_1": "d", "preference": float("nan")}]
-    found = read(write("annotations.json.gz", gzip.compress(json.dumps(rows, indent=2).encode())))
-    said = [found.find(ASKED, answer, "seven") for answer in ("red", "blue", "a", "b", "c", "d")]
+    annotations = read(write("annotations.json.gz", gzip.compress(json.dumps(rows, indent=2).encode())))
+    said = [annotations.find(ASKED, answer, "seven") for answer in ("red", "blue", "a", "b", "c", "d")]
     assert said == [pytest.approx(0.9), 0, 0.5, 0.5, None, None]
 
 
-def test_rows_as_our_own_verdicts_are_kept_are_read_as_they_were_shown(write):
+def test_verdicts_as_dpobench_writes_them_are_read_as_they_were_shown(write):
     row = {"prompt": "Name a colour.", "a": "red", "b": "seven"}
     told = [
         {**row, "order": 0, "p_a": 0.9, "verdict": "a"},
@@ -96,19 +96,19 @@ def test_rows_as_our_own_verdicts_are_kept_are_read_as_they_were_shown(write):
         {**row, "a": "green", "order": 1, "p_a": None, "verdict": "error"},
         {"prompt_id": ASKED.id, "a": "pink", "b": "seven", "verdict": "a"},
     ]
-    found = read(write("v.jsonl", lines(*told)))
-    assert found.find(ASKED, "red", "seven") == 0.9
+    annotations = read(write("v.jsonl", lines(*told)))
+    assert annotations.find(ASKED, "red", "seven") == 0.9
     # Shown first, "seven" had 1 - 0.6.
-    assert found.find(ASKED, "seven", "red") == pytest.approx(0.4)
+    assert annotations.find(ASKED, "seven", "red") == pytest.approx(0.4)
     # "seven" stood first and won.
-    assert found.find(ASKED, "seven", "blue") == 1
-    assert found.find(ASKED, "green", "seven") is None
-    assert found.find(ASKED, "pink", "seven") == 1
+    assert annotations.find(ASKED, "seven", "blue") == 1
+    assert annotations.find(ASKED, "green", "seven") is None
+    assert annotations.find(ASKED, "pink", "seven") == 1
     table = write("v.csv", "prompt,a,b,order,p_a,verdict\nName a colour.,red,seven,1,,b\n")
     assert read(table).find(ASKED, "seven", "red") == 1
 
 
-def test_pandalms_votes_come_to_what_most_said(write):
+def test_pandalms_votes_give_the_majority(write):
     row = {"instruction": "Name a colour.", "input": "", "response2": "seven"}
     votes = {"a": (1, 1, 2), "b": (2, 0, 2), "c": (0, 1, 2), "d": (1, 0, 0), "e": (1, 1, 1), "f": (1, 2)}
     rows = [
@@ -116,9 +116,9 @@ def test_pandalms_votes_come_to_what_most_said(write):
         for answer, said in votes.items()
     ]
     rows.append({**rows[0], "input": "Not red."})
-    found = read(write("test.json", json.dumps(rows)))
-    assert [found.find(ASKED, answer, "seven") for answer in votes] == [1, 0, 0.5, 0.5, 1, 0.5]
-    assert found.rows[-1].prompt == "Name a colour.\n\nNot red."
+    annotations = read(write("test.json", json.dumps(rows)))
+    assert [annotations.find(ASKED, answer, "seven") for answer in votes] == [1, 0, 0.5, 0.5, 1, 0.5]
+    assert annotations.rows[-1].prompt == "Name a colour.\n\nNot red."
 
 
 def arena(first, second, score, where="user_prompt"):
@@ -140,11 +140,11 @@ def test_arena_hards_judgements_are_read_as_they_are(write, where):
         {"question_id": "2", "games": [arena("x", "y", None), None]},
     ]
     rows.append({"question_id": "3", "games": [arena("u", "v", "B>A", where), arena("w", "z", "A<B", where)]})
-    found = read(write("model.jsonl", lines(*rows)))
-    assert found.find(ASKED, "red", "seven\nor eight") == 1
-    assert found.find(ASKED, "seven\nor eight", "red") == 0.5
-    assert found.find(ASKED, "x", "y") is None
-    assert (found.find(ASKED, "u", "v"), found.find(ASKED, "w", "z")) == (0, 0)
+    annotations = read(write("model.jsonl", lines(*rows)))
+    assert annotations.find(ASKED, "red", "seven\nor eight") == 1
+    assert annotations.find(ASKED, "seven\nor eight", "red") == 0.5
+    assert annotations.find(ASKED, "x", "y") is None
+    assert (annotations.find(ASKED, "u", "v"), annotations.find(ASKED, "w", "z")) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_the_imported_judge_looks_up_what_the_file_holds_and_misses_the_rest(wri
     file = write("v.jsonl", lines({"prompt": "Name a colour.", "first": "red", "second": "seven", "verdict": "first"}))
     judge = judges.get("imported").function
     rows = compare(lambda *shown: judge(*shown, file=file), [ASKED] * 2, ["seven", "red"], ["red", "green"])
-    found = summary(rows)
-    assert found["score"].tolist()[0] == 0
-    assert found["missing"].tolist() == [0, 1]
+    summary_rows = summary(rows)
+    assert summary_rows["score"].tolist()[0] == 0
+    assert summary_rows["missing"].tolist() == [0, 1]
     assert rows["verdict"].tolist() == ["b", "b", "error", "error"]
     assert rows["raw"].tolist()[-1] == "not in v.jsonl"
 
@@ -197,8 +197,8 @@ def test_a_comparison_judged_in_both_orders_is_one_comparison(write):
     turned = {"prompt": "Name a colour.", "first": "blue", "second": "red"}
     told = [row, {**turned, "verdict": "first"}, {**turned, "verdict": "second"}, {**turned, "p_first": 0.25}]
     # red: 1, 0, 1, 3/4.
-    found = read(write("v.jsonl", lines(*told))).comparisons({})
-    assert [(a, b, p) for _, a, b, p in found] == [("red", "blue", 2.75 / 4)]
+    annotations = read(write("v.jsonl", lines(*told))).comparisons({})
+    assert [(a, b, p) for _, a, b, p in annotations] == [("red", "blue", 2.75 / 4)]
 
 
 def test_one_order_alone_says_nothing_of_what_the_order_does(write):
@@ -209,8 +209,12 @@ def test_one_order_alone_says_nothing_of_what_the_order_does(write):
     rows = compare(
         lambda *shown: judge(*shown, file=file), [ASKED] * 3, ["red", "seven", "red"], ["seven", "red", "two"]
     )
-    found = summary(rows)
-    assert found["score"].tolist() == [1, 0, 0.5]
-    assert found["first_shown"].isna().tolist() == found["inconsistent"].isna().tolist() == [True, True, False]
-    assert found.loc[2, ["first_shown", "inconsistent"]].tolist() == [1, 1]
-    assert found["missing"].tolist() == [0, 0, 0]
+    summary_rows = summary(rows)
+    assert summary_rows["score"].tolist() == [1, 0, 0.5]
+    assert (
+        summary_rows["first_shown"].isna().tolist()
+        == summary_rows["inconsistent"].isna().tolist()
+        == [True, True, False]
+    )
+    assert summary_rows.loc[2, ["first_shown", "inconsistent"]].tolist() == [1, 1]
+    assert summary_rows["missing"].tolist() == [0, 0, 0]

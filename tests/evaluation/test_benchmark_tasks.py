@@ -58,7 +58,7 @@ def test_a_name_is_a_task_a_group_or_a_tag(folder, nothing_stock):
         ("quite_another_thing", r"no task is called 'quite_another_thing' in .* or in lm-eval\.$"),
     ],
 )
-def test_a_mistyped_name_is_told_its_nearest(folder, nothing_stock, name, told):
+def test_a_mistyped_name_gets_the_nearest(folder, nothing_stock, name, told):
     with pytest.raises(UserError, match=told):
         check_tasks([name], [folder], beside=["grammar", "facts"])
 
@@ -132,7 +132,7 @@ def test_a_folder_is_copied_only_where_a_variable_is_filled_in(folder, monkeypat
     assert not (tmp_path / place).exists()
 
 
-def test_lm_evals_own_names_are_known_without_reading_its_definitions_whole():
+def test_names_of_lm_eval_are_known_without_reading_its_definitions_whole():
     known = benchmark_tasks.stock_names()
     assert {"piqa", "gsm8k", "mmlu", "mmlu_anatomy", "ai2_arc", "math_word_problems", "blimp_npi_present_1"} <= known
     assert "piqa_local" not in known

@@ -16,9 +16,9 @@ from dpobench.evaluation.judge_cache import Limits, Replies, Spent
 
 @pytest.fixture
 def store(tmp_path):
-    found = Replies(tmp_path / "cache" / "replies.sqlite", "experiment")
-    yield found
-    found.close()
+    replies = Replies(tmp_path / "cache" / "replies.sqlite", "experiment")
+    yield replies
+    replies.close()
 
 
 def test_a_reply_comes_back_whole_and_outlives_its_store(store):
@@ -30,7 +30,7 @@ def test_a_reply_comes_back_whole_and_outlives_its_store(store):
     again.close()
 
 
-def test_more_keys_than_one_statement_holds_are_found(store):
+def test_more_keys_than_one_statement_holds_are_read(store):
     store.put({str(n): {"n": n} for n in range(1201)})
     assert store.get(map(str, range(1201))) == {str(n): {"n": n} for n in range(1201)}
 
@@ -62,16 +62,16 @@ def test_accounts_are_counted_apart(store):
 
 
 def spend(file):
-    own = Replies(file, "experiment")
+    replies = Replies(file, "experiment")
     done = 0
     for _ in range(40):
         try:
-            own.charge(1, limits=Limits(requests=50))
+            replies.charge(1, limits=Limits(requests=50))
             done += 1
-            own.put({f"{os.getpid()}-{done}": {"n": done}})
+            replies.put({f"{os.getpid()}-{done}": {"n": done}})
         except UserError:
             pass
-    own.close()
+    replies.close()
     return done
 
 
@@ -82,8 +82,8 @@ def test_several_processes_never_pass_the_limit_together(store):
 
 
 def put_and_die(file):
-    own = Replies(file, "experiment")
-    own.answered([str(n) for n in range(5)], answer_three_and_die)
+    replies = Replies(file, "experiment")
+    replies.answered([str(n) for n in range(5)], answer_three_and_die)
 
 
 def answer_three_and_die(places):
@@ -93,35 +93,35 @@ def answer_three_and_die(places):
         yield place, {"n": place}
 
 
-def test_what_came_before_a_kill_is_not_asked_again(store):
+def test_replies_from_before_a_kill_are_not_requested_again(store):
     process = multiprocessing.get_context("spawn").Process(target=put_and_die, args=(store.file,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    asked = []
+    calls = []
 
     def ask(places):
-        asked.extend(places)
+        calls.extend(places)
         return [(place, {"n": place}) for place in places]
 
     assert store.answered([str(n) for n in range(5)], ask) == [{"n": n} for n in range(5)]
-    assert asked == [3, 4]
+    assert calls == [3, 4]
 
 
-def test_a_bad_reply_is_asked_for_twice_and_no_more(store):
-    asked = []
+def test_a_bad_reply_is_requested_twice_and_no_more(store):
+    calls = []
 
     def ask(places):
-        asked.append(places)
-        return [(place, {"ok": len(asked) > 1 and place == 0}) for place in places]
+        calls.append(places)
+        return [(place, {"ok": len(calls) > 1 and place == 0}) for place in places]
 
     told = [store.answered(["k", "l", "k"], ask, lambda reply: reply["ok"]) for _ in range(4)]
-    assert asked == [[0, 1], [0, 1]]
+    assert calls == [[0, 1], [0, 1]]
     assert told[0] == [{"ok": False}] * 3
     assert told[1] == told[3] == [{"ok": True}, {"ok": False}, {"ok": True}]
 
 
-def test_an_error_of_the_moment_is_not_kept(store):
+def test_a_passing_error_is_not_cached(store):
     assert store.answered(["k"], lambda places: []) == [None]
     assert store.answered(["k"], lambda places: [(0, {"n": 1})]) == [{"n": 1}]
 
@@ -169,7 +169,7 @@ def test_a_place_that_cannot_be_opened_is_named(tmp_path):
         Replies(tmp_path / "replies.sqlite", "a").get(["k"])
 
 
-def test_a_process_has_one_store_in_memory_unless_told_otherwise(tmp_path):
+def test_a_process_has_one_store_in_memory_by_default(tmp_path):
     judge_cache.use(None, "fresh")
     judge_cache.current().put({"k": {"n": 1}})
     assert judge_cache.current().get(["k"]) == {"k": {"n": 1}}

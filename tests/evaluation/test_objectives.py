@@ -34,7 +34,7 @@ def test_a_name_given_twice_is_refused():
         parse_objectives(["helpful=gold:a", "helpful=gold:b"])
 
 
-def test_judges_files_and_hub_names_are_told_apart(tmp_path):
+def test_judges_files_and_hub_names_are_distinguished(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("")
     found = read_objectives({"a": "gold:my.py:helpful", "b": str(file), "c": "org/pairs", "d": "reward_model"}, JUDGES)
@@ -51,7 +51,7 @@ def test_one_objective_alone_is_refused():
         read_objectives({"a": "gold:x"}, JUDGES)
 
 
-def test_a_file_that_is_not_there_and_a_judge_that_is_none_are_told_apart():
+def test_a_missing_file_and_an_unknown_judge_have_different_messages():
     with pytest.raises(UserError, match=r"objective b: absent\.jsonl is no judge, and there is no such file"):
         read_objectives({"a": "gold:x", "b": "absent.jsonl"}, JUDGES)
     with pytest.raises(UserError, match=r"objective b: data/absent\.jsonl is no judge, and there is no such file"):
@@ -85,10 +85,10 @@ def test_objectives_of_the_command_line_reach_the_evaluation():
 def test_what_stands_behind_a_judge_is_its_first_setting_and_the_rest_is_the_win_rates_judge():
     told = {"judge": "reward_model", "judge_settings": {"max_tokens": 300}}
     evaluation = Evaluation(objectives={"a": "reward_model:org/m", "b": "gold:x.py:f"}, **told)
-    found = judged(evaluation)
-    assert dict(found["b"][1]) == {"function": "x.py:f"}
-    assert found["a"][1]["max_tokens"] == 300
-    assert found["a"][1]["model"] == "org/m"
+    judges_by_name = judged(evaluation)
+    assert dict(judges_by_name["b"][1]) == {"function": "x.py:f"}
+    assert judges_by_name["a"][1]["max_tokens"] == 300
+    assert judges_by_name["a"][1]["model"] == "org/m"
 
 
 def test_an_edited_judge_of_an_objective_is_another_plan(tmp_path):
@@ -101,7 +101,7 @@ def test_an_edited_judge_of_an_objective_is_another_plan(tmp_path):
     assert keys[0] != keys[1]
 
 
-def test_objectives_that_were_not_asked_for_are_not_missed():
+def test_objectives_that_were_not_requested_are_not_missed():
     left = plan(Evaluation(), has_pairs=True, heldout="h").left_out
     assert "objectives" not in {entry["evaluator"] for entry in left}
     with pytest.raises(UserError, match="needs objectives; name two or more with --objectives"):

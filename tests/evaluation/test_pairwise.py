@@ -15,14 +15,14 @@ ASKED = [Prompt(key, ({"role": "user", "content": key},)) for key in ("p", "q", 
 
 def judge_of(rule):
     """A judge that gives `rule(prompt, first, second)`; it remembers what it was asked."""
-    asked = []
+    calls = []
 
     def judge(prompts, first, second):
         shown = list(zip([p.id for p in prompts], first, second, strict=True))
-        asked.append(shown)
+        calls.append(shown)
         return pd.DataFrame({"p_first": [rule(*one) for one in shown]})
 
-    judge.asked = asked
+    judge.asked = calls
     return judge
 
 
@@ -31,17 +31,17 @@ def longer(prompt, first, second):
 
 
 def test_a_judge_of_the_answers_says_the_same_in_both_orders():
-    found = summary(compare(judge_of(longer), ASKED, ["aaa", "a", "aa"], ["b", "bbb", "bbb"]))
-    assert found["score"].tolist() == found["says"].tolist() == [1, 0, 0]
-    assert found["first_shown"].tolist() == [0.5] * 3
-    assert found["inconsistent"].tolist() == found["missing"].tolist() == [0] * 3
+    summary_rows = summary(compare(judge_of(longer), ASKED, ["aaa", "a", "aa"], ["b", "bbb", "bbb"]))
+    assert summary_rows["score"].tolist() == summary_rows["says"].tolist() == [1, 0, 0]
+    assert summary_rows["first_shown"].tolist() == [0.5] * 3
+    assert summary_rows["inconsistent"].tolist() == summary_rows["missing"].tolist() == [0] * 3
 
 
-def test_a_judge_of_the_place_scores_one_half_and_is_seen_through():
+def test_a_judge_that_goes_by_the_place_scores_one_half_and_is_detected():
     rows = compare(judge_of(lambda *shown: 1.0), ASKED[:1], ["a"], ["b"])
     assert rows[["order", "p_a", "verdict"]].values.tolist() == [[0, 1.0, "a"], [1, 0.0, "b"]]
-    found = summary(rows)
-    assert found[["score", "says", "first_shown", "inconsistent"]].values.tolist() == [[0.5, 0.5, 1.0, 1.0]]
+    summary_rows = summary(rows)
+    assert summary_rows[["score", "says", "first_shown", "inconsistent"]].values.tolist() == [[0.5, 0.5, 1.0, 1.0]]
     last = summary(compare(judge_of(lambda *shown: 0.0), ASKED[:1], ["a"], ["b"]))
     assert last[["score", "first_shown", "inconsistent"]].values.tolist() == [[0.5, 0.0, 1.0]]
 
@@ -65,21 +65,21 @@ def test_identical_answers_tie_without_a_call_and_say_nothing_of_the_orders():
     rows = compare(judge, ASKED[:2], ["same", "aa"], ["same", "b"])
     assert judge.asked == [[("q", "aa", "b"), ("q", "b", "aa")]]
     assert rows.loc[rows["at"] == 0, "raw"].isna().all()
-    found = summary(rows)
-    assert found["score"].tolist() == [0.5, 1]
-    assert found["first_shown"].isna().tolist() == found["inconsistent"].isna().tolist() == [True, False]
+    summary_rows = summary(rows)
+    assert summary_rows["score"].tolist() == [0.5, 1]
+    assert summary_rows["first_shown"].isna().tolist() == summary_rows["inconsistent"].isna().tolist() == [True, False]
     assert compare(judge, ASKED[:1], ["x"], ["x"])["verdict"].tolist() == ["tie", "tie"]
     assert len(judge.asked) == 1
 
 
-def test_equal_comparisons_are_asked_once_whichever_side_is_called_a():
+def test_equal_comparisons_are_judged_once_whichever_side_is_called_a():
     judge = judge_of(longer)
-    found = summary(compare(judge, [ASKED[0]] * 3, ["aa", "aa", "b"], ["b", "b", "aa"]))
+    summary_rows = summary(compare(judge, [ASKED[0]] * 3, ["aa", "aa", "b"], ["b", "b", "aa"]))
     assert judge.asked == [[("p", "aa", "b"), ("p", "b", "aa")]]
-    assert found["score"].tolist() == [1, 1, 0]
+    assert summary_rows["score"].tolist() == [1, 1, 0]
 
 
-def test_a_missing_verdict_is_asked_for_once_more_and_only_that_one():
+def test_a_missing_verdict_is_requested_once_more_and_only_that_one():
     tries = []
 
     def judge(prompts, first, second):
@@ -96,13 +96,13 @@ def test_a_missing_verdict_is_asked_for_once_more_and_only_that_one():
 
 def test_what_stays_missing_is_neither_won_nor_lost_and_has_bounds():
     judge = judge_of(lambda prompt, first, second: math.nan if prompt == "q" or (prompt, first) == ("r", "b") else 1.0)
-    found = summary(compare(judge, ASKED, ["a"] * 3, ["b"] * 3))
+    summary_rows = summary(compare(judge, ASKED, ["a"] * 3, ["b"] * 3))
     assert len(judge.asked) == 2
-    assert found["missing"].tolist() == found["unparsable"].tolist() == [0, 1, 1]
-    assert found["score"].isna().tolist() == [False, True, True]
+    assert summary_rows["missing"].tolist() == summary_rows["unparsable"].tolist() == [0, 1, 1]
+    assert summary_rows["score"].isna().tolist() == [False, True, True]
     # r: one order says a, the other nothing: between (1 + 0) / 2 and (1 + 1) / 2.
-    assert found["worst"].tolist() == [0.5, 0, 0.5]
-    assert found["best"].tolist() == [0.5, 1, 1]
+    assert summary_rows["worst"].tolist() == [0.5, 0, 0.5]
+    assert summary_rows["best"].tolist() == [0.5, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,10 @@ def test_the_bounds_hold_the_truth_where_verdicts_stay_away_by_their_content(won
         pairs = pd.DataFrame(
             {"at": np.repeat(np.arange(800), 2), "order": np.tile([0, 1], 800), "p_a": np.repeat(p, 2)}
         )
-        found = summary(pairs.assign(verdict="a", raw=""))
+        summary_rows = summary(pairs.assign(verdict="a", raw=""))
         known, worst, best = (
-            share_interval(crossed_mean([found[name].dropna().to_numpy()[None]])) for name in ("score", "worst", "best")
+            share_interval(crossed_mean([summary_rows[name].dropna().to_numpy()[None]]))
+            for name in ("score", "worst", "best")
         )
         read.append(known.value)
         alone.append(known.low <= 0.5 <= known.high)
@@ -163,8 +164,8 @@ def test_only_what_both_orders_tie_is_a_tie():
     said = {"p": (0.5, 0.5), "q": (1.0, 1.0), "r": (0.5, 0.25)}
     judge = judge_of(lambda prompt, first, second: said[prompt][first == "b"])
     rows = compare(judge, [*ASKED, ASKED[0]], ["a", "a", "a", "same"], ["b", "b", "b", "same"])
-    found = summary(rows)
-    assert found["score"].tolist() == [0.5, 0.5, 0.625, 0.5]
-    assert found["tie"].tolist() == [1, 0, 0, 1]
+    summary_rows = summary(rows)
+    assert summary_rows["score"].tolist() == [0.5, 0.5, 0.625, 0.5]
+    assert summary_rows["tie"].tolist() == [1, 0, 0, 1]
     missing = summary(compare(judge_of(lambda *shown: math.nan), ASKED[:1], ["a"], ["b"]))
     assert missing["tie"].isna().all()

@@ -148,12 +148,12 @@ def test_the_pool_is_drawn_once_for_the_reference_from_a_stream_of_its_own(exper
     assert len(pd.read_parquet(root / "held" / POOL)) == 9
 
 
-def test_at_another_temperature_answers_of_the_models_own_distribution_are_drawn_beside(experiment):
+def test_at_another_temperature_answers_at_temperature_one_are_drawn_as_well(experiment):
     root, _ = experiment
-    asked = settings(evaluators=("kl",), temperature=0.5, pool=0)
-    assert scored(root, "reference", asked) == ["sampling", "sampling at temperature 1", "kl"]
-    assert scored(root, "policy", asked) == ["sampling", "sampling at temperature 1", "kl"]
-    assert scored(root, "policy", asked) == []
+    evaluation = settings(evaluators=("kl",), temperature=0.5, pool=0)
+    assert scored(root, "reference", evaluation) == ["sampling", "sampling at temperature 1", "kl"]
+    assert scored(root, "policy", evaluation) == ["sampling", "sampling at temperature 1", "kl"]
+    assert scored(root, "policy", evaluation) == []
     compared, own = (pd.read_parquet(root / "run" / name) for name in (SAMPLES, UNALTERED))
     assert compared["prompt"].tolist() == own["prompt"].tolist()
     assert compared["text"].tolist() != own["text"].tolist()
@@ -166,12 +166,12 @@ def test_at_another_temperature_answers_of_the_models_own_distribution_are_drawn
     assert not (root / "run" / UNALTERED).exists()
 
 
-def test_where_no_distance_is_asked_for_nothing_is_drawn_twice(experiment):
+def test_where_no_distance_is_requested_nothing_is_drawn_twice(experiment):
     root, _ = experiment
     assert "sampling at temperature 1" not in scored(root, "reference", settings(temperature=0.5))
 
 
-def test_what_is_said_of_the_reference_alone_is_asked_of_it_alone(experiment):
+def test_what_concerns_the_reference_alone_is_scored_for_it_alone(experiment):
     root, _ = experiment
     scored(root, "reference", settings())
     assert scored(root, "policy", settings()) == ["sampling", "about_the_pool"]
@@ -180,7 +180,7 @@ def test_what_is_said_of_the_reference_alone_is_asked_of_it_alone(experiment):
     assert not (root / "run" / POOL).exists()
 
 
-def test_a_run_is_scored_as_before_when_only_what_is_said_of_the_reference_changes(experiment):
+def test_a_run_is_scored_as_before_when_only_a_score_of_the_reference_changes(experiment):
     one = plan(settings(evaluators=("about_the_inputs",)), has_pairs=False, heldout="h")
     both = plan(settings(), has_pairs=False, heldout="h")
     pool = plan(settings(evaluators=("about_the_pool",)), has_pairs=False, heldout="h")
@@ -197,13 +197,13 @@ def test_without_a_pool_what_needs_it_is_left_out_or_refused(experiment):
 
 def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(experiment, tmp_path):
     root, _ = experiment
-    asked = settings(evaluators=("winrate",), judge="place")
-    scored(root, "reference", asked)
-    scored(root, "policy", asked)
+    evaluation = settings(evaluators=("winrate",), judge="place")
+    scored(root, "reference", evaluation)
+    scored(root, "policy", evaluation)
     verdicts = pd.read_parquet(root / "run" / "verdicts.parquet")
     assert set(verdicts["b"]) == {"reference"}
     assert set(verdicts.loc[verdicts["raw"].notna(), "verdict"]) == {"a", "b"}
-    assert plan(asked, has_pairs=False, heldout="h").opponents == ("reference",)
+    assert plan(evaluation, has_pairs=False, heldout="h").opponents == ("reference",)
     assert plan(settings(judge="coin"), has_pairs=False, heldout="h").opponents == ("reference", "chosen")
     # Within trainings the one that tables show, and never another.
     assert plan(settings(judge="coin"), has_pairs=False, heldout="h").within.opponents == ("reference",)

@@ -62,21 +62,23 @@ def test_a_bad_grid_says_what_was_possible(betas, others, said):
 
 
 def test_runs_are_variants_times_grids_times_rates_times_seeds():
-    asked = Experiment(
+    experiment = Experiment(
         variants=("dpo", "cdpo"),
         grid={"cdpo": {"beta": (0.1, 0.3), "flip": (0.1, 0.2)}},
         seeds=(0, 1),
         learning_rates=(1e-4, 1e-3),
     )
-    runs = asked.runs("key")
+    runs = experiment.runs("key")
     assert len(runs) == (1 + 4) * 2 * 2
     assert len({run.id for run in runs}) == len(runs)
 
 
 def test_a_run_is_known_by_its_fields_alone():
-    asked = Experiment(variants=("dpo",))
-    (run,) = asked.runs("key")
-    (again,) = asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"draws": 3})}).runs("key")
+    experiment = Experiment(variants=("dpo",))
+    (run,) = experiment.runs("key")
+    (again,) = experiment.model_copy(update={"evaluation": experiment.evaluation.model_copy(update={"draws": 3})}).runs(
+        "key"
+    )
     assert run.id == again.id  # scoring decides no weights
     for field, value in (
         ("seed", 1),
@@ -131,7 +133,7 @@ def test_learning_rate_by_hand():
     assert Recipe(warmup=0.0, schedule="cosine").rate(5, 10, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def test_unequal_numbers_of_configurations_are_told_and_equal_ones_are_not():
+def test_unequal_numbers_of_configurations_are_named_and_equal_ones_are_not():
     def told(grid, **more):
         return unequal_trials(Experiment(variants=("dpo", "cdpo"), grid=grid, **more).runs("key"))
 

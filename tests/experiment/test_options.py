@@ -26,9 +26,9 @@ def test_a_setting_that_only_training_reads_is_refused_where_nothing_is_trained(
 
 def test_settings_that_scoring_reads_are_taken():
     told = ["evaluation.draws=2", "recipe.max_tokens=64", "recipe.max_prompt_tokens=32", "data.on_bad_row=drop"]
-    found = Options(**FOLDERS, assignments=told, control="dpo").scoring()
-    assert (found.evaluation.draws, found.recipe.max_tokens, found.data.on_bad_row) == (2, 64, "drop")
-    assert (found.model, found.data.source, found.control) == ("base", "pairs.jsonl", "dpo")
+    experiment = Options(**FOLDERS, assignments=told, control="dpo").scoring()
+    assert (experiment.evaluation.draws, experiment.recipe.max_tokens, experiment.data.on_bad_row) == (2, 64, "drop")
+    assert (experiment.model, experiment.data.source, experiment.control) == ("base", "pairs.jsonl", "dpo")
     with pytest.raises(UnknownName, match=r"evaluation\.draws"):
         Options(**FOLDERS, assignments=["evaluation.drawz=2"]).scoring()
 

@@ -39,11 +39,11 @@ def turned_ids(share, seed=0, count=90):
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.1, 9), (0.3, 27), (0.504, 45), (1.0, 90)])
-def test_exactly_the_share_that_was_asked_for_is_turned_round(share, count):
+def test_exactly_the_requested_share_is_flipped(share, count):
     assert len(turned_ids(share)) == count
 
 
-def test_a_pair_turned_round_at_a_small_share_is_turned_round_at_every_larger_one():
+def test_a_pair_flipped_at_a_small_share_is_flipped_at_every_larger_one():
     found = [turned_ids(share) for share in (0.1, 0.2, 0.3, 0.9)]
     assert all(small < large for small, large in pairwise(found))
 
@@ -122,8 +122,8 @@ def test_another_version_of_the_harness_is_another_run():
 
 
 def test_every_condition_has_the_full_grid_and_all_seeds():
-    asked = parse({"variants": ["dpo"], "grid": {"dpo": {"beta": [0.1, 0.3]}}, "seeds": [0, 1]})
-    runs = asked.runs("key", Condition(label_noise=0.1))
+    experiment = parse({"variants": ["dpo"], "grid": {"dpo": {"beta": [0.1, 0.3]}}, "seeds": [0, 1]})
+    runs = experiment.runs("key", Condition(label_noise=0.1))
     assert {(run.params["beta"], run.seed) for run in runs} == {(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)}
     assert all(run.condition == Condition(label_noise=0.1) for run in runs)
 
@@ -137,14 +137,14 @@ def test_a_moving_reference_must_move_in_the_smallest_training_set_too():
 BASELINES = [name for name in variants.names() if variants.get(name).spec.baseline]
 
 
-def test_a_baseline_is_trained_beside_every_comparison_but_the_one_it_is_a_variant_of():
+def test_a_baseline_is_trained_with_every_comparison_but_the_one_it_is_a_variant_of():
     assert BASELINES
-    asked = Experiment(variants=("dpo", "ipo"))
-    assert list(asked.baseline_names()) == BASELINES
-    whole = asked.with_baselines()
+    experiment = Experiment(variants=("dpo", "ipo"))
+    assert list(experiment.baseline_names()) == BASELINES
+    whole = experiment.with_baselines()
     assert whole.variants == ("dpo", "ipo", *BASELINES)
     assert whole.control == "dpo"
-    assert asked.model_copy(update={"baselines": False}).baseline_names() == ()
+    assert experiment.model_copy(update={"baselines": False}).baseline_names() == ()
     assert Experiment(variants=("dpo", *BASELINES)).baseline_names() == ()
     assert Experiment(variants=("dpo", f"{BASELINES[0]}:0.5")).baseline_names() == ()
     assert list(Experiment(variants=(f"dpo+{BASELINES[0]}",)).baseline_names()) == BASELINES

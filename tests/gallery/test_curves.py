@@ -22,38 +22,38 @@ def sigmoid(x):
 
 def test_dpo_by_hand():
     # Loss log(1 + e^{-beta m}); pull on the chosen -beta sigmoid(-beta m), on the rejected its opposite.
-    found = of("dpo", beta=0.3)
-    assert found.loss.tolist() == pytest.approx([math.log(1 + math.exp(-0.3 * m)) for m in MARGINS.tolist()])
-    assert found.chosen.tolist() == pytest.approx([-0.3 * sigmoid(-0.3 * m) for m in MARGINS.tolist()])
-    assert found.rejected.tolist() == pytest.approx([0.3 * sigmoid(-0.3 * m) for m in MARGINS.tolist()])
-    assert found.mirrored
-    assert found.target is None
+    curve = of("dpo", beta=0.3)
+    assert curve.loss.tolist() == pytest.approx([math.log(1 + math.exp(-0.3 * m)) for m in MARGINS.tolist()])
+    assert curve.chosen.tolist() == pytest.approx([-0.3 * sigmoid(-0.3 * m) for m in MARGINS.tolist()])
+    assert curve.rejected.tolist() == pytest.approx([0.3 * sigmoid(-0.3 * m) for m in MARGINS.tolist()])
+    assert curve.mirrored
+    assert curve.target is None
 
 
 def test_ipo_by_hand():
     # Per token: (m - 1/(2 tau))^2 with target 1/(2 * 0.05) = 10. A nat more of the sum over 50 tokens is 1/50 of the mean.
-    found = of("ipo", beta=0.05)
-    assert found.loss.tolist() == pytest.approx([(m - 10) ** 2 for m in MARGINS.tolist()])
-    assert found.chosen.tolist() == pytest.approx([2 * (m - 10) / 50 for m in MARGINS.tolist()])
-    assert found.target == pytest.approx(10)
+    curve = of("ipo", beta=0.05)
+    assert curve.loss.tolist() == pytest.approx([(m - 10) ** 2 for m in MARGINS.tolist()])
+    assert curve.chosen.tolist() == pytest.approx([2 * (m - 10) / 50 for m in MARGINS.tolist()])
+    assert curve.target == pytest.approx(10)
 
 
 def test_apo_zero_by_hand():
     # sigmoid(-beta a) + sigmoid(beta b), and the margin is split: a = m/2, b = -m/2, so the loss is 2 sigmoid(-beta m/2).
-    found = of("apo_zero", beta=0.1)
+    curve = of("apo_zero", beta=0.1)
     each = [sigmoid(-0.05 * m) for m in MARGINS.tolist()]
-    assert found.loss.tolist() == pytest.approx([2 * p for p in each])
-    assert found.chosen.tolist() == pytest.approx([-0.1 * p * (1 - p) for p in each])
+    assert curve.loss.tolist() == pytest.approx([2 * p for p in each])
+    assert curve.chosen.tolist() == pytest.approx([-0.1 * p * (1 - p) for p in each])
 
 
 def test_sft_by_hand():
     # At margins up to 5 nats a token all tokens start from -(5/2 + 0.25) = -2.75; the chosen ones rise by half the margin.
-    found = curves.curve(variants.get("sft"), {}, torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64))
-    assert found.loss.tolist() == pytest.approx([5.25, 2.75, 0.25])
+    curve = curves.curve(variants.get("sft"), {}, torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64))
+    assert curve.loss.tolist() == pytest.approx([5.25, 2.75, 0.25])
     # A mean over 50 tokens: 1/50 a nat of their sum. The rejected answer is not read.
-    assert found.chosen.tolist() == pytest.approx([-0.02] * 3)
-    assert found.rejected.tolist() == [0.0] * 3
-    assert not found.mirrored
+    assert curve.chosen.tolist() == pytest.approx([-0.02] * 3)
+    assert curve.rejected.tolist() == [0.0] * 3
+    assert not curve.mirrored
 
 
 def test_a_mixture_is_the_sum_of_the_curves_of_its_parts():
@@ -85,7 +85,7 @@ def test_targets_by_hand(name, params, by_hand):
 
 
 @pytest.mark.parametrize("name", variants.names())
-def test_the_pull_turns_where_a_target_is_declared_and_nowhere_where_the_sign_is_kept(name):
+def test_the_gradient_changes_sign_where_a_target_is_declared_and_nowhere_else(name):
     variant = variants.get(name)
     if variant.spec.gradient != "free":
         assert (curves.target(variant, {}) is not None) == (variant.spec.gradient == "target")
@@ -93,21 +93,21 @@ def test_the_pull_turns_where_a_target_is_declared_and_nowhere_where_the_sign_is
 
 @pytest.mark.parametrize("name", [*variants.names(), "dpo:0.8+bco_pair:0.2+sft"])
 def test_every_loss_has_curves_that_fit_their_frame(name):
-    found = curves.family(variants.get(name))
-    default, margins = found.default, found.default.margins
+    family = curves.family(variants.get(name))
+    default, margins = family.default, family.default.margins
     assert default.params == variants.get(name).arguments({})
     assert torch.equal(margins, -margins.flip(0))
-    for curve in found.curves:
+    for curve in family.curves:
         assert all(values.isfinite().all() for values in (curve.loss, curve.chosen, curve.rejected))
     # No explosion hides the middle, and the target is in sight.
     inner = default.loss[len(margins) // 4 : -(len(margins) // 4)]
     assert float(default.loss.max() - default.loss.min()) <= 8.1 * float(inner.max() - inner.min())
     assert default.target is None or default.target < float(margins[-1])
     # The farthest of 50 tokens still leaves a probability below one.
-    assert found.level + float(margins[-1]) / (2 if found.axis.per_token else 2 * curves.LENGTH) < 0
+    assert family.level + float(margins[-1]) / (2 if family.axis.per_token else 2 * curves.LENGTH) < 0
 
 
-def test_the_margin_is_of_the_loss_own_kind():
+def test_the_margin_is_of_the_kind_that_the_loss_uses():
     assert curves.axis(variants.get("dpo")) == curves.Axis(per_token=False, reference=True)
     assert curves.axis(variants.get("ipo")) == curves.Axis(per_token=True, reference=True)
     assert curves.axis(variants.get("cpo")) == curves.Axis(per_token=False, reference=False)
@@ -127,13 +127,13 @@ def test_the_terminal_gets_the_default_and_its_neighbours_and_a_file_the_whole_g
 
 
 def test_text_shows_each_value_in_its_cell():
-    found = curves.family(variants.get("hinge"))
-    lines = plots.terminal(found)
+    family = curves.family(variants.get("hinge"))
+    lines = plots.terminal(family)
     start = lines.index("loss") + 1
     chart = [line[11:].ljust(plots.WIDTH) for line in lines[start : start + plots.HEIGHT]]
     numbers = {lines[start + row][:9].strip(): row for row in (0, 7, 14)}
     # beta 0.05 at up to 30 nats, beside 0.01 and 0.1: the highest value is 1 + 0.1 * 30 = 4, the lowest 0.
-    assert found.default.margins[-1] == 30
+    assert family.default.margins[-1] == 30
     assert numbers == {"4": 0, "2": 7, "0": 14}
     # The default: 1 + 1.5 = 2.5 at the left end, 1 in the middle, 0 from 20 nats on; rows are 4/14 apart.
     rows = [round((4 - value) * 14 / 4) for value in (2.5, 1.0, 0.0)]
@@ -146,14 +146,14 @@ def test_a_loss_of_two_answers_gets_a_third_chart_and_a_mirrored_one_a_sentence(
     assert "The pull on the rejected answer is the same with the other sign." in plots.terminal(
         curves.family(variants.get("dpo"))
     )
-    told = plots.terminal(curves.family(variants.get("cpo")))
-    assert sum(line.startswith("pull on the rejected answer: ") for line in told) == 1
+    drawing = plots.terminal(curves.family(variants.get("cpo")))
+    assert sum(line.startswith("pull on the rejected answer: ") for line in drawing) == 1
 
 
 def test_text_says_what_is_held_and_where_the_loss_is_least():
-    told = "\n".join(plots.terminal(curves.family(variants.get("sppo_soft"))))
-    assert "● beta = 0.001 (default), least loss at a margin of 1000" in told
-    assert "Held: win_probability = 1." in told
+    arguments = "\n".join(plots.terminal(curves.family(variants.get("sppo_soft"))))
+    assert "● beta = 0.001 (default), least loss at a margin of 1000" in arguments
+    assert "Held: win_probability = 1." in arguments
 
 
 @pytest.mark.parametrize("suffix", plots.SUFFIXES)
@@ -183,11 +183,11 @@ def test_a_figure_names_every_strength_the_targets_and_the_units(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-    found = curves.family(variants.get("dpo"))
+    family = curves.family(variants.get("dpo"))
     with pytest.raises(UserError, match=r"ends in \.svg, \.png, \.pdf"):
-        plots.write(found, tmp_path / "dpo.gif")
+        plots.write(family, tmp_path / "dpo.gif")
     with pytest.raises(UserError, match="No such file"):
-        plots.write(found, tmp_path / "nowhere" / "dpo.svg")
+        plots.write(family, tmp_path / "nowhere" / "dpo.svg")
 
 
 def test_a_constant_loss_at_some_margins_can_be_drawn(tmp_path):

@@ -130,7 +130,7 @@ def test_constants_of_the_file_are_read(own, write):
     assert (card.grid, card.default, card.shown_grid) == ((0.1, 0.25), 0.25, "0.1 [0.25]")
 
 
-def test_what_a_file_computes_is_said_to_be_computed(own, write):
+def test_what_a_file_computes_is_listed_as_computed(own, write):
     file = write()
     file.write_text(file.read_text().replace("GRID = (0.1, 0.25)", "GRID = tuple(2.0**n for n in range(3))"))
     own.add_file(file)
@@ -158,19 +158,22 @@ def test_an_installed_loss_that_does_not_import_is_named_and_costs_no_other_loss
 
 
 def test_a_portrait_tells_what_a_loss_needs_and_what_that_costs():
-    told = "\n".join(portrait.portrait("kto"))
-    assert "source    Ethayarajh et al. 2024, arXiv:2402.01306" in told
-    assert "strength  beta: per nat of summed log-ratio" in told
-    assert "class     monotone: never pushes the chosen answer down" in told
-    assert "start     0.5 per pair" in told
+    arguments = "\n".join(portrait.portrait("kto"))
+    assert "source    Ethayarajh et al. 2024, arXiv:2402.01306" in arguments
+    assert "strength  beta: per nat of summed log-ratio" in arguments
+    assert "class     monotone: never pushes the chosen answer down" in arguments
+    assert "start     0.5 per pair" in arguments
     assert (
         "mismatched: `pairs.mismatched`: completions of other prompts under these, constant; cost: two sequences more"
-        in told
+        in arguments
     )
-    assert "the whole global batch at once, for pairs depend on one another; cost: one forward pass more a step" in told
-    assert "desirable_weight = 1.0  in (0, inf)  grid 1, 1.33" in told
-    assert "Args:" in told
-    assert f"Laws: {LAWS_IN_ALL} of {LAWS_IN_ALL} hold" in told
+    assert (
+        "the whole global batch at once, for pairs depend on one another; cost: one forward pass more a step"
+        in arguments
+    )
+    assert "desirable_weight = 1.0  in (0, inf)  grid 1, 1.33" in arguments
+    assert "Args:" in arguments
+    assert f"Laws: {LAWS_IN_ALL} of {LAWS_IN_ALL} hold" in arguments
 
 
 def test_a_portrait_without_reference_does_not_count_its_cost():
@@ -183,13 +186,13 @@ def test_a_portrait_of_a_column_names_its_interval():
 
 
 def test_a_portrait_of_a_sum_names_the_parts():
-    told = portrait.portrait("dpo:0.8+sft")
-    assert told[:3] == [
+    page = portrait.portrait("dpo:0.8+sft")
+    assert page[:3] == [
         "dpo:0.8+sft",
         f"  part      0.8 dpo ({shared_lines.short_path(variants.get('dpo').file)}): {variants.get('dpo').spec.source}",
         f"  part      1 sft ({shared_lines.short_path(variants.get('sft').file)}): {variants.get('sft').spec.source}",
     ]
-    assert "  sft.weight = 1.0  in (0, inf)  grid 1" in told
+    assert "  sft.weight = 1.0  in (0, inf)  grid 1" in page
 
 
 def test_a_portrait_can_be_drawn_in_the_terminal_or_into_a_file(tmp_path):
@@ -203,19 +206,19 @@ def test_a_portrait_can_be_drawn_in_the_terminal_or_into_a_file(tmp_path):
 
 def test_a_broken_loss_has_a_portrait_and_no_drawing(own, write):
     own.add_file(write(formula="beta * pairs.margin"))
-    told = portrait.portrait("mine")
-    (place,) = (number for number, line in enumerate(told) if line.startswith("  BROKEN"))
-    assert told[place].split()[1] == "direction"
-    assert "the chosen answer is pushed down" in told[place + 1]
+    page = portrait.portrait("mine")
+    (place,) = (number for number, line in enumerate(page) if line.startswith("  BROKEN"))
+    assert page[place].split()[1] == "direction"
+    assert "the chosen answer is pushed down" in page[place + 1]
     with pytest.raises(UserError, match="cannot be drawn while it breaks the law 'direction'"):
         portrait.portrait("mine", "")
 
 
 def test_a_portrait_of_a_senseless_declaration_tells_that_and_no_more(own, write):
     own.add_file(write(declared=', unit="per furlong"'))
-    told = portrait.portrait("mine")
-    assert any("'per furlong' is none of" in line for line in told)
-    assert not any(line.startswith("Hyper-parameters") for line in told)
+    page = portrait.portrait("mine")
+    assert any("'per furlong' is none of" in line for line in page)
+    assert not any(line.startswith("Hyper-parameters") for line in page)
 
 
 def test_an_unknown_name_in_a_sum_gets_the_nearest():

@@ -54,11 +54,11 @@ def test_it_starts_where_its_parts_start_if_all_of_them_say_so():
     assert variants.get("dpo+sft").bind().start is None
 
 
-def test_statistics_of_the_parts_are_kept_apart():
+def test_statistics_of_the_parts_are_separate():
     pairs = of_margins([1.0, 2.0])
     mixed, alone = variants.get("dpo:0.8+bco_pair:0.2").bind(), variants.get("bco_pair").bind()
-    found, wanted = mixed.update(pairs, mixed.initial()), alone.update(pairs, alone.initial())
-    assert found == {f"bco_pair.{key}": value for key, value in wanted.items()}
+    statistics, wanted = mixed.update(pairs, mixed.initial()), alone.update(pairs, alone.initial())
+    assert statistics == {f"bco_pair.{key}": value for key, value in wanted.items()}
 
 
 @pytest.mark.parametrize("name", [MPO, "dpo:0.8+sft", "simpo+sft:0.05", "tdpo1:0.5+kto:0.5", "dpo+tpo:0.1"])
@@ -78,7 +78,7 @@ def test_mixtures_keep_the_laws(name):
         ("dpo: 0.5+sft", "without blanks"),
     ],
 )
-def test_a_mistake_in_the_name_is_told(name, words):
+def test_a_mistake_in_the_name_is_named(name, words):
     with pytest.raises(UserError, match=words):
         variants.get(name)
 

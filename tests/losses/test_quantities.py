@@ -55,8 +55,8 @@ def test_a_quantity_is_that_of_the_whole_distribution(need, models):
 def test_asking_for_more_does_not_change_the_log_probabilities(models):
     policy, reference = models
     batch = pair_batch(tiny.rows(4))
-    asked = [(need, options(need)) for need in FULL]
-    found = completion_values(policy, batch, asked, reference)["logp"]
+    quantities = [(need, options(need)) for need in FULL]
+    found = completion_values(policy, batch, quantities, reference)["logp"]
     assert torch.allclose(found, completion_logps(policy, batch), atol=1e-12)
 
 
@@ -72,10 +72,10 @@ def test_the_gradient_flows_through_the_divergence_and_through_nothing_else(mode
 def test_the_gradient_of_the_divergence_is_its_slope(models):
     reference = models[1]
     policy, batch = tiny.llama(dtype=torch.float64).eval(), pair_batch(tiny.rows(2))
-    asked = [(NEEDS["reference_kl"], {})]
+    quantities = [(NEEDS["reference_kl"], {})]
 
     def total():
-        return completion_values(policy, batch, asked, reference)["reference_kl"].sum()
+        return completion_values(policy, batch, quantities, reference)["reference_kl"].sum()
 
     total().backward()
     weight, step = policy.lm_head.weight, 1e-6

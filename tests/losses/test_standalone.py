@@ -53,7 +53,7 @@ def test_a_target_loss_is_saturated_at_its_target_only():
     assert [ask("ipo", shift, 0, beta=0.1).saturated.item() for shift in (4.94, 4.96, 5.04, 5.06)] == [0, 1, 1, 0]
 
 
-def test_what_needs_more_than_log_probabilities_is_not_asked():
+def test_what_needs_more_than_log_probabilities_has_no_standalone_loss():
     answers = {name: ask(name, 0.5, 0.1) for name in variants.names()}
     for name, answer in answers.items():
         variant = variants.get(name)

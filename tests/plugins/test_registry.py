@@ -57,7 +57,7 @@ def test_names_are_listed_without_importing_torch_or_a_plugin():
     assert found == f"{','.join(variants.names())} False False"
 
 
-def test_the_shipped_losses_are_found():
+def test_the_shipped_losses_are_listed():
     assert {"dpo", "cdpo", "ipo", "ipo_sum"} <= set(variants.names())
 
 
@@ -74,7 +74,7 @@ def test_getting_a_plugin_twice_gives_the_same_object():
     assert variants.get("dpo") is variants.get("dpo")
 
 
-def test_a_folder_file_that_is_added_at_run_time_is_found(house):
+def test_a_folder_file_that_is_added_at_run_time_is_listed(house):
     registry, folder = house
     write(folder, "first.py", "first")
     assert registry.names() == ["first"]
@@ -122,7 +122,7 @@ def test_a_strength_that_is_not_positive_and_finite_is_refused(value):
         variants.get("dpo").bind(beta=value)
 
 
-def test_a_hyper_parameter_out_of_its_own_bounds_is_refused():
+def test_a_hyper_parameter_out_of_its_bounds_is_refused():
     with pytest.raises(UserError, match=r"cdpo.flip = 0.5: outside \[0, 0.5\)"):
         variants.get("cdpo").bind(flip=0.5)
 
@@ -132,7 +132,7 @@ def test_a_whole_number_will_do_for_a_float():
     assert type(bound.params["beta"]) is float
 
 
-def test_a_file_that_cannot_be_read_breaks_no_other_and_is_named_when_asked_for(house):
+def test_a_file_that_cannot_be_read_breaks_no_other_and_is_named_when_used(house):
     registry, folder = house
     write(folder, "good.py", "good")
     (folder / "torn.py").write_text("def torn(:\n")
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_read_breaks_no_other_and_is_named_when_asked_for(
         registry.get("torn")
 
 
-def test_a_file_that_does_not_import_breaks_no_other_and_is_named_when_asked_for(house):
+def test_a_file_that_does_not_import_breaks_no_other_and_is_named_when_used(house):
     registry, folder = house
     write(folder, "good.py", "good")
     write(folder, "needy.py", "needy", extra="import a_package_that_nobody_has")
@@ -224,7 +224,7 @@ def installed(monkeypatch):
     return declare
 
 
-def test_a_loss_of_an_installed_package_is_found(house, installed, tmp_path):
+def test_a_loss_of_an_installed_package_is_listed(house, installed, tmp_path):
     registry, folder = house
     write(folder, "mine.py", "mine")
     write(tmp_path / folder.parent.name, "strangers.py", "theirs")
@@ -241,7 +241,7 @@ def test_an_installed_package_may_not_take_a_shipped_name(house, installed):
         registry.names()
 
 
-def test_an_entry_point_that_leads_nowhere_is_named_when_asked_for_only(house, installed):
+def test_an_entry_point_that_leads_nowhere_is_named_only_when_used(house, installed):
     registry, folder = house
     write(folder, "mine.py", "mine")
     installed(ghost="a_package_that_nobody_has:ghost")

@@ -8,6 +8,7 @@ import pytest
 from tests.small_model import build
 
 FEW = (
+    "--no-baselines", "--set", "evaluation.pool=0",
     "--set", "data.limit=48", "--set", "recipe.batch=16", "--set", "recipe.learning_rate=5e-4", "--set", "recipe.max_tokens=640",
     "--set", "recipe.max_prompt_tokens=320", "--set", "data.most_lost=0.7", "--set", "evaluation.prompts=12",
     "--set", "evaluation.heldout_pairs=48", "--set", "evaluation.max_new_tokens=12", "--set", "data.heldout_share=0.15",

@@ -182,7 +182,7 @@ def test_kto_pair_is_half_of_apo_zero_where_both_sides_lost(batch, beta):
 
 @few
 @given(pairs(), BETAS)
-def test_apo_zero_of_the_turned_pair_is_what_is_missing_to_two(batch, beta):
+def test_apo_zero_of_the_flipped_pair_is_what_is_missing_to_two(batch, beta):
     same(of("apo_zero", swapped(batch), beta=beta), 2 - of("apo_zero", batch, beta=beta))
 
 
@@ -368,8 +368,8 @@ def test_alpha_dpo_finds_no_pair_unusual_in_a_batch_without_any_spread():
     # The chosen answers lost 2 nats each: the standard deviation is 0, and so is every distance from the mean. Logits -0.2.
     batch = equipped(apart([-2.0] * 4, "chosen", torch.float32), "alpha_dpo")
     assert float(batch.statistics["std"]) == 0.0
-    found = of("alpha_dpo", batch, beta=0.1, gamma_ratio=0.0, alpha=5.0)
-    assert found.tolist() == pytest.approx([math.log1p(math.exp(0.2))] * 4, rel=1e-6)
+    losses = of("alpha_dpo", batch, beta=0.1, gamma_ratio=0.0, alpha=5.0)
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(0.2))] * 4, rel=1e-6)
 
 
 def test_dr_dpo_survives_a_small_temperature():

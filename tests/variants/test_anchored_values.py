@@ -318,9 +318,9 @@ def test_beta_dpo_draws_a_part_and_sets_beta_by_its_mean_margin():
     # Margins 2, -1, 3 about 1 in units of 2: 1/2, -1, 1; log-weights -1/8, -1/2, -1/2. With the draw 0, 1, 0 added: -1/8, 1/2,
     # -1/2: the third is left out. Mean margin of the part 1/2: beta 1/2 (1 + 0.6 (1/2 - 1)) = 0.35; logits 0.7, -0.35.
     pairs = drawn([0.0, 1.0, 0.0], mean=1.0, std=2.0, count=3.0)
-    found = of("beta_dpo", pairs, beta=0.5, drop=0.3)
+    losses = of("beta_dpo", pairs, beta=0.5, drop=0.3)
     # Times 3 / 2, so that the mean over three is the mean over two.
-    assert found.tolist() == near(0.604779073328186840, 1.325073233128165548, 0.0)
+    assert losses.tolist() == near(0.604779073328186840, 1.325073233128165548, 0.0)
     chosen, rejected = pulls("beta_dpo", pairs, beta=0.5, drop=0.3)
     assert chosen == near(-1.5 * 0.35 * s(-0.7), -1.5 * 0.35 * s(0.35), 0.0)
     assert rejected == near(1.5 * 0.35 * s(-0.7), 1.5 * 0.35 * s(0.35), 0.0)
@@ -381,8 +381,8 @@ def test_eps_dpo_steps_where_the_margin_rises_or_falls_all_along():
     rejected = dict.fromkeys(shifts, (totals[1] / lengths[1]).tolist())
     pairs = Pairs(with_extras(side(CHOSEN, LENGTHS[0]), **chosen), with_extras(side(REJECTED, LENGTHS[1]), **rejected))
     # beta 1/2, epsilon 1/4: 0.4, 2/3, 1/2; times 2, -1, 3.
-    found = of("eps_dpo", pairs, beta=0.5, epsilon=0.25)
-    assert found.tolist() == near(0.371100665947777726, 1.081036753518738724, 0.201413277982752409)
+    losses = of("eps_dpo", pairs, beta=0.5, epsilon=0.25)
+    assert losses.tolist() == near(0.371100665947777726, 1.081036753518738724, 0.201413277982752409)
     assert pulls("eps_dpo", pairs, beta=0.5, epsilon=0.25)[0] == near(-0.4 * s(-0.8), -2 / 3 * s(2 / 3), -0.5 * s(-1.5))
 
 

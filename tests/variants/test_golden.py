@@ -121,9 +121,9 @@ def test_where_another_project_overflows_ours_is_finite(golden, results):
         recorded = torch.cat([numbers(one.case[name]) for name in one.apart])
         assert bool(recorded.isfinite().all()) == (one.case["id"] not in overflowing), one.case["id"]
         if one.case["id"] in overflowing:
-            found = evaluated(one.case, one.reading, golden["inputs"])
-            assert found.losses.isfinite().all()
-            assert found.batch.policy.grad.isfinite().all()
+            values = evaluated(one.case, one.reading, golden["inputs"])
+            assert values.losses.isfinite().all()
+            assert values.batch.policy.grad.isfinite().all()
 
 
 def test_log_probabilities_taken_from_the_recorded_logits_are_the_recorded_ones(golden):
@@ -150,15 +150,15 @@ def test_log_probabilities_taken_from_the_recorded_logits_are_the_recorded_ones(
         ("sppo_repo.hard", "sppo_hard", {"beta": 0.1}),
     ],
 )
-def test_losses_that_go_by_one_name_elsewhere_are_told_apart(golden, name, loss, params):
+def test_losses_that_go_by_one_name_elsewhere_are_distinguished(golden, name, loss, params):
     assert apart(golden, name, loss, **params)["scalar"] > 1e-3
 
 
-def test_a_loss_of_the_right_value_and_the_wrong_gradient_is_told_apart(golden):
+def test_a_loss_of_the_right_value_and_the_wrong_gradient_is_refused(golden):
     # tdpo2 at alpha 1 has the value of tdpo1, and holds the chosen side's divergence constant, which tdpo1 does not.
-    found = apart(golden, "tdpo1", "tdpo2", beta=0.1, alpha=1.0)
-    assert found["per_pair"] < EXACT
-    assert found["grad_logits_abs_sum"] > 1e-3
+    distances = apart(golden, "tdpo1", "tdpo2", beta=0.1, alpha=1.0)
+    assert distances["per_pair"] < EXACT
+    assert distances["grad_logits_abs_sum"] > 1e-3
 
 
 def test_the_recorded_batch_does_not_try_the_clamp_of_wpo_the_anchors_of_kto_pair_or_the_gain_of_beta_dpo(golden):
@@ -166,11 +166,11 @@ def test_the_recorded_batch_does_not_try_the_clamp_of_wpo_the_anchors_of_kto_pai
     assert max(apart(golden, "wpo", "wpo_unclamped", beta=0.1).values()) < EXACT
     assert max(apart(golden, "trl.wpo", "wpo", beta=0.1).values()) < EXACT
     half = Reading((Term("kto_pair", {"beta": 0.1}, 2.0),))
-    found = evaluated(case_of(golden, "liger.apo_zero"), half, golden["inputs"])
-    assert max(deviations(found).values()) < EXACT
+    values = evaluated(case_of(golden, "liger.apo_zero"), half, golden["inputs"])
+    assert max(deviations(values).values()) < EXACT
     steep = Term("beta_dpo", {"beta": 0.1, "gain": 5.0, "drop": 0.0}, statistics=first_beta_dpo)
-    found = evaluated(case_of(golden, "beta_dpo.nofilter"), Reading((steep,)), golden["inputs"])
-    assert max(deviations(found).values()) < EXACT
+    values = evaluated(case_of(golden, "beta_dpo.nofilter"), Reading((steep,)), golden["inputs"])
+    assert max(deviations(values).values()) < EXACT
 
 
 def test_the_one_that_ignores_label_smoothing_equals_dpo_and_not_cdpo(golden):
@@ -186,7 +186,7 @@ def test_the_one_that_is_not_a_number_at_the_start_has_a_value_here(golden):
     assert variants.get("ipo").bind(beta=0.1)(start).tolist() == pytest.approx([25.0] * 6)
 
 
-def test_the_one_that_counts_a_token_too_many_differs_from_its_own_count_of_scored_tokens(golden):
+def test_the_one_that_counts_a_token_too_many_differs_from_its_count_of_scored_tokens(golden):
     case = case_of(golden, "trl.ipo.empty_prompt")
     assert case["per_pair"] == pytest.approx(case["with_completion_mask"], rel=1e-12)
     assert not any(

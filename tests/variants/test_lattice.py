@@ -43,7 +43,7 @@ def test_cdpo_is_dpo_plus_flip_times_the_logits(batch, beta, flip):
 
 @few
 @given(pairs(), BETAS)
-def test_dpo_minus_dpo_of_the_turned_pair_is_minus_the_logits(batch, beta):
+def test_dpo_minus_dpo_of_the_flipped_pair_is_minus_the_logits(batch, beta):
     same(of("dpo", batch, beta=beta) - of("dpo", swapped(batch), beta=beta), -beta * batch.margin)
 
 
@@ -78,7 +78,7 @@ def test_scaled_ipo_is_tau_squared_times_ipo_sum(batch, tau):
 
 @few
 @given(pairs(), BETAS)
-def test_ipo_minus_ipo_of_the_turned_pair_is_linear_in_the_margin(batch, tau):
+def test_ipo_minus_ipo_of_the_flipped_pair_is_linear_in_the_margin(batch, tau):
     # (m - t)^2 - (-m - t)^2 = -4 m t with t = 1 / (2 tau).
     same(of("ipo", batch, beta=tau) - of("ipo", swapped(batch), beta=tau), -2 * batch.mean_margin / tau)
     same(of("ipo_sum", batch, beta=tau) - of("ipo_sum", swapped(batch), beta=tau), -2 * batch.margin / tau)

@@ -17,9 +17,9 @@ from dpobench.testing.probe import Probe
 
 @pytest.mark.parametrize("name", variants.names())
 def test_a_registered_loss_keeps_every_law(name):
-    found = check(variants.get(name))
-    assert [law.name for law in found] == ["declaration", *LAWS]
-    assert [f"{law.name}: {law.reason}" for law in found if not law.passed] == []
+    laws = check(variants.get(name))
+    assert [law.name for law in laws] == ["declaration", *LAWS]
+    assert [f"{law.name}: {law.reason}" for law in laws if not law.passed] == []
 
 
 @pytest.mark.parametrize("name", variants.names())

@@ -71,9 +71,9 @@ def pulls(name: str, batch: Pairs, **params: float) -> dict[str, torch.Tensor]:
     leaves = changed(batch, leaf)
     of(name, leaves, **params).sum().backward()
     both = {name: getattr(leaves, name) for name in BOTH}
-    found = {name: side.policy.grad for name, side in both.items()}
-    found |= {f"{name} drift": side.extras["reference_kl"].grad for name, side in both.items()}
-    return {what: torch.zeros_like(batch.chosen.policy) if g is None else g for what, g in found.items()}
+    gradients = {name: side.policy.grad for name, side in both.items()}
+    gradients |= {f"{name} drift": side.extras["reference_kl"].grad for name, side in both.items()}
+    return {what: torch.zeros_like(batch.chosen.policy) if g is None else g for what, g in gradients.items()}
 
 
 # --- token divergences
@@ -248,7 +248,7 @@ def test_tpo_with_the_chosen_answer_as_gold_is_cpo(batch, beta, weight):
 
 @few
 @given(batches(), WEIGHTS)
-def test_orpo_minus_orpo_of_the_turned_pair_is_minus_the_log_odds_ratio(batch, weight):
+def test_orpo_minus_orpo_of_the_flipped_pair_is_minus_the_log_odds_ratio(batch, weight):
     # log sigmoid(x) - log sigmoid(-x) = x; the likelihoods are left out.
     bound = variants.get("orpo").bind(weight=weight)
     chances = [s.mean_logp.clamp(max=-1e-7).exp() for s in (batch.chosen, batch.rejected)]
@@ -293,9 +293,9 @@ def test_each_loss_declares_its_class_and_only_four_a_start():
 @few
 @given(batches(), st.sampled_from(MONOTONE))
 def test_the_chosen_is_never_pushed_down_nor_the_rejected_up(batch, name):
-    found = pulls(name, batch)
-    assert (found["chosen"] <= 0).all()
-    assert (found["rejected"] >= 0).all()
+    gradients = pulls(name, batch)
+    assert (gradients["chosen"] <= 0).all()
+    assert (gradients["rejected"] >= 0).all()
 
 
 @few

@@ -106,16 +106,16 @@ QUARTER = ([0.1, 0.3], [0.3, 0.3, 0.2, 0.4])
 
 def test_mallows_dpo_weighs_the_margin_with_the_mean_of_both_answers_entropies():
     # dispersion 0.5: the weight is 0.5 log 4 = log 2. beta 0.5, margin 2: log 2 again, and log(1 + 1/2).
-    found = of("mallows_dpo", with_entropy(*QUARTER), beta=0.5, dispersion=0.5)
-    assert found.tolist() == pytest.approx([math.log(1.5)], rel=1e-14)
+    losses = of("mallows_dpo", with_entropy(*QUARTER), beta=0.5, dispersion=0.5)
+    assert losses.tolist() == pytest.approx([math.log(1.5)], rel=1e-14)
 
 
 def test_mallows_ipo_squares_the_distance_of_the_weighted_margin():
     # Weight log 2, margin 2, tau 0.25: (2 log 2 - 2)^2 = 4 (1 - log 2)^2; slope 2 (2 log 2 - 2) log 2.
     given = with_entropy(*QUARTER)
-    found = of("mallows_ipo", given, beta=0.25, dispersion=0.5)
-    assert found.tolist() == pytest.approx([4 * (1 - math.log(2)) ** 2], rel=1e-14)
-    found.sum().backward()
+    losses = of("mallows_ipo", given, beta=0.25, dispersion=0.5)
+    assert losses.tolist() == pytest.approx([4 * (1 - math.log(2)) ** 2], rel=1e-14)
+    losses.sum().backward()
     slope = 4 * (math.log(2) - 1) * math.log(2)
     assert given.chosen.policy.grad[0, 0].item() == pytest.approx(slope, rel=1e-14)
     assert given.rejected.policy.grad[0, 0].item() == pytest.approx(-slope, rel=1e-14)
@@ -140,9 +140,9 @@ def test_a_reference_that_is_sure_of_every_token_has_a_large_weight_not_an_infin
 
 def test_a_reference_that_knows_nothing_leaves_no_pull():
     given = with_entropy([1.0] * 2, [1.0] * 4)
-    found = of("mallows_dpo", given)
-    found.sum().backward()
-    assert found.tolist() == pytest.approx([math.log(2)])
+    losses = of("mallows_dpo", given)
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([math.log(2)])
     assert given.chosen.policy.grad.abs().max().item() == 0.0
 
 
@@ -230,7 +230,7 @@ def test_simpo_asks_for_a_margin_of_mean_log_probabilities(three):
     assert of("simpo", three, beta=2.0, gamma_ratio=0.5).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_simpo_divides_the_pull_on_an_answer_by_its_own_length(three):
+def test_simpo_divides_the_gradient_of_an_answer_by_its_length(three):
     of("simpo", three, beta=2.0, gamma_ratio=0.5).sum().backward()
     # Pair 1: slope 2 sigmoid(1), over 2 chosen and 4 rejected tokens.
     assert three.chosen.policy.grad[0].tolist() == pytest.approx([-sigmoid(1.0)] * 2 + [0.0] * 4)
@@ -256,9 +256,9 @@ def test_alphapo_pulls_by_the_slope_of_the_bent_reward():
 def test_alphapo_goes_on_in_a_straight_line_where_the_exponential_would_overflow():
     # alpha 0.25 at -1e4 nats: an exponent of 2500, 2480 beyond 20. Reward -(e^20 - 1 + 2480 e^20) / 0.25, slope e^20.
     given = one_token(-1e4, 0.0)
-    found = of("alphapo", given, beta=2.0, gamma_ratio=0.0, alpha=0.25)
-    found.sum().backward()
-    assert found.tolist() == pytest.approx([2 * 4 * (2481 * math.exp(20.0) - 1)], rel=1e-12)
+    losses = of("alphapo", given, beta=2.0, gamma_ratio=0.0, alpha=0.25)
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([2 * 4 * (2481 * math.exp(20.0) - 1)], rel=1e-12)
     assert given.chosen.policy.grad[0, 0].item() == pytest.approx(-2 * math.exp(20.0), rel=1e-12)
 
 
@@ -291,9 +291,9 @@ def test_slic_hf_asks_for_delta_nats_and_keeps_the_likelihood(three):
     # delta 4: 4 - 3, 4 - 5.5 (nothing), 4 - 3.
     hinges = [1.0, 0.0, 1.0]
     expected = [hinge + 0.2 * nats for hinge, nats in zip(hinges, IN_NATS["dpo_nll_token"], strict=True)]
-    found = of("slic_hf", three, weight=0.2, delta=4.0)
-    assert found.tolist() == pytest.approx(expected, rel=1e-14)
-    found.sum().backward()
+    losses = of("slic_hf", three, weight=0.2, delta=4.0)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-14)
+    losses.sum().backward()
     likelihood = 0.2 * 3 / 7
     assert three.chosen.policy.grad[:, 0].tolist() == pytest.approx([-1 - likelihood, -likelihood, -1 - likelihood])
     assert three.rejected.policy.grad[:, 0].tolist() == [1.0, 0.0, 1.0]
@@ -311,17 +311,17 @@ def test_tpo_takes_the_likelihood_of_the_gold_answers(three):
     unknown = float("nan")
     gold = side([([-1.0], [unknown]), ([-1.5, -0.5], [unknown] * 2), ([-0.5], [unknown])])
     parts = zip([softplus(-1.5), softplus(-2.75), softplus(-1.5)], [0.75, 1.5, 0.375], strict=True)
-    found = of("tpo", replace(three, others={"gold": gold}), beta=0.5, weight=0.2)
-    assert found.tolist() == pytest.approx([preferred + 0.2 * nats for preferred, nats in parts], rel=1e-14)
-    found.sum().backward()
+    losses = of("tpo", replace(three, others={"gold": gold}), beta=0.5, weight=0.2)
+    assert losses.tolist() == pytest.approx([preferred + 0.2 * nats for preferred, nats in parts], rel=1e-14)
+    losses.sum().backward()
     assert gold.policy.grad[1].tolist() == pytest.approx([-0.15, -0.15, 0.0, 0.0, 0.0, 0.0])
     assert three.chosen.policy.grad[0, 0].item() == pytest.approx(-0.5 * sigmoid(-1.5))
 
 
 def test_sft_is_the_mean_over_all_chosen_tokens_and_leaves_the_rejected_alone(three):
-    found = of("sft", three, weight=2.0)
-    assert found.mean().item() == pytest.approx(2 * 7.5 / 7, rel=1e-14)
-    found.mean().backward()
+    losses = of("sft", three, weight=2.0)
+    assert losses.mean().item() == pytest.approx(2 * 7.5 / 7, rel=1e-14)
+    losses.mean().backward()
     assert three.chosen.policy.grad[2].tolist() == pytest.approx([-2 / 7] * 4 + [0.0] * 2)
     assert three.rejected.policy.grad is None
 

@@ -92,13 +92,13 @@ def dressed(draw: st.DrawFn, *, length: int | None = None, scale: float = 0.1) -
 def pulls(name: str, batch: Pairs, **params: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients on the tokens of the chosen and of the rejected answers."""
     held = sidewise(batch, lambda policy, reference: (policy.clone().requires_grad_(), reference))
-    found = torch.autograd.grad(of(name, held, **params).sum(), (held.chosen.policy, held.rejected.policy))
-    return found[0], found[1]
+    gradients = torch.autograd.grad(of(name, held, **params).sum(), (held.chosen.policy, held.rejected.policy))
+    return gradients[0], gradients[1]
 
 
 @few
 @given(pairs(), BETAS)
-def test_without_their_own_parameter_they_are_dpo(batch, beta):
+def test_without_their_additional_parameter_they_are_dpo(batch, beta):
     dpo = of("dpo", batch, beta=beta)
     same(of("rdpo", batch, beta=beta, flip=0.0), dpo)
     same(of("r_dpo", batch, beta=beta, alpha=0.0), dpo)
@@ -165,9 +165,9 @@ def test_hinge_times_its_margin_is_the_unnormalised_hinge(batch, margin):
 @given(pairs(), BETAS, st.floats(1e-4, 0.49))
 def test_exo_and_the_unnormalised_one_differ_by_a_constant_at_matching_targets(batch, beta, smoothing):
     odds = math.log(smoothing) - math.log1p(-smoothing)
-    found = of("exo", batch, beta=beta, smoothing=smoothing)
-    same(found, of("exo_unnormalised", batch, beta=beta, log_epsilon=odds) - math.log1p(-smoothing))
-    assert (found >= -1e-12).all(), "a KL divergence"
+    losses = of("exo", batch, beta=beta, smoothing=smoothing)
+    same(losses, of("exo_unnormalised", batch, beta=beta, log_epsilon=odds) - math.log1p(-smoothing))
+    assert (losses >= -1e-12).all(), "a KL divergence"
 
 
 @few
@@ -252,9 +252,9 @@ def test_js_on_opposite_log_ratios_is_dpo_at_half_the_beta_and_so_convex(beta):
     # log sigma(a) - log sigma(-a) = a.
     ratios = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None]
     sides = [Side(sign * ratios, torch.zeros_like(ratios), ratios == ratios) for sign in (1, -1)]
-    found = of("f_dpo_js", Pairs(*sides), beta=beta)
-    same(found, of("dpo", Pairs(*sides), beta=beta / 2))
-    assert (found[2:] + found[:-2] - 2 * found[1:-1] >= 0).all()
+    losses = of("f_dpo_js", Pairs(*sides), beta=beta)
+    same(losses, of("dpo", Pairs(*sides), beta=beta / 2))
+    assert (losses[2:] + losses[:-2] - 2 * losses[1:-1] >= 0).all()
 
 
 @few

@@ -78,7 +78,7 @@ def test_ipo_squares_the_distance_of_the_mean_margin_to_half_the_inverse_of_tau(
     assert variants.get("ipo").bind(beta=0.25)(three).tolist() == [1.5625, 2.25, 4.0]
 
 
-def test_ipo_divides_the_pull_on_an_answer_by_its_own_length(three):
+def test_ipo_divides_the_gradient_of_an_answer_by_its_length(three):
     variants.get("ipo").bind(beta=0.25)(three).sum().backward()
     # Slope 2 (mean margin - 2): -2.5, -3, 4; on a chosen token over 2, 1, 4, on a rejected one minus that over 4, 2, 1.
     assert three.chosen.policy.grad[:, 0].tolist() == [-1.25, -3.0, 1.0]
