@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator, score_rows
-from dpobench.losses.standalone import stance
+from dpobench.losses.standalone import loss_preferences
 from dpobench.models.logprobs import score_sequences
 
 
@@ -47,7 +47,7 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         reference log-probability, `margin` their difference, `mean_margin` the difference of per-token means; `accuracy` and
         `mean_accuracy` say whether those are positive (1, 0; equal is 0.5); `length_difference` is chosen minus rejected
         tokens, what a classifier by length alone would go by. `own_accuracy` and `saturated` say what the loss itself makes of the
-        pair (see `dpobench.losses.standalone`): whether it prefers the chosen answer, whether it has stopped pulling. They are there for
+        pair (see `dpobench.losses.standalone`): whether it prefers the chosen answer, whether its gradient is gone. They are there for
         checkpoints whose loss is known and needs log-probabilities only, not for the reference, which has no loss.
 
     Raises:
@@ -78,8 +78,9 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         "length_difference": chosen_length - rejected_length,
     }
     if not checkpoint.is_reference:
-        own = stance(checkpoint.run, (chosen_policy, rejected_policy), (chosen_reference, rejected_reference))
-        found |= {"own_accuracy": own.right, "saturated": own.saturated} if own is not None else {}
+        policy, reference = (chosen_policy, rejected_policy), (chosen_reference, rejected_reference)
+        by_loss = loss_preferences(checkpoint.run, policy, reference)
+        found |= {"own_accuracy": by_loss.prefers_chosen, "saturated": by_loss.saturated} if by_loss is not None else {}
     prompts = [hashlib.sha256(pair.prompt.tobytes()).hexdigest()[:12] for pair in pairs]
     draws = pd.Series(prompts).groupby(prompts).cumcount().tolist()
     return pd.concat(

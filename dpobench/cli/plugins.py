@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,9 +11,8 @@ from dpobench.errors import UserError
 
 if TYPE_CHECKING:
     from dpobench.evaluation.registry import EvaluatorRegistry, JudgeRegistry
+    from dpobench.gallery.verdict import AnyRegistry
     from dpobench.losses.registry import LossRegistry
-
-    AnyRegistry: TypeAlias = LossRegistry | EvaluatorRegistry | JudgeRegistry
 
 
 def _losses() -> "LossRegistry":

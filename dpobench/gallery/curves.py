@@ -1,9 +1,8 @@
-"""A loss as a function of the margin: its value, and how hard it pulls on either answer."""
+"""A loss as a function of the margin: its value, and its gradient on either answer."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from dpobench.losses.pairs import Pairs, Side
 from dpobench.losses.quantities import NEEDS
 from dpobench.losses.variant import Bound, Variant
+from dpobench.plugins.plugin import Settings
 from dpobench.testing.probe import drawn_inside
 
 # Tokens of either answer, and margins of a curve.
@@ -56,10 +56,10 @@ class Curve:
         loss: value of a pair.
         chosen: derivative by the chosen answer's log-probability, a sum over its tokens that all move alike; per nat.
         rejected: the same for the rejected answer.
-        target: margin above 0 at which the pull turns, that is of least loss, shown or not; None where it does not turn.
+        target: margin above 0 at which the gradient changes sign, that is of least loss, shown or not; None where it does not.
     """
 
-    params: Mapping[str, Any]
+    params: Settings
     margins: Tensor
     loss: Tensor
     chosen: Tensor
@@ -68,7 +68,7 @@ class Curve:
 
     @property
     def mirrored(self) -> bool:
-        """Whether the rejected answer is pulled as the chosen one, the other way round."""
+        """Whether the gradient on the rejected answer is that on the chosen one with the other sign."""
         return torch.allclose(self.chosen, -self.rejected, rtol=1e-9, atol=1e-12 * float(self.chosen.abs().max()))
 
 
@@ -120,12 +120,12 @@ def family(variant: Variant, *, whole_grid: bool = False) -> Family:
     return Family(variant, axis(variant), curves, _level(margins / _tokens(axis(variant))))
 
 
-def curve(variant: Variant, params: Mapping[str, Any], margins: Tensor) -> Curve:
-    """Value and pulls of a loss.
+def curve(variant: Variant, params: Settings, margins: Tensor) -> Curve:
+    """Value and gradients of a loss.
 
     Answers have 50 tokens, all alike. Policy and reference give every token the same probability at margin 0; from there the
     chosen answer rises and the rejected one falls by half the margin each. What couples pairs or keeps statistics sees one
-    pair a batch, in a first step. Needs beside log-probabilities stay as at policy = reference.
+    pair a batch, in a first step. Other needs than log-probabilities stay as at policy = reference.
 
     Args:
         variant: the loss.
@@ -136,8 +136,8 @@ def curve(variant: Variant, params: Mapping[str, Any], margins: Tensor) -> Curve
     return Curve(bound.params, margins, *_taken(bound, per_token, _level(per_token)), target(variant, params))
 
 
-def target(variant: Variant, params: Mapping[str, Any]) -> float | None:
-    """The first margin above 0 at which the pull turns, in the unit of the loss's axis; None where it does not."""
+def target(variant: Variant, params: Settings) -> float | None:
+    """The first margin above 0 at which the gradient changes sign, in the unit of the loss's axis; None where it does not."""
     bound, tokens = variant.bind(**params), _tokens(axis(variant))
     away = _away(_farthest(axis(variant))) / tokens
     level = _level(away)
@@ -146,11 +146,11 @@ def target(variant: Variant, params: Mapping[str, Any]) -> float | None:
         _, chosen, rejected = _taken(bound, per_token, level)
         return chosen - rejected
 
-    found = slopes(away)
-    # Where the pull has died away, or is met at its turn, what is left of it is rounding.
-    pulled = found.abs() > 1e-9 * found.abs().max()
-    away, found = away[pulled], found[pulled]
-    turned = ((found[:-1] < 0) & (found[1:] > 0)).nonzero()
+    difference = slopes(away)
+    # Where the gradient has died away, or just changes sign, what is left of it is rounding.
+    significant = difference.abs() > 1e-9 * difference.abs().max()
+    away, difference = away[significant], difference[significant]
+    turned = ((difference[:-1] < 0) & (difference[1:] > 0)).nonzero()
     if not len(turned):
         return None
     low, high = away[int(turned[0])], away[int(turned[0]) + 1]
@@ -193,9 +193,9 @@ def _of_batch(bound: Bound, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     leaves = (pairs.chosen.policy, pairs.rejected.policy)
     with torch.enable_grad():
         loss = bound(given)
-        found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
-    pulls = [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(leaves, found, strict=True)]
-    return loss.detach(), pulls[0].mean(-1), pulls[1].mean(-1)
+        slopes = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+    per_token = [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)]
+    return loss.detach(), per_token[0].mean(-1), per_token[1].mean(-1)
 
 
 def _pairs(variant: Variant, per_token: Tensor, level: float, length: int) -> Pairs:
@@ -231,12 +231,12 @@ def _column(variant: Variant, name: str, number: int) -> float:
 
 
 def held(variant: Variant) -> list[str]:
-    """What a curve holds fixed beside the hyper-parameters, in words."""
-    found = [f"{name} = {_column(variant, name, number):g}" for number, name in enumerate(variant.columns)]
-    found += [f"{name} = {HELD[name]:g}" for name in variant.needs if name in HELD]
-    found += [f"{name} as at policy = reference" for name in variant.needs if name not in HELD]
-    found += ["one pair a batch"] if variant.sees_whole_batch else []
-    return found + (["statistics of a first step"] if variant.keeps_statistics else [])
+    """What a curve holds fixed besides the hyper-parameters, in words."""
+    words = [f"{name} = {_column(variant, name, number):g}" for number, name in enumerate(variant.columns)]
+    words += [f"{name} = {HELD[name]:g}" for name in variant.needs if name in HELD]
+    words += [f"{name} as at policy = reference" for name in variant.needs if name not in HELD]
+    words += ["one pair a batch"] if variant.sees_whole_batch else []
+    return words + (["statistics of a first step"] if variant.keeps_statistics else [])
 
 
 def _farthest(shown: Axis) -> float:
@@ -248,24 +248,26 @@ def _away(farthest: float) -> Tensor:
     return torch.logspace(-4, 0, 61, dtype=torch.float64) * farthest
 
 
-def _reach(variant: Variant, points: Sequence[Mapping[str, Any]], default: int) -> float:
+def _reach(variant: Variant, points: Sequence[Settings], default: int) -> float:
     """The margin up to which to show a loss, a round number in the unit of its axis."""
     shown = axis(variant)
     turns = [target(variant, params) for params in points]
-    own, reach = turns[default], _farthest(shown)
-    if own is not None:
+    default_target, reach = turns[default], _farthest(shown)
+    if default_target is not None:
         # Targets of other strengths are shown as far as they leave room for that of the default.
-        reach = min(max(1.4 * own, *(1.2 * turn for turn in turns if turn is not None)), 3.5 * own, reach)
+        reach = min(
+            max(1.4 * default_target, *(1.2 * turn for turn in turns if turn is not None)), 3.5 * default_target, reach
+        )
     else:
         # Far margins need improbable answers, on which some losses are steeper: look again from nearer.
         for far in (reach, 0.0):
-            seen = curve(variant, points[default], _away(far or min(10 * reach, _farthest(shown))))
-            reach = min(1.5 * _settled(seen, 2.0 if shown.per_token else 50.0), _farthest(shown))
+            shape = curve(variant, points[default], _away(far or min(10 * reach, _farthest(shown))))
+            reach = min(1.5 * _settled(shape, 2.0 if shown.per_token else 50.0), _farthest(shown))
     return _round(_tame(variant, points[default], reach))
 
 
 def _settled(far: Curve, otherwise: float) -> float:
-    """The margin beyond which the pull changes by no more than a tenth of all its change."""
+    """The margin beyond which the gradient changes by no more than a tenth of all its change."""
     slopes = far.chosen - far.rejected
     left = (slopes - slopes[-1]).abs()
     unsettled = (left > 0.1 * left.max()).nonzero()
@@ -274,7 +276,7 @@ def _settled(far: Curve, otherwise: float) -> float:
     return float(far.margins[int(unsettled[-1])])
 
 
-def _tame(variant: Variant, params: Mapping[str, Any], reach: float) -> float:
+def _tame(variant: Variant, params: Settings, reach: float) -> float:
     """A reach at which the loss has not exploded: half as far it still has an eighth of its height."""
     for _ in range(20):
         ends = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64) * reach

@@ -42,17 +42,17 @@ def caption(family: Family) -> list[str]:
 
 
 def terminal(family: Family) -> list[str]:
-    """Loss and pulls against the margin, as text of 72 columns."""
+    """Loss and gradients against the margin, as text of 72 columns."""
     panels = [("loss", "loss")]
     mirrored = all(curve.mirrored for curve in family.curves)
-    panels.append(("chosen", "pull on the chosen answer: d loss / d log p, per nat"))
+    panels.append(("chosen", "gradient on the chosen answer: d loss / d log p, per nat"))
     if not mirrored:
-        panels.append(("rejected", "pull on the rejected answer: d loss / d log p, per nat"))
+        panels.append(("rejected", "gradient on the rejected answer: d loss / d log p, per nat"))
     lines = [*_legend(family), ""]
     for name, title in panels:
         lines += [title, *_chart(_lines(family, name), family.curves[0].margins.tolist()), ""]
     if mirrored:
-        lines.insert(-1, "The pull on the rejected answer is the same with the other sign.")
+        lines.insert(-1, "The gradient on the rejected answer is the same with the other sign.")
     lines[-1:] = [family.axis.label.center(WIDTH + 20).rstrip()]
     return lines + [part for text in caption(family) for part in textwrap.wrap(text, WIDTH + 11)]
 
@@ -63,20 +63,20 @@ def _ordered(family: Family) -> list[Curve]:
 
 
 def _legend(family: Family) -> list[str]:
-    found = []
+    lines = []
     for glyph, curve in zip(_GLYPHS, _ordered(family), strict=False):
         least = "" if curve.target is None else f", least loss at a margin of {_short(curve.target)}"
-        found.append(f"{glyph} {family.name(curve)}{least}")
-    return found
+        lines.append(f"{glyph} {family.name(curve)}{least}")
+    return lines
 
 
 def _lines(family: Family, what: str) -> list[_Line]:
-    found = []
+    drawn = []
     for glyph, curve in zip(_GLYPHS, _ordered(family), strict=False):
         values = getattr(curve, what)
         columns = [round(i * (len(values) - 1) / (WIDTH - 1)) for i in range(WIDTH)]
-        found.append(_Line(family.name(curve), glyph, tuple(float(values[column]) for column in columns)))
-    return found
+        drawn.append(_Line(family.name(curve), glyph, tuple(float(values[column]) for column in columns)))
+    return drawn
 
 
 def _chart(lines: Sequence[_Line], margins: Sequence[float]) -> list[str]:
@@ -165,7 +165,7 @@ def _pdf(figure: "Figure") -> bytes:
 
 
 def _figure(family: Family) -> "Figure":
-    """Loss on the left, pulls on the right, a colour a strength."""
+    """Loss on the left, gradients on the right, a colour for each beta."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -203,7 +203,7 @@ def _finish(family: Family, figure: "Figure", left: "Axes", right: "Axes") -> No
     from dpobench.report.figures import GREY
 
     left.set_title(f"{family.variant.name}: loss")
-    right.set_title("Pull: d loss / d log p of the answer")
+    right.set_title("Gradient: d loss / d log p of the answer")
     left.set_ylabel("loss")
     right.set_ylabel(f"per nat, log p summed over {LENGTH} tokens")
     for axis in (left, right):

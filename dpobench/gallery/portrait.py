@@ -29,8 +29,8 @@ _SHORT_UNITS = MappingProxyType(
 _CLASSES = MappingProxyType(
     {
         "monotone": "never pushes the chosen answer down or the rejected one up",
-        "target": "pulls towards a finite margin and back from beyond it",
-        "free": "promises nothing about the signs of the pull",
+        "target": "pushes towards a finite margin, and back from beyond it",
+        "free": "promises nothing about the signs of the gradient",
     }
 )
 _GROUPS = (
@@ -53,7 +53,7 @@ class Card:
         unit: a key of `UNITS`.
         gradient: its declared gradient class.
         reference: whether it has a reference.
-        beside: needs and data columns.
+        takes: needs and data columns.
         batch: "batch" and "running", as far as they apply.
     """
 
@@ -64,13 +64,13 @@ class Card:
     unit: str
     gradient: str
     reference: bool
-    beside: tuple[str, ...]
+    takes: tuple[str, ...]
     batch: tuple[str, ...]
 
     @property
     def group(self) -> int:
         """Place in the list: what it takes to train with it."""
-        return 2 if self.batch else 3 if set(self.beside) - {"noise"} else 0 if self.reference else 1
+        return 2 if self.batch else 3 if set(self.takes) - {"noise"} else 0 if self.reference else 1
 
     @property
     def shown_grid(self) -> str:
@@ -103,7 +103,7 @@ def _installed(name: str) -> Card:
         unit=spec.unit,
         gradient=spec.gradient,
         reference=spec.reference,
-        beside=(*spec.needs, *spec.columns),
+        takes=(*spec.needs, *spec.columns),
         batch=("batch",) * spec.couples_batch + ("running",) * (spec.running is not None),
     )
 
@@ -120,7 +120,7 @@ def _read(name: str, file: Path) -> Card:
         unit=source.text("unit", "nat"),
         gradient=source.text("gradient", "monotone"),
         reference=source.declared.get("reference") is not False,
-        beside=(*source.names("needs"), *source.names("columns")),
+        takes=(*source.names("needs"), *source.names("columns")),
         batch=tuple(
             word for word, key in (("batch", "couples_batch"), ("running", "running")) if source.declared.get(key)
         ),
@@ -139,7 +139,7 @@ def listing(width: int | None = None) -> list[str]:
     rows = [
         (
             card.name,
-            ", ".join((*card.beside, *card.batch)) or "-",
+            ", ".join((*card.takes, *card.batch)) or "-",
             _SHORT_UNITS.get(card.unit, card.unit),
             card.shown_grid,
             card.gradient,

@@ -3,10 +3,10 @@
 import keyword
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dpobench.errors import UserError
-from dpobench.plugins.registry import NAME, Registry
+from dpobench.gallery.verdict import AnyRegistry
+from dpobench.plugins.registry import NAME
 
 _LOSS = '''"""{title}: one line that says what it is."""
 
@@ -178,7 +178,7 @@ _TEMPLATES: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def write(name: str, folder: Path, registry: Registry[Any, Any]) -> Sequence[Path]:
+def write(name: str, folder: Path, registry: AnyRegistry) -> Sequence[Path]:
     """Write a plugin that runs, and its test.
 
     Args:

@@ -4,20 +4,22 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
+from dpobench.evaluation.registry import EvaluatorRegistry, JudgeRegistry
+from dpobench.losses.registry import LossRegistry
 from dpobench.plugins.plugin import Settings
-from dpobench.plugins.registry import Registry
 
 if TYPE_CHECKING:
     from dpobench.testing import Law
 
+AnyRegistry: TypeAlias = LossRegistry | EvaluatorRegistry | JudgeRegistry
 # What the harness does with a plugin of each kind, and the option that chooses it, where there is one.
 _DOES = {"variant": ("trains", "train"), "evaluator": ("scores", "score"), "judge": ("judges", "judge")}
 _OPTIONS = {"variant": " --variants {}", "evaluator": "", "judge": " --judge {}"}
 
 
-def verdict(file: Path, registry: Registry[Any, Any], settings: Settings | None = None) -> tuple[list[str], bool]:
+def verdict(file: Path, registry: AnyRegistry, settings: Settings | None = None) -> tuple[list[str], bool]:
     """Try the laws on every plugin of a file.
 
     Args:

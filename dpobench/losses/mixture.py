@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dpobench.errors import UserError
 from dpobench.losses.spec import LossSpec
 from dpobench.losses.variant import Variant
-from dpobench.plugins.plugin import Parameter, Settings
+from dpobench.plugins.plugin import Parameter, Setting, Settings
 
 if TYPE_CHECKING:
     from dpobench.losses.pairs import Objective, Pairs
@@ -108,7 +108,7 @@ class Mixture(Variant):
         """Whether those of any part outlive a step."""
         return any(loss.keeps_statistics for loss, _ in self.parts)
 
-    def arguments(self, params: Settings) -> dict[str, Any]:
+    def arguments(self, params: Settings) -> dict[str, Setting]:
         """Complete and check hyper-parameters.
 
         Raises:
@@ -128,7 +128,7 @@ class Mixture(Variant):
         """Sum of the parts' objectives, each with its own hyper-parameters and statistics."""
         from dpobench.losses.pairs import Objective
 
-        total: Any = 0.0
+        total: Any = 0.0  # a tensor as soon as a part is added
         ratios = []
         for loss, weight in self.parts:
             part = loss.objective(replace(pairs, statistics=_of(loss, pairs.statistics)), _of(loss, params))
@@ -155,7 +155,7 @@ class Mixture(Variant):
         known = [value for value in values if value is not None]
         return sum(w * v for w, v in zip(weights, known, strict=True)) if len(known) == len(values) else None
 
-    def pick(self, name: str, params: Settings) -> Any:
+    def pick(self, name: str, params: Settings) -> Setting:
         """Value of a need's hyper-parameter, which the parts that have it must agree on.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a loss makes of pairs that were scored outside training: which answer it prefers, and how hard it pulls."""
+"""What a loss makes of pairs that were scored outside training: which answer it prefers, and whether it still has a gradient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,74 +15,79 @@ from dpobench.losses.registry import variants
 from dpobench.losses.variant import Bound
 
 Logps = Sequence[np.ndarray]
-# A pull below this share of its start counts as none, as in the training log.
+# A gradient below this share of its start counts as none, as in the training log.
 SATURATED = 0.01
 
 
 @dataclass(frozen=True)
-class Stance:
-    """A loss's own view of N pairs.
+class LossPreferences:
+    """What a loss by itself prefers of N pairs.
 
     Args:
-        right: 1 where the loss is smaller than with both answers exchanged, 0 where it is larger, 0.5 where it is the same.
-        saturated: 1 where the largest pull on a chosen token is below a hundredth of what it is at policy = reference.
+        prefers_chosen: 1 where the loss is smaller than with both answers exchanged, 0 where it is larger, 0.5 where it is the same.
+        saturated: 1 where the largest gradient on a chosen token is below a hundredth of what it is at policy = reference.
     """
 
-    right: np.ndarray
+    prefers_chosen: np.ndarray
     saturated: np.ndarray
 
 
-def stance(run: Mapping[str, Any], policy: tuple[Logps, Logps], reference: tuple[Logps, Logps]) -> Stance | None:
-    """Ask the loss that a run trained with.
+def loss_preferences(
+    run: Mapping[str, Any], policy: tuple[Logps, Logps], reference: tuple[Logps, Logps]
+) -> LossPreferences | None:
+    """Preferences of the loss that a run trained with.
 
     Whatever a loss calls its reward, it prefers the answer whose exchange with the other would cost it: no reward need be known.
-    Sums of a ratio over the batch keep the denominators of the pairs as they are.
+    Sums of a ratio over the batch have the denominators of the pairs as they are.
 
     Args:
-        run: what `Run.describe` says of it; without a "strength" there is no loss to ask.
+        run: what `Run.describe` says of it; without a "strength" there is no loss.
         policy: log-probabilities of the tokens of the chosen and of the rejected answers, nats, N arrays each.
         reference: the same under the reference.
 
     Returns: None for a loss that needs more than log-probabilities of pairs, or that looks at other pairs of a batch or at
-        statistics of earlier ones: outside training none of that is at hand.
+        statistics of earlier ones: outside training there are none. None as well for a loss that is not registered here.
     """
     if not policy[0] or run.get("strength") is None:
         return None
     try:
         bound = variants.get(str(run["variant"])).bind(**run["params"])
-    except UnknownName:  # trained elsewhere, with a loss that is not at hand
+    except UnknownName:
         return None
     variant = bound.variant
     if variant.needs or variant.columns or variant.sees_whole_batch:
         return None
     chosen, rejected = (_side(*sides) for sides in zip(policy, reference, strict=True))
-    given = Pairs(chosen, rejected)
+    pairs = Pairs(chosen, rejected)
     with torch.no_grad():
-        whole = bound.objective(given)
-        value = whole.each(whole.denominators)
-        other = bound.objective(Pairs(rejected, chosen)).each(whole.denominators)
-        right = (torch.sign(other - value) + 1) / 2
-    now, first = _pull(bound, given), _pull(bound, Pairs(_started(chosen), _started(rejected)))
-    return Stance(right.numpy(), (now < SATURATED * first).double().numpy())
+        objective = bound.objective(pairs)
+        value = objective.each(objective.denominators)
+        exchanged = bound.objective(Pairs(rejected, chosen)).each(objective.denominators)
+        prefers_chosen = (torch.sign(exchanged - value) + 1) / 2
+    at_reference = Pairs(_started(chosen), _started(rejected))
+    saturated = _largest_gradient(bound, pairs) < SATURATED * _largest_gradient(bound, at_reference)
+    return LossPreferences(prefers_chosen.numpy(), saturated.double().numpy())
 
 
 def _side(policy: Logps, reference: Logps) -> Side:
-    own, base = (
-        pad_sequence([torch.from_numpy(one.astype(np.float64)) for one in many], True) for many in (policy, reference)
-    )
-    lengths = torch.tensor([len(one) for one in policy])
-    return Side(own, base, torch.arange(own.shape[1]) < lengths[:, None])
+    padded = [
+        pad_sequence([torch.from_numpy(logps.astype(np.float64)) for logps in answers], True)
+        for answers in (policy, reference)
+    ]
+    lengths = torch.tensor([len(logps) for logps in policy])
+    return Side(padded[0], padded[1], torch.arange(padded[0].shape[1]) < lengths[:, None])
 
 
 def _started(side: Side) -> Side:
+    """The same answers where the policy equals the reference."""
     return Side(side.reference, side.reference, side.mask)
 
 
-def _pull(bound: Bound, pairs: Pairs) -> Tensor:
-    """Largest pull on a chosen token of each pair, shape [N], as the training log has it."""
+def _largest_gradient(bound: Bound, pairs: Pairs) -> Tensor:
+    """Largest gradient on a chosen token of each pair, shape [N], as the training log has it."""
     leaf = pairs.chosen.policy.clone().requires_grad_()
-    sides = Side(leaf, pairs.chosen.reference, pairs.chosen.mask)
+    chosen = Side(leaf, pairs.chosen.reference, pairs.chosen.mask)
     with torch.enable_grad():
-        each = bound(Pairs(sides, pairs.rejected))
+        each = bound(Pairs(chosen, pairs.rejected))
         (slope,) = torch.autograd.grad(each.sum(), leaf, allow_unused=True)
     return torch.zeros(len(pairs)) if slope is None else slope.abs().amax(-1)

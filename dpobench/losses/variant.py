@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dpobench.losses.spec import LossSpec, Unit
-from dpobench.plugins.plugin import Interval, Plugin, Settings, keywords
+from dpobench.plugins.plugin import Interval, Plugin, Setting, Settings, keywords
 
 if TYPE_CHECKING:
     from dpobench.losses.pairs import Objective, Pairs, PerPair
@@ -85,11 +85,11 @@ class Variant(Plugin[LossSpec]):
 
         return {taken: need for need in self.needs if need in NEEDS for taken in keywords(NEEDS[need].compute)}
 
-    def pick(self, name: str, params: Settings) -> Any:
+    def pick(self, name: str, params: Settings) -> Setting:
         """Value of the hyper-parameter that a need of this loss takes."""
         return params[name]
 
-    def bind(self, **params: Any) -> "Bound":
+    def bind(self, **params: Setting) -> "Bound":
         """Fix the hyper-parameters.
 
         Raises:
@@ -126,7 +126,7 @@ class Bound:
         """
         return self.variant.update(pairs, statistics, self.params)
 
-    def named(self, function: Callable[..., Any]) -> dict[str, Any]:
+    def named(self, function: Callable[..., Any]) -> dict[str, Setting]:
         """The hyper-parameters that a function takes as keyword-only arguments."""
         return {name: self.variant.pick(name, self.params) for name in keywords(function)}
 

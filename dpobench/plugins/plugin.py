@@ -14,8 +14,10 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from dpobench.artifacts.code_hash import code_hash
 from dpobench.errors import PluginRefused, UnknownName, UserError
 
-# Hyper-parameters by name: what a plugin's signature takes, of whatever type its defaults have.
-Settings: TypeAlias = Mapping[str, Any]
+# The value of a hyper-parameter, of whatever type its default has: the border to functions that users write.
+Setting: TypeAlias = Any
+# Hyper-parameters of a plugin, by name.
+Settings: TypeAlias = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Parameter:
     """One hyper-parameter of a plugin: a keyword-only argument of its function."""
 
     name: str
-    default: Any
+    default: Setting
     bounds: Interval | None = None
     grid: tuple[float, ...] = ()
 
-    def accept(self, value: Any, plugin: str) -> Any:
+    def accept(self, value: Setting, plugin: str) -> Setting:
         """Return the value with the type of the default.
 
         Args:
@@ -131,9 +133,9 @@ class Plugin(Generic[SpecT]):
         """Hash of the file's syntax tree and of the local modules it imports: comments and layout do not change it, code does."""
         return code_hash(self.file)
 
-    def deciding(self, settings: Settings) -> dict[str, Any]:
+    def deciding(self, settings: Settings) -> dict[str, Setting]:
         """The settings that change results: all but those declared idle."""
-        deciding: dict[str, Any] = {}
+        deciding: dict[str, Setting] = {}
         for name, value in settings.items():
             idle_entries = {key.partition(".")[2] for key in self.spec.idle if key.startswith(f"{name}.")}
             if idle_entries:
@@ -142,7 +144,7 @@ class Plugin(Generic[SpecT]):
                 deciding[name] = value
         return deciding
 
-    def arguments(self, params: Settings) -> dict[str, Any]:
+    def arguments(self, params: Settings) -> dict[str, Setting]:
         """Complete and check hyper-parameters.
 
         Returns: every keyword-only argument with its value, in the order of the signature.

@@ -23,7 +23,7 @@ and must be needed at the loss's defaults. A loss of a few lines takes some mill
 | `padding` | what stands at masked positions does not matter |
 | `derivative` | the gradient is the slope of the value, unless `stops_gradient` |
 | `reference` | the reference matters if and only if it is declared to |
-| `direction` | the pull has the sign that `gradient` promises, at every margin |
+| `direction` | the gradient has the sign that `gradient` promises, at every margin |
 | `start` | the value where the policy equals the reference is the declared one |
 | `shift` | a loss with a start knows log-ratios only |
 | `strength` | every hyper-parameter with a grid changes value or gradient |

@@ -245,12 +245,14 @@ def shifted(pairs: Pairs, chosen: float, rejected: float) -> Pairs:
 
 def leaves(pairs: Pairs) -> dict[str, Tensor]:
     """What the gradient flows to, shape [B, T] each: the policy's log-probabilities and the differentiable needs."""
-    found = {}
+    named_leaves = {}
     for where, side in sides_of(pairs).items():
         if where != "mismatched":
-            found[where] = side.policy
-            found |= {f"{where}.{name}": value for name, value in side.extras.items() if NEEDS[name].differentiable}
-    return found
+            named_leaves[where] = side.policy
+            named_leaves |= {
+                f"{where}.{name}": value for name, value in side.extras.items() if NEEDS[name].differentiable
+            }
+    return named_leaves
 
 
 def leaf(where: str, what: str) -> str:

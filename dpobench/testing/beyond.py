@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from dpobench.errors import PluginRefused
 from dpobench.losses.pairs import Pairs, Side
 from dpobench.losses.quantities import NEEDS
+from dpobench.plugins.plugin import Setting
 from dpobench.testing import batches
 from dpobench.testing.probe import Outcome, Probe, limits
 
@@ -18,21 +18,21 @@ from dpobench.testing.probe import Outcome, Probe, limits
 DRAWS = (1, 2, 3)
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
+def close(values: Tensor, expected: Tensor) -> bool:
     """Equal up to rounding in float64, with room for a loss that computes a part in float32."""
     scale = float(expected.abs().max()) if expected.numel() else 0.0
-    return bool(((found - expected).abs() <= 1e-6 * (scale if math.isfinite(scale) else 1.0) + 1e-9).all())
+    return bool(((values - expected).abs() <= 1e-6 * (scale if math.isfinite(scale) else 1.0) + 1e-9).all())
 
 
 def without_random_numbers(work: Callable[[], object]) -> bool:
     """Whether something runs without drawing from torch's random numbers or seeding them; their state stays as it is."""
-    found = torch.get_rng_state()
+    state = torch.get_rng_state()
     # What seeds for itself leaves the same state after every call; one draw more tells.
     torch.rand(())
     before = torch.get_rng_state()
     work()
     same = torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(found)
+    torch.set_rng_state(state)
     return same
 
 
@@ -56,9 +56,9 @@ def everything(pairs: Pairs) -> Iterator[tuple[str, Tensor]]:
 
 def changed(given: Pairs, before: Pairs) -> str:
     """What was changed in place, in the words that read it; empty if nothing."""
-    for (what, found), (_, expected) in zip(everything(given), everything(before), strict=True):
+    for (what, tensor), (_, expected) in zip(everything(given), everything(before), strict=True):
         # A reference that nobody computes is not a number.
-        if not torch.equal(found.nan_to_num(nan=0.5), expected.nan_to_num(nan=0.5)):
+        if not torch.equal(tensor.nan_to_num(nan=0.5), expected.nan_to_num(nan=0.5)):
             return what
     return ""
 
@@ -89,11 +89,11 @@ def _updates(probe: Probe, first: dict[str, float]) -> str:
     ordinary = probe.ordinary
     second = probe.updated(ordinary, first)
     for where, pairs, known, point in _first_steps(probe, first, second):
-        found = probe.updated(pairs, known, point)
-        if missing := sorted(set(first) ^ set(found)):
-            told = f"update returns {sorted(found)}, init {sorted(first)}"
-            return f"{told}: {missing[0]} is not in both; return the same names"
-        for name, value in found.items():
+        updated = probe.updated(pairs, known, point)
+        if missing := sorted(set(first) ^ set(updated)):
+            names = f"update returns {sorted(updated)}, init {sorted(first)}"
+            return f"{names}: {missing[0]} is not in both; return the same names"
+        for name, value in updated.items():
             if not math.isfinite(value):
                 return f"update makes {name} {value} {where}; guard against dividing by zero"
     drawn: list[dict[str, float]] = []
@@ -113,7 +113,7 @@ def _updates(probe: Probe, first: dict[str, float]) -> str:
 
 def _first_steps(
     probe: Probe, first: dict[str, float], second: dict[str, float]
-) -> Iterator[tuple[str, Pairs, dict[str, float], dict[str, Any]]]:
+) -> Iterator[tuple[str, Pairs, dict[str, float], dict[str, Setting]]]:
     """Batches that an update must take, at the first step and at the second, all along the grids."""
     given = (
         ("on ordinary pairs", probe.ordinary),
@@ -128,16 +128,16 @@ def _first_steps(
                 yield where, pairs, second, point
 
 
-def _alike(found: Mapping[str, float], expected: Mapping[str, float]) -> bool:
-    return all(math.isclose(found[name], value, rel_tol=1e-6, abs_tol=1e-9) for name, value in expected.items())
+def _alike(values: Mapping[str, float], expected: Mapping[str, float]) -> bool:
+    return all(math.isclose(values[name], value, rel_tol=1e-6, abs_tol=1e-9) for name, value in expected.items())
 
 
 def _in_place(probe: Probe, first: Mapping[str, float]) -> str:
-    given, kept = batches.copied(probe.ordinary), dict(first)
+    given, given_statistics = batches.copied(probe.ordinary), dict(first)
     bound = probe.variant.bind(**probe.centre)
     with torch.no_grad():
-        bound.update(given, kept)
-    if kept != first:
+        bound.update(given, given_statistics)
+    if given_statistics != first:
         return "update changes the statistics that it is given in place; return a new dictionary"
     if what := changed(given, probe.ordinary):
         return f"update changes {what} in place; use the operation that returns a new tensor"
@@ -231,13 +231,13 @@ def probability(probe: Probe) -> str:
     # Margins from one nat to a hundred: nearer to 0 every loss is a straight line, and far out rounding is all there is.
     size = probe.swept.margin.abs()
     pairs = batches.chosen_rows(probe.swept, [int(row) for row in ((size >= 1) & (size <= 100)).nonzero()])
-    turned = replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen)
-    found: dict[str, Tensor] = {}
+    flipped = replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen)
+    first_ratios: dict[str, Tensor] = {}
     for point in probe.points:
         beta = float(point[probe.variant.strength])
-        ratios = (probe.value(pairs, point) - probe.value(turned, point)) / (beta * pairs.margin)
+        ratios = (probe.value(pairs, point) - probe.value(flipped, point)) / (beta * pairs.margin)
         others = repr({name: value for name, value in point.items() if name != probe.variant.strength})
-        first = found.setdefault(others, ratios[0])
+        first = first_ratios.setdefault(others, ratios[0])
         if not bool(((ratios - first).abs() <= 1e-3 * first.abs()).all()):
             return "states_probability=True, but the loss is not logistic in beta x margin; leave the declaration out"
     return ""
@@ -245,16 +245,16 @@ def probability(probe: Probe) -> str:
 
 def denominators(probe: Probe) -> str:
     """A ratio's denominators are positive, and known before the policy is."""
-    found = probe.objective(batches.copied(probe.ordinary, differentiable=True)).ratios
-    if not found:
+    ratios = probe.objective(batches.copied(probe.ordinary, differentiable=True)).ratios
+    if not ratios:
         return ""
     statistics = probe.statistics(probe.ordinary)
     with torch.no_grad():
         other = probe.objective(batches.copied(_of_another_policy(probe)), statistics=statistics).ratios
-    if len(other) != len(found):
+    if len(other) != len(ratios):
         return "how many ratios it returns depends on the policy; return the same ones always, zeros where one does not apply"
-    for number, ratio in enumerate(found):
-        given = f"denominator {number + 1}" if len(found) > 1 else "the denominator"
+    for number, ratio in enumerate(ratios):
+        given = f"denominator {number + 1}" if len(ratios) > 1 else "the denominator"
         if not bool((ratio.denominator > 0).all()) or not bool(ratio.denominator.isfinite().all()):
             return (
                 f"{given} of a ratio is {float(ratio.denominator.min()):g} for a pair; make it positive for every pair"

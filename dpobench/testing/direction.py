@@ -1,4 +1,4 @@
-"""The law of signs: which way a loss pulls, at every margin."""
+"""The law of signs: which way the gradient of a loss points, at every margin."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def direction(probe: Probe) -> str:
     if promised == "free":
         return ""
     for point, outcome in zip(probe.points, probe.curves, strict=True):
-        reason = _monotone(outcome) if promised == "monotone" else _target(outcome, any_distance=probe.asked)
+        reason = _monotone(outcome) if promised == "monotone" else _target(outcome, any_distance=probe.customised)
         if reason:
             return f"{reason} ({written(point)})"
     return ""
@@ -22,7 +22,7 @@ def direction(probe: Probe) -> str:
 def _wrong(outcome: Outcome) -> tuple[Tensor, Tensor]:
     """How strongly each pair's chosen is pushed down and its rejected up, shape [paths, margins].
 
-    As a share of the largest pull at margins no farther out: what is left of rounding is then tiny, and a loss that explodes
+    As a share of the largest gradient at margins no farther out: what is left of rounding is then tiny, and a loss that explodes
     far out hides nothing nearby.
     """
     sizes = torch.maximum(outcome.chosen.abs().amax(-1), outcome.rejected.abs().amax(-1)).view(len(batches.PATHS), -1)
@@ -53,19 +53,19 @@ def _monotone(outcome: Outcome) -> str:
 def _target(outcome: Outcome, *, any_distance: bool) -> str:
     margins = batches.margins()
     # The first path moves both sides alike; a target may lie on one side only, so either may turn.
-    pull = torch.maximum(*_wrong(outcome))[0]
+    wrong = torch.maximum(*_wrong(outcome))[0]
     margin = margins[0]
-    if bool((pull[margin <= 0] > 1e-6).any()):
+    if bool((wrong[margin <= 0] > 1e-6).any()):
         return "gradient='target', but it pushes the wrong way before any target, at a margin of 0 nats or less; mend the sign"
-    turned = (pull > 1e-12) & (margin <= batches.REACH)
-    if not turned.any() and any_distance:
+    reversed_at = (wrong > 1e-12) & (margin <= batches.REACH)
+    if not reversed_at.any() and any_distance:
         return ""
-    if not turned.any():
+    if not reversed_at.any():
         return (
-            f"gradient='target', but the pull never turns within {batches.REACH:g} nats; declare 'monotone', or a grid with "
+            f"gradient='target', but the gradient never changes sign within {batches.REACH:g} nats; declare 'monotone', or a grid with "
             "targets that can be reached"
         )
-    after = pull[int(turned.nonzero()[0]) :]
+    after = wrong[int(reversed_at.nonzero()[0]) :]
     if bool((after < -1e-6).any()):
-        return "gradient='target', but the pull turns more than once; declare 'free'"
+        return "gradient='target', but the gradient changes sign more than once; declare 'free'"
     return ""

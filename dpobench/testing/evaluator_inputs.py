@@ -174,12 +174,12 @@ def pairs(reference: Checkpoint) -> list[TokenPair]:
     return [pair.with_reference(logps[2 * n], logps[2 * n + 1]) for n, pair in enumerate(bare)]
 
 
-def scores(asked: Sequence[Prompt], completions: Sequence[str]) -> pd.DataFrame:
+def scores(prompts: Sequence[Prompt], completions: Sequence[str]) -> pd.DataFrame:
     """A judge that scores: the number of different letters."""
     return pd.DataFrame({"score": [float(len(set(text.split()))) for text in completions]})
 
 
-def compares(asked: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
+def compares(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
     """A judge that compares: more different letters win, and where there are as many, the answer shown first."""
     more = [len(set(a.split())) - len(set(b.split())) for a, b in zip(first, second, strict=True)]
     return pd.DataFrame({"p_first": [0.9 if gap >= 0 else 0.2 for gap in more]})
@@ -194,12 +194,12 @@ def held_out(situation: Situation, pairs_scored: Sequence[TokenPair], *, reverse
         reverse: prompts and answers in the opposite order.
     """
     there, base = situation.available, answers(1)
-    own = base if situation.checkpoint.is_reference else answers(2)
+    samples = base if situation.checkpoint.is_reference else answers(2)
     held = [copy.deepcopy(pair) for pair in pairs_scored]
     named = {"pairwise": compares} if situation.compares else {"judge": scores}
-    inputs = HeldOut(prompts(), own.copy(deep=True), base.copy(deep=True), sampling=Sampling(draws=DRAWS))
+    inputs = HeldOut(prompts(), samples.copy(deep=True), base.copy(deep=True), sampling=Sampling(draws=DRAWS))
     if situation.tempered:
-        unaltered = (own.copy(deep=True), base.copy(deep=True))
+        unaltered = (samples.copy(deep=True), base.copy(deep=True))
         inputs = replace(inputs, sampling=Sampling(draws=DRAWS, temperature=0.5), unaltered=unaltered)
     if "pairs" in there:
         inputs = replace(inputs, pairs=held)

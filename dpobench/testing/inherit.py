@@ -1,12 +1,13 @@
 """Test classes to inherit: a subclass names a plugin or a file, and pytest tries each law as a test of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from dpobench.errors import UserError
 from dpobench.evaluation.registry import EvaluatorRegistry, JudgeRegistry, evaluators, judges
 from dpobench.losses.registry import LossRegistry, variants
+from dpobench.plugins.plugin import Settings
 from dpobench.testing.law import Law
 from dpobench.testing.laws import LAW_NAMES, check
 
@@ -37,7 +38,7 @@ class LawTests:
     registry: ClassVar[AnyRegistry]
     file: ClassVar[Path | str | None] = None
     name: ClassVar[str] = ""
-    settings: ClassVar[Mapping[str, Any]] = {}
+    settings: ClassVar[Settings] = {}
 
     @classmethod
     def names(cls) -> list[str]:

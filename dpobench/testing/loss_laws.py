@@ -1,7 +1,6 @@
 """The laws of losses: each a function from a probed loss to the reason why it is broken, empty where it is kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +43,9 @@ def shape(probe: Probe) -> str:
     """One value per pair, and per part of a ratio, in the dtype of the log-probabilities."""
     for dtype in (torch.float64, torch.float32):
         with torch.no_grad():
-            found = probe.objective(batches.copied(probe.ordinary, dtype=dtype))
-        parts = [("it returns", found.losses)]
-        for ratio in found.ratios:
+            objective = probe.objective(batches.copied(probe.ordinary, dtype=dtype))
+        parts = [("it returns", objective.losses)]
+        for ratio in objective.ratios:
             parts += [("a ratio's numerator is", ratio.numerator), ("a ratio's denominator is", ratio.denominator)]
         for what, part in parts:
             if part.dtype != dtype:
@@ -152,7 +151,7 @@ def derivative(probe: Probe) -> str:
     return "stops_gradient=True, but nothing is held constant; leave it out" if stops else ""
 
 
-def _slopes(probe: Probe, point: Mapping[str, Any]) -> tuple[float, float, float]:
+def _slopes(probe: Probe, point: Settings) -> tuple[float, float, float]:
     """Slope of the value, what autograd says of it, and how far apart rounding may put them."""
     pairs, step = probe.ordinary, 1e-5
     away, masks = torch.Generator().manual_seed(5), batches.sides_of(pairs)
@@ -173,8 +172,10 @@ def permutation(probe: Probe) -> str:
     order = [3, 0, 4, 1, 2]
     outcome = probe.outcome(batches.chosen_rows(probe.ordinary, order))
     expected = probe.base.loss[order]
-    kept = close(outcome.loss.sum(), expected.sum()) if probe.variant.couples_batch else close(outcome.loss, expected)
-    if kept and all(close(found, probe.base.gradients[name][order]) for name, found in outcome.gradients.items()):
+    same = close(outcome.loss.sum(), expected.sum()) if probe.variant.couples_batch else close(outcome.loss, expected)
+    if same and all(
+        close(token_gradient, probe.base.gradients[name][order]) for name, token_gradient in outcome.gradients.items()
+    ):
         return ""
     return "the order of the pairs in the batch changes the result; treat every pair alike"
 
@@ -203,12 +204,12 @@ def _adds_up(probe: Probe, pairs: Pairs, parts: Sequence[Sequence[int]]) -> bool
     known = probe.statistics(pairs)
     with torch.no_grad():
         whole = probe.objective(batches.copied(pairs), statistics=known)
-        found = [probe.objective(batches.chosen_rows(pairs, part), statistics=known) for part in parts]
-        if any(len(part.ratios) != len(whole.ratios) for part in found):
+        pieces = [probe.objective(batches.chosen_rows(pairs, part), statistics=known) for part in parts]
+        if any(len(part.ratios) != len(whole.ratios) for part in pieces):
             return False
-        alone = torch.cat([part.each(whole.denominators, len(pairs)) for part in found])
+        alone = torch.cat([part.each(whole.denominators, len(pairs)) for part in pieces])
     order = [row for part in parts for row in part]
-    below = [torch.cat([part.ratios[k].denominator for part in found]) for k in range(len(whole.ratios))]
+    below = [torch.cat([part.ratios[k].denominator for part in pieces]) for k in range(len(whole.ratios))]
     return close(alone, whole.each()[order]) and all(
         close(part, ratio.denominator[order]) for part, ratio in zip(below, whole.ratios, strict=True)
     )
@@ -218,11 +219,11 @@ def padding(probe: Probe) -> str:
     """What stands at masked positions, and how many there are, changes nothing."""
     outcome = probe.outcome(batches.littered(probe.ordinary))
     masks = {name: side.mask for name, side in batches.sides_of(probe.ordinary).items()}
-    kept = close(outcome.loss, probe.base.loss)
-    for name, found in outcome.gradients.items():
+    same = close(outcome.loss, probe.base.loss)
+    for name, token_gradient in outcome.gradients.items():
         mask = masks[name.partition(".")[0]]
-        kept = kept and close(found[:, : batches.WIDTH][mask], probe.base.gradients[name][mask])
-    if kept:
+        same = same and close(token_gradient[:, : batches.WIDTH][mask], probe.base.gradients[name][mask])
+    if same:
         return ""
     return "padding changes the result; use the sums and means of pairs.chosen and pairs.rejected, or torch.where(mask, ...) before summing"
 
@@ -268,11 +269,11 @@ def start(probe: Probe) -> str:
         declared = Bound(probe.variant, point).start
         if declared is None:
             return ""
-        found = probe.value(probe.started, point)
-        apart = (found - declared).abs()
+        losses = probe.value(probe.started, point)
+        apart = (losses - declared).abs()
         if not bool((apart <= 1e-6 * max(1.0, abs(declared))).all()):
             return (
-                f"start is declared as {declared:.6g}, at policy = reference the loss is {float(found[apart.argmax()]):.6g} "
+                f"start is declared as {declared:.6g}, at policy = reference the loss is {float(losses[apart.argmax()]):.6g} "
                 f"({written(point)}); declare a function of the hyper-parameters, start=lambda beta: ..."
             )
     return ""
@@ -284,9 +285,9 @@ def strength(probe: Probe) -> str:
     at = dict(zip(map(repr, probe.points), probe.sweeps, strict=True))
     elsewhere = probe.variant.given_to_needs()
     for name, points in probe.grids.items():
-        found = [at[repr(point)] for point in points]
+        outcomes = [at[repr(point)] for point in points]
         # Of a mixture, the parameter's name stands behind the part's.
-        if name.rpartition(".")[2] in elsewhere or any(not outcome.same_as(found[0]) for outcome in found[1:]):
+        if name.rpartition(".")[2] in elsewhere or any(not outcome.same_as(outcomes[0]) for outcome in outcomes[1:]):
             continue
         near = [probe.later(point) for point in points]
         if all(outcome.same_as(near[0]) for outcome in near[1:]):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from dpobench.errors import PluginRefused
 from dpobench.losses.pairs import Objective, Pairs, Ratio
 from dpobench.losses.variant import Bound, Variant
-from dpobench.plugins.plugin import Interval
+from dpobench.plugins.plugin import Interval, Setting, Settings
 from dpobench.testing import batches
 from dpobench.testing.batches import Declared, Undeclared, chosen_rows, copied, ordinary
 
@@ -43,10 +42,10 @@ class Outcome:
     @property
     def finite(self) -> Tensor:
         """Whether value and gradient of each pair are finite, shape [B]."""
-        found = self.loss.isfinite()
+        finite_rows = self.loss.isfinite()
         for gradient in self.gradients.values():
-            found = found & gradient.isfinite().all(-1)
-        return found
+            finite_rows = finite_rows & gradient.isfinite().all(-1)
+        return finite_rows
 
     def same_as(self, other: "Outcome") -> bool:
         """Whether nothing at all differs."""
@@ -99,20 +98,20 @@ class Probe:
         params: hyper-parameters that differ from the defaults.
     """
 
-    def __init__(self, variant: Variant, params: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, variant: Variant, params: Settings | None = None) -> None:
         self.variant = variant
-        self.asked = bool(params)
+        self.customised = bool(params)
         self.centre = variant.arguments(params or {})
 
     @cached_property
     def home(self) -> "Probe":
         """The loss at its defaults. What it declares must matter there; elsewhere a user may have switched a part off."""
-        return Probe(self.variant) if self.asked else self
+        return Probe(self.variant) if self.customised else self
 
     @cached_property
-    def grids(self) -> dict[str, list[dict[str, Any]]]:
+    def grids(self) -> dict[str, list[dict[str, Setting]]]:
         """For each hyper-parameter with a grid: the points along it, the others staying at the centre."""
-        found = {}
+        points_along = {}
         for parameter in self.variant.parameters.values():
             values = [parameter.accept(value, self.variant.name) for value in parameter.grid]
             if len(set(values)) == 1 and isinstance(values[0], float):
@@ -120,16 +119,16 @@ class Probe:
                     v for v in (values[0] * 1.5, values[0] / 1.5) if not parameter.bounds or v in parameter.bounds
                 ]
             if values:
-                found[parameter.name] = [{**self.centre, parameter.name: value} for value in values]
-        return found
+                points_along[parameter.name] = [{**self.centre, parameter.name: value} for value in values]
+        return points_along
 
     @cached_property
-    def points(self) -> list[dict[str, Any]]:
+    def points(self) -> list[dict[str, Setting]]:
         """The centre, then every other point of the grids."""
-        found = [self.centre]
+        points = [self.centre]
         for along in self.grids.values():
-            found += [point for point in along if point not in found]
-        return found
+            points += [point for point in along if point not in points]
+        return points
 
     def given(self, pairs: Pairs, draw: int = 0) -> Pairs:
         """Pairs that carry everything, with what is declared and nothing else.
@@ -159,7 +158,7 @@ class Probe:
         """Five pairs where the policy equals the reference, in float64."""
         return batches.started(self.ordinary)
 
-    def initial(self, params: Mapping[str, Any] | None = None) -> dict[str, float]:
+    def initial(self, params: Settings | None = None) -> dict[str, float]:
         """First statistics.
 
         Raises:
@@ -171,7 +170,7 @@ class Probe:
             raise PluginRefused(f"init raises {type(error).__name__}: {error}") from error
 
     def updated(
-        self, pairs: Pairs, statistics: Mapping[str, float], params: Mapping[str, Any] | None = None
+        self, pairs: Pairs, statistics: Mapping[str, float], params: Settings | None = None
     ) -> dict[str, float]:
         """Next statistics; `pairs` stays as it is.
 
@@ -188,7 +187,7 @@ class Probe:
         except Exception as error:
             raise PluginRefused(f"{_with(params)}update raises {type(error).__name__}: {error}") from error
 
-    def statistics(self, pairs: Pairs, params: Mapping[str, Any] | None = None) -> dict[str, float]:
+    def statistics(self, pairs: Pairs, params: Settings | None = None) -> dict[str, float]:
         """What the statistics are where these pairs are the first batch."""
         return self.updated(pairs, self.initial(params), params) if self.variant.keeps_statistics else {}
 
@@ -198,7 +197,7 @@ class Probe:
         return replace(pairs, statistics=Declared(scalars, "running"))
 
     def objective(
-        self, pairs: Pairs, params: Mapping[str, Any] | None = None, statistics: Mapping[str, float] | None = None
+        self, pairs: Pairs, params: Settings | None = None, statistics: Mapping[str, float] | None = None
     ) -> Objective:
         """Call the loss.
 
@@ -215,24 +214,23 @@ class Probe:
         if statistics:
             pairs = self.known(pairs, statistics)
         try:
-            found = Bound(self.variant, params or self.centre).objective(pairs)
+            objective = Bound(self.variant, params or self.centre).objective(pairs)
         except Undeclared as error:
             raise PluginRefused(_undeclared(error)) from error
         except Exception as error:
             raise PluginRefused(f"{_with(params)}it raises {type(error).__name__}: {error}") from error
-        _well_formed(found, len(pairs))
-        assert isinstance(found, Objective)
-        return found
+        _well_formed(objective, len(pairs))
+        return objective
 
     def value(
-        self, pairs: Pairs, params: Mapping[str, Any] | None = None, statistics: Mapping[str, float] | None = None
+        self, pairs: Pairs, params: Settings | None = None, statistics: Mapping[str, float] | None = None
     ) -> Tensor:
         """Loss per pair without its gradient, shape [B]; `pairs` stays as it is."""
         with torch.no_grad():
             return self.objective(copied(pairs), params, statistics).each()
 
     def outcome(
-        self, pairs: Pairs, params: Mapping[str, Any] | None = None, statistics: Mapping[str, float] | None = None
+        self, pairs: Pairs, params: Settings | None = None, statistics: Mapping[str, float] | None = None
     ) -> Outcome:
         """Loss per pair with its gradient; `pairs` stays as it is.
 
@@ -251,12 +249,12 @@ class Probe:
                 )
             leaves = batches.leaves(given)
             try:
-                found = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
+                slopes = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
             except RuntimeError as error:
                 raise PluginRefused(f"the gradient cannot be taken: {error}") from error
         gradients = {
             name: torch.zeros_like(leaf) if g is None else g
-            for (name, leaf), g in zip(leaves.items(), found, strict=True)
+            for (name, leaf), g in zip(leaves.items(), slopes, strict=True)
         }
         return Outcome(loss.detach(), gradients)
 
@@ -265,7 +263,7 @@ class Probe:
         """Outcome on the ordinary pairs in float64."""
         return self.outcome(self.ordinary)
 
-    def later(self, params: Mapping[str, Any]) -> Outcome:
+    def later(self, params: Settings) -> Outcome:
         """Outcome on the ordinary pairs in the second step, after one on three of them."""
         if not self.variant.keeps_statistics:
             return self.outcome(self.ordinary, params)
@@ -277,8 +275,8 @@ class Probe:
         intervals = self.variant.columns
         ends = [{name: limits(interval, 1e3)[end] for name, interval in intervals.items()} for end in (0, 1)]
         apart = [{name: ends[(n + turn) % 2][name] for n, name in enumerate(intervals)} for turn in (0, 1)]
-        for found in (*ends, *apart, dict.fromkeys(intervals, 0.5)):
-            at = {name: value for name, value in found.items() if value in intervals[name]}
+        for chosen_values in (*ends, *apart, dict.fromkeys(intervals, 0.5)):
+            at = {name: value for name, value in chosen_values.items() if value in intervals[name]}
             if at:
                 yield f"with {', '.join(f'{name} = {value:g}' for name, value in at.items())}", self._with_columns(at)
 
@@ -313,27 +311,27 @@ def _joined(parts: Sequence[Outcome], order: Tensor) -> Outcome:
     return Outcome(torch.cat([part.loss for part in parts])[order], gradients)
 
 
-def _well_formed(found: Any, size: int) -> None:
+def _well_formed(objective: Objective, size: int) -> None:
     """Refuse what is no objective of `size` pairs."""
-    _one_per_pair(found.losses, size, "it returns", "leave the mean to the harness")
-    if not isinstance(found.ratios, tuple) or not all(isinstance(ratio, Ratio) for ratio in found.ratios):
+    _one_per_pair(objective.losses, size, "it returns", "leave the mean to the harness")
+    if not isinstance(objective.ratios, tuple) or not all(isinstance(ratio, Ratio) for ratio in objective.ratios):
         raise PluginRefused("the ratios of its Objective are no tuple of Ratio; write (Ratio(numerator, denominator),)")
-    for ratio in found.ratios:
+    for ratio in objective.ratios:
         if not isinstance(ratio.weight, int | float):
             raise PluginRefused(f"a ratio's weight is a {type(ratio.weight).__name__}; write a number")
         for name in ("numerator", "denominator"):
             _one_per_pair(getattr(ratio, name), size, f"a ratio's {name} is", "leave the sums to the harness")
 
 
-def _one_per_pair(found: Any, size: int, what: str, remedy: str) -> None:
-    if not isinstance(found, Tensor):
+def _one_per_pair(value: object, size: int, what: str, remedy: str) -> None:
+    if not isinstance(value, Tensor):
         raise PluginRefused(
-            f"{what} a {type(found).__name__}; return a tensor with one value per pair, or an Objective"
+            f"{what} a {type(value).__name__}; return a tensor with one value per pair, or an Objective"
         )
-    if found.shape != (size,):
+    if value.shape != (size,):
         has = "shape" if what.endswith("returns") else "of shape"
         raise PluginRefused(
-            f"{what} {has} {list(found.shape)} for {size} pairs; return one value per pair, shape [B], and {remedy}"
+            f"{what} {has} {list(value.shape)} for {size} pairs; return one value per pair, shape [B], and {remedy}"
         )
 
 
@@ -343,10 +341,10 @@ def _undeclared(error: Undeclared) -> str:
     return f"it reads {error.name!r} of further completions, which have log-probabilities only"
 
 
-def written(params: Mapping[str, Any]) -> str:
+def written(params: Settings) -> str:
     """Hyper-parameters as a user writes them."""
     return ", ".join(f"{name}={value!r}" for name, value in params.items())
 
 
-def _with(params: Mapping[str, Any] | None) -> str:
+def _with(params: Settings | None) -> str:
     return f"with {written(params)} " if params else ""

@@ -1,4 +1,4 @@
-"""Loss and pulls against the margin, held against numbers worked out by hand; and what is drawn of them."""
+"""Loss and gradients against the margin, held against numbers worked out by hand; and what is drawn of them."""
 
 import math
 
@@ -21,7 +21,7 @@ def sigmoid(x):
 
 
 def test_dpo_by_hand():
-    # Loss log(1 + e^{-beta m}); pull on the chosen -beta sigmoid(-beta m), on the rejected its opposite.
+    # Loss log(1 + e^{-beta m}); gradient on the chosen -beta sigmoid(-beta m), on the rejected its opposite.
     curve = of("dpo", beta=0.3)
     assert curve.loss.tolist() == pytest.approx([math.log(1 + math.exp(-0.3 * m)) for m in MARGINS.tolist()])
     assert curve.chosen.tolist() == pytest.approx([-0.3 * sigmoid(-0.3 * m) for m in MARGINS.tolist()])
@@ -143,11 +143,11 @@ def test_text_shows_each_value_in_its_cell():
 
 
 def test_a_loss_of_two_answers_gets_a_third_chart_and_a_mirrored_one_a_sentence():
-    assert "The pull on the rejected answer is the same with the other sign." in plots.terminal(
+    assert "The gradient on the rejected answer is the same with the other sign." in plots.terminal(
         curves.family(variants.get("dpo"))
     )
     drawing = plots.terminal(curves.family(variants.get("cpo")))
-    assert sum(line.startswith("pull on the rejected answer: ") for line in drawing) == 1
+    assert sum(line.startswith("gradient on the rejected answer: ") for line in drawing) == 1
 
 
 def test_text_says_what_is_held_and_where_the_loss_is_least():
@@ -194,12 +194,12 @@ def test_a_constant_loss_at_some_margins_can_be_drawn(tmp_path):
     file = tmp_path / "flat.py"
     file.write_text(
         '"""Flat."""\nfrom dpobench import loss\n\n\n@loss(source="none", beta_grid=(0.5, 1.0))\n'
-        'def flat(pairs, *, beta: float = 1.0):\n    """Linear: the same pull everywhere."""\n    return -beta * pairs.margin\n'
+        'def flat(pairs, *, beta: float = 1.0):\n    """Linear: the same gradient everywhere."""\n    return -beta * pairs.margin\n'
     )
     registry = LossRegistry()
     registry.add_file(file)
     lines = plots.terminal(curves.family(registry.get("flat")))
-    # One pull at each of two strengths: -1 and -0.5 fill a row each.
-    start = lines.index("pull on the chosen answer: d loss / d log p, per nat") + 1
+    # One gradient at each of two strengths: -1 and -0.5 fill a row each.
+    start = lines.index("gradient on the chosen answer: d loss / d log p, per nat") + 1
     rows = [line for line in lines[start : start + plots.HEIGHT] if "●" in line or "○" in line]
     assert sorted(line.count("●") + line.count("○") for line in rows) == [plots.WIDTH] * 2

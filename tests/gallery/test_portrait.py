@@ -83,7 +83,7 @@ def test_what_is_read_from_a_file_is_what_the_loss_declares(name):
         variant.spec.source,
     )
     assert card.reference == variant.spec.reference
-    assert card.beside == (*variant.needs, *variant.columns)
+    assert card.takes == (*variant.needs, *variant.columns)
     assert card.batch == ("batch",) * variant.couples_batch + ("running",) * variant.keeps_statistics
 
 

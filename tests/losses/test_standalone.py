@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from dpobench.losses.registry import variants
-from dpobench.losses.standalone import stance
+from dpobench.losses.standalone import loss_preferences
 
 # Log-probabilities a token under the reference; the policy moves them by the shifts below.
 CHOSEN, REJECTED = np.full(4, -1.0, np.float32), np.full(2, -1.5, np.float32)
 
 
 def ask(name, chosen_shift, rejected_shift, **params):
-    """A loss's view of one pair whose four chosen and two rejected tokens moved by so many nats each."""
+    """What a loss prefers of one pair whose four chosen and two rejected tokens moved by so many nats each."""
     policy = ([CHOSEN + np.float32(chosen_shift)], [REJECTED + np.float32(rejected_shift)])
-    return stance({"variant": name, "params": params, "strength": "beta"}, policy, ([CHOSEN], [REJECTED]))
+    return loss_preferences({"variant": name, "params": params, "strength": "beta"}, policy, ([CHOSEN], [REJECTED]))
 
 
 @pytest.mark.parametrize(
@@ -29,15 +29,15 @@ def ask(name, chosen_shift, rejected_shift, **params):
         ("simpo", 0.1, 0.5, 1.0),
     ],
 )
-def test_a_loss_prefers_the_answer_with_the_larger_reward_of_its_own(name, chosen, rejected, right):
-    assert ask(name, chosen, rejected).right.tolist() == [right]
+def test_a_loss_prefers_the_answer_with_the_larger_reward(name, chosen, rejected, right):
+    assert ask(name, chosen, rejected).prefers_chosen.tolist() == [right]
 
 
 def test_likelihood_alone_prefers_the_likelier_answer():
     """Sums of log-probabilities: chosen 4 x -1 = -4, rejected 2 x -1.5 = -3."""
-    assert ask("sft", 0, 0).right.tolist() == [0.0]
+    assert ask("sft", 0, 0).prefers_chosen.tolist() == [0.0]
     # 4 x -0.5 = -2 against -3.
-    assert ask("sft", 0.5, 0).right.tolist() == [1.0]
+    assert ask("sft", 0.5, 0).prefers_chosen.tolist() == [1.0]
 
 
 def test_a_logistic_loss_is_saturated_where_its_slope_is_below_a_hundredth_of_the_start():
@@ -53,7 +53,7 @@ def test_a_target_loss_is_saturated_at_its_target_only():
     assert [ask("ipo", shift, 0, beta=0.1).saturated.item() for shift in (4.94, 4.96, 5.04, 5.06)] == [0, 1, 1, 0]
 
 
-def test_what_needs_more_than_log_probabilities_has_no_standalone_loss():
+def test_what_needs_more_than_log_probabilities_has_no_preferences():
     answers = {name: ask(name, 0.5, 0.1) for name in variants.names()}
     for name, answer in answers.items():
         variant = variants.get(name)
@@ -62,18 +62,20 @@ def test_what_needs_more_than_log_probabilities_has_no_standalone_loss():
     assert sum(answer is not None for answer in answers.values()) > 10
 
 
-def test_a_checkpoint_without_a_loss_has_no_view():
+def test_a_checkpoint_without_a_loss_has_no_preferences():
     logps = ([CHOSEN], [REJECTED])
-    assert stance({}, logps, logps) is None
+    assert loss_preferences({}, logps, logps) is None
     elsewhere = {"variant": "somebody's", "params": {}, "strength": "beta"}
-    assert stance(elsewhere, logps, logps) is None
+    assert loss_preferences(elsewhere, logps, logps) is None
 
 
 def test_padding_does_not_count():
-    """A pair beside a longer one is seen as it is alone."""
+    """A pair next to a longer one has the preferences that it has alone."""
     long = np.full(9, -2.0, np.float32)
     policy = ([CHOSEN + np.float32(0.3), long], [REJECTED + np.float32(0.1), long - np.float32(1)])
-    both = stance({"variant": "simpo", "params": {}, "strength": "beta"}, policy, ([CHOSEN, long], [REJECTED, long]))
+    both = loss_preferences(
+        {"variant": "simpo", "params": {}, "strength": "beta"}, policy, ([CHOSEN, long], [REJECTED, long])
+    )
     alone = ask("simpo", 0.3, 0.1)
-    assert both.right[0] == alone.right[0]
+    assert both.prefers_chosen[0] == alone.prefers_chosen[0]
     assert both.saturated[0] == alone.saturated[0]

@@ -65,7 +65,7 @@ FAULTY = {
     "init_raises": ("statistics", "init raises ZeroDivisionError"),
     "integer_beta": ("declaration", "write a float"),
     "kl_detached": ("derivative", "something is detached"),
-    "monotone_called_target": ("direction", "the pull never turns"),
+    "monotone_called_target": ("direction", "the gradient never changes sign"),
     "need_twice": ("declaration", "names something twice"),
     "need_undeclared": ("shape", "it reads 'collision', which it does not declare: add it to needs"),
     "need_unknown": ("declaration", "no need is called 'noize'. Did you mean 'noise'"),

@@ -302,13 +302,13 @@ def test_the_chosen_is_never_pushed_down_and_the_rejected_never_up(name, which):
 @pytest.mark.parametrize(
     ("name", "beta", "target"), [("nca", 0.1, 10 * math.log(2)), ("sppo_hard", 0.01, 50.0), ("cal_dpo", 0.01, 50.0)]
 )
-def test_the_pull_turns_at_the_target_and_nowhere_else(name, beta, target, which):
+def test_the_gradient_changes_sign_at_the_target_and_nowhere_else(name, beta, target, which):
     # Of a rejected answer the target is the negative log-ratio; the other answer rests. NCA has none for the rejected.
     batch = apart([target + by for by in (-60.0, -5.0, -0.01, 0.01, 5.0, 60.0)], which, torch.float64)
     of(name, batch, beta=beta).sum().backward()
-    pull = getattr(batch, which).policy.grad[:, 0] * (1 if which == "chosen" else -1)
+    slope = getattr(batch, which).policy.grad[:, 0] * (1 if which == "chosen" else -1)
     turns = (name, which) != ("nca", "rejected")
-    assert pull.sign().tolist() == [-1, -1, -1, *([1, 1, 1] if turns else [-1, -1, -1])]
+    assert slope.sign().tolist() == [-1, -1, -1, *([1, 1, 1] if turns else [-1, -1, -1])]
 
 
 CONVEX = ("bco_pair", "bco_pair_no_shift", "nca", "sppo_hard", "sppo_soft", "cal_dpo", "dpop", "eps_dpo", "wpo")
@@ -381,7 +381,7 @@ def test_dr_dpo_survives_a_small_temperature():
 
 @pytest.mark.parametrize("name", ["kto", "kto_pair", "apo_zero"])
 def test_an_answer_judged_very_wrongly_is_given_up(name):
-    # The slope at a thousand nats is s(-100) s(100), e^-100 or 4e-44; the pull of DPO would be beta.
+    # The slope at a thousand nats is s(-100) s(100), e^-100 or 4e-44; the gradient of DPO would be beta.
     batch = equipped(apart([-1e3], "chosen", torch.float32), name)
     of(name, batch, beta=0.1).sum().backward()
     assert float(batch.chosen.policy.grad.abs().max()) < 1e-40

@@ -50,7 +50,7 @@ def of(name, pairs, **params):
     return variants.get(name).bind(**params)(pairs)
 
 
-def pulls(name, pairs, **params):
+def gradients(name, pairs, **params):
     """Gradient of the sum of the losses, with respect to the first token of each answer."""
     of(name, pairs, **params).sum().backward()
     return pairs.chosen.policy.grad[:, 0].tolist(), pairs.rejected.policy.grad[:, 0].tolist()
@@ -92,7 +92,7 @@ def test_kto_has_the_mean_over_all_examples_and_a_constant_anchor():
     pairs = given(others={"mismatched": single([1.0] * 6)})
     examples = [s(0), s(-0.5), s(1.5), s(-1), s(1), s(-3)]
     assert float(of("kto", pairs, beta=0.5).detach().mean()) == pytest.approx(sum(examples) / 6, rel=1e-14)
-    chosen, rejected = pulls("kto", pairs, beta=0.5)
+    chosen, rejected = gradients("kto", pairs, beta=0.5)
     # Slope of s(z) is s(z) s(-z), times beta, times the half.
     assert chosen == near(*(-0.25 * s(z) * s(-z) for z in (0, -0.5, 1.5)))
     assert rejected == near(*(0.25 * s(z) * s(-z) for z in (-1, 1, -3)))
@@ -112,7 +112,7 @@ def test_kto_pair_anchors_one_side_at_the_clamped_mean_of_the_other():
     pairs = given()
     expected = [0.358392150016164132, 0.530166447021975090, 0.398013873879334471]
     assert of("kto_pair", pairs, beta=0.5).tolist() == near(*expected)
-    chosen, rejected = pulls("kto_pair", pairs, beta=0.5)
+    chosen, rejected = gradients("kto_pair", pairs, beta=0.5)
     # The anchor of the rejected rises by 1/3 with every chosen log-ratio, and lowers all three of their losses.
     shared = -0.25 * sum(s(d) * s(-d) for d in down) / 3
     assert chosen == near(*(-0.25 * s(u) * s(-u) + shared for u in up))
@@ -120,7 +120,7 @@ def test_kto_pair_anchors_one_side_at_the_clamped_mean_of_the_other():
     assert rejected == near(*(0.25 * s(d) * s(-d) for d in down))
     # Turned round, the anchor of the chosen is 1/3; it rises with every rejected log-ratio and costs all three.
     up, down = [(1 / 3 - b) / 2 for b in REJECTED], [a / 2 for a in CHOSEN]
-    chosen, rejected = pulls("kto_pair", given(REJECTED, CHOSEN), beta=0.5)
+    chosen, rejected = gradients("kto_pair", given(REJECTED, CHOSEN), beta=0.5)
     assert chosen == near(*(-0.25 * s(u) * s(-u) for u in up))
     assert rejected == near(*(0.25 * s(d) * s(-d) + 0.25 * sum(s(u) * s(-u) for u in up) / 3 for d in down))
 
@@ -138,7 +138,7 @@ def test_apo_down_lowers_the_chosen_answer_once_the_margin_is_wide():
     expected = [0.891400752571849685, 1.353517909831859444, 0.451366945176351461]
     pairs = given()
     assert of("apo_down", pairs, beta=0.5).tolist() == near(*expected)
-    chosen, rejected = pulls("apo_down", pairs, beta=0.5)
+    chosen, rejected = gradients("apo_down", pairs, beta=0.5)
     assert chosen == near(*(0.5 * (s(a) * s(-a) - s(m) * s(-m)) for a, m in ((0.5, 1), (1, 0.5), (1, 1.5))))
     assert chosen[0] > 0
     assert rejected == near(*(0.5 * s(m) * s(-m) for m in (1, 0.5, 1.5)))
@@ -146,7 +146,7 @@ def test_apo_down_lowers_the_chosen_answer_once_the_margin_is_wide():
 
 def test_apo_down_leaves_the_chosen_answer_alone_at_the_start():
     # Both terms have slope 1/4 there, with opposite signs.
-    assert pulls("apo_down", given([0.0] * 3, [0.0] * 3), beta=0.5) == ([0.0] * 3, [0.125] * 3)
+    assert gradients("apo_down", given([0.0] * 3, [0.0] * 3), beta=0.5) == ([0.0] * 3, [0.125] * 3)
 
 
 def test_nca_weighs_the_chosen_answer_both_ways():
@@ -159,7 +159,7 @@ def test_nca_weighs_the_chosen_answer_both_ways():
 
 def test_nca_stops_raising_the_chosen_answer_at_log_two_over_beta():
     # -beta s(-z) + beta s(z) / 2 = 0 where e^z = 2.
-    chosen, rejected = pulls("nca", given([2 * math.log(2)], [0.0], ([1], [1])), beta=0.5)
+    chosen, rejected = gradients("nca", given([2 * math.log(2)], [0.0], ([1], [1])), beta=0.5)
     assert chosen == near(0.0)
     assert rejected == near(0.125)
 
@@ -181,7 +181,7 @@ def test_bco_pair_classifies_either_reward_against_the_shift():
     # 0.575939 + 0.386871, 0.386871 + 1.501929, 1.501929 + 0.061967.
     expected = [0.962810425993743506, 1.888800087460272833, 1.563896670348571514]
     assert of("bco_pair", pairs, beta=0.5).tolist() == near(*expected)
-    chosen, rejected = pulls("bco_pair", pairs, beta=0.5)
+    chosen, rejected = gradients("bco_pair", pairs, beta=0.5)
     assert chosen == near(*(-0.5 * s(-w) for w, _ in logits))
     assert rejected == near(*(0.5 * s(-r) for _, r in logits))
 
@@ -197,7 +197,7 @@ def test_sppo_hard_squares_the_distances_to_two_targets_and_is_not_halved():
     # beta 1/4: targets 2 and -2. (1 - 2)^2 + (-1 + 2)^2, (2 - 2)^2 + (3 + 2)^2, (-2 - 2)^2 + (-5 + 2)^2.
     pairs = given()
     assert of("sppo_hard", pairs, beta=0.25).tolist() == [2.0, 25.0, 25.0]
-    assert pulls("sppo_hard", pairs, beta=0.25) == ([-2.0, 0.0, -8.0], [2.0, 10.0, -6.0])
+    assert gradients("sppo_hard", pairs, beta=0.25) == ([-2.0, 0.0, -8.0], [2.0, 10.0, -6.0])
 
 
 def test_sppo_soft_has_targets_by_win_probability_and_is_halved():
@@ -205,7 +205,7 @@ def test_sppo_soft_has_targets_by_win_probability_and_is_halved():
     # Halves of (1 - 2)^2 + (-1 + 2)^2, (2 - 1)^2 + (3 + 1)^2, (-2 + 1)^2 + (-5 - 1)^2.
     pairs = given(columns={"win_probability": torch.tensor([1.0, 0.75, 0.25], dtype=torch.float64)})
     assert of("sppo_soft", pairs, beta=0.25).tolist() == [1.0, 8.5, 18.5]
-    assert pulls("sppo_soft", pairs, beta=0.25) == ([-1.0, 1.0, -1.0], [1.0, 4.0, -6.0])
+    assert gradients("sppo_soft", pairs, beta=0.25) == ([-1.0, 1.0, -1.0], [1.0, 4.0, -6.0])
 
 
 def test_cal_dpo_adds_weighted_squares_to_dpo_without_beta():
@@ -217,8 +217,8 @@ def test_cal_dpo_adds_weighted_squares_to_dpo_without_beta():
     assert of("cal_dpo", pairs, beta=0.25, weight=2.0).tolist() == near(
         logistic(2) + 4, logistic(-1) + 50, logistic(3) + 50
     )
-    # 2 (1/2) (a - 2) less the logistic pull.
-    assert pulls("cal_dpo", pairs, beta=0.25)[0] == near(-1 - s(-2), 0 - s(1), -4 - s(-3))
+    # 2 (1/2) (a - 2) less the logistic gradient.
+    assert gradients("cal_dpo", pairs, beta=0.25)[0] == near(-1 - s(-2), 0 - s(1), -4 - s(-3))
 
 
 def test_dpop_takes_the_loss_of_the_chosen_answer_off_the_margin():
@@ -226,7 +226,7 @@ def test_dpop_takes_the_loss_of_the_chosen_answer_off_the_margin():
     pairs = given()
     expected = [0.313261687518222834, 0.974076984180106681, 3.529750418272620565]
     assert of("dpop", pairs, beta=0.5, penalty=5.0).tolist() == near(*expected)
-    chosen, rejected = pulls("dpop", pairs, beta=0.5, penalty=5.0)
+    chosen, rejected = gradients("dpop", pairs, beta=0.5, penalty=5.0)
     assert chosen == near(-0.5 * s(-1), -0.5 * s(0.5), -0.5 * 6 * s(3.5))
     assert rejected == near(0.5 * s(-1), 0.5 * s(0.5), 0.5 * s(3.5))
 
@@ -244,7 +244,7 @@ def test_aot_compares_margins_of_the_same_rank():
     # cDPO's link adds flip times the logits.
     flipped = of("aot", pairs, beta=0.5, flip=0.2)
     assert flipped.tolist() == near(logistic(-1.5) - 0.3, logistic(0), logistic(-0.5) - 0.1)
-    chosen, rejected = pulls("aot", pairs, beta=0.5)
+    chosen, rejected = gradients("aot", pairs, beta=0.5)
     assert chosen == near(*(-0.5 * s(-z) for z in (-1.5, 0, -0.5)))
     assert rejected == near(*(0.5 * s(-z) for z in (-1.5, 0, -0.5)))
 
@@ -256,7 +256,7 @@ def test_aot_unpaired_compares_log_ratios_of_the_same_rank():
     assert of("aot_unpaired", pairs, beta=0.5).tolist() == near(*(logistic(z) for z in logits))
     flipped = of("aot_unpaired", pairs, beta=0.5, flip=0.2)
     assert flipped.tolist() == near(*(logistic(z) + 0.2 * z for z in logits))
-    chosen, rejected = pulls("aot_unpaired", pairs, beta=0.5)
+    chosen, rejected = gradients("aot_unpaired", pairs, beta=0.5)
     assert chosen == near(*(-0.5 * s(-z) for z in logits))
     # 3 was compared with the second chosen answer, -1 with the first.
     assert rejected == near(0.5 * s(0.5), 0.5 * s(-1), 0.5 * s(-1.5))
@@ -270,7 +270,7 @@ def test_dr_dpo_takes_the_log_of_the_mean_likelihood():
     assert of("dr_dpo", pairs, beta=0.5).tolist() == near(*[0.443076780179298979] * 3)
     # The sum of three equal values: 3 times the slope of one, -beta s(z) s(-z) / (s(1) + s(-1/2) + s(3/2)).
     expected = [-3 * 0.5 * p * (1 - p) / sum(likelihoods) for p in likelihoods]
-    assert pulls("dr_dpo", pairs, beta=0.5)[0] == near(*expected)
+    assert gradients("dr_dpo", pairs, beta=0.5)[0] == near(*expected)
     # Temperature 2: square roots are averaged.
     value = -2 * math.log(sum(math.sqrt(p) for p in likelihoods) / 3)
     assert of("dr_dpo", pairs, beta=0.5, temperature=2.0).tolist() == near(value, value, value)
@@ -321,7 +321,7 @@ def test_beta_dpo_draws_a_part_and_sets_beta_by_its_mean_margin():
     losses = of("beta_dpo", pairs, beta=0.5, drop=0.3)
     # Times 3 / 2, so that the mean over three is the mean over two.
     assert losses.tolist() == near(0.604779073328186840, 1.325073233128165548, 0.0)
-    chosen, rejected = pulls("beta_dpo", pairs, beta=0.5, drop=0.3)
+    chosen, rejected = gradients("beta_dpo", pairs, beta=0.5, drop=0.3)
     assert chosen == near(-1.5 * 0.35 * s(-0.7), -1.5 * 0.35 * s(0.35), 0.0)
     assert rejected == near(1.5 * 0.35 * s(-0.7), 1.5 * 0.35 * s(0.35), 0.0)
 
@@ -368,7 +368,7 @@ def test_alpha_dpo_asks_more_of_a_pair_that_is_already_far_apart():
     expected = [1.910224150438087227, 2.126928011042972496, 0.126928011042972496]
     assert of("alpha_dpo", pairs, **params).tolist() == near(*expected)
     # z is constant: beta s(-z) over the length, 2, 1, 4 tokens.
-    assert pulls("alpha_dpo", pairs, **params)[0] == near(-2 * s(1.75) / 2, -2 * s(2), -2 * s(-2) / 4)
+    assert gradients("alpha_dpo", pairs, **params)[0] == near(-2 * s(1.75) / 2, -2 * s(2), -2 * s(-2) / 4)
 
 
 def test_eps_dpo_steps_where_the_margin_rises_or_falls_all_along():
@@ -383,7 +383,9 @@ def test_eps_dpo_steps_where_the_margin_rises_or_falls_all_along():
     # beta 1/2, epsilon 1/4: 0.4, 2/3, 1/2; times 2, -1, 3.
     losses = of("eps_dpo", pairs, beta=0.5, epsilon=0.25)
     assert losses.tolist() == near(0.371100665947777726, 1.081036753518738724, 0.201413277982752409)
-    assert pulls("eps_dpo", pairs, beta=0.5, epsilon=0.25)[0] == near(-0.4 * s(-0.8), -2 / 3 * s(2 / 3), -0.5 * s(-1.5))
+    assert gradients("eps_dpo", pairs, beta=0.5, epsilon=0.25)[0] == near(
+        -0.4 * s(-0.8), -2 / 3 * s(2 / 3), -0.5 * s(-1.5)
+    )
 
 
 @pytest.mark.parametrize(("name", "third"), [("wpo", 1.0), ("wpo_unclamped", math.e)])
@@ -395,6 +397,6 @@ def test_wpo_weighs_a_pair_by_how_likely_its_tokens_are(name, third):
     weights = [math.exp(-1), 1.0, third]
     losses = [logistic(1), logistic(-0.5), logistic(1.5)]
     assert of(name, pairs, beta=0.5).tolist() == near(*(w * loss for w, loss in zip(weights, losses, strict=True)))
-    # The weight is constant: were it not, the first token would also be pulled by weight * loss / length.
+    # The weight is constant: were it not, the first token would also have the gradient weight * loss / length.
     slopes = [-0.5 * s(-z) for z in (1, -0.5, 1.5)]
-    assert pulls(name, pairs, beta=0.5)[0] == near(*(w * g for w, g in zip(weights, slopes, strict=True)))
+    assert gradients(name, pairs, beta=0.5)[0] == near(*(w * g for w, g in zip(weights, slopes, strict=True)))

@@ -29,38 +29,38 @@ def taken(name, margins, dtype, **params):
 @pytest.mark.parametrize("end", [0, -1])
 def test_loss_and_gradient_are_finite_ten_thousand_nats_out(name, end):
     variant = variants.get(name)
-    loss, pull = taken(name, FAR, torch.float32, **{variant.strength: variant.beta_grid[end]})
+    loss, slope = taken(name, FAR, torch.float32, **{variant.strength: variant.beta_grid[end]})
     assert loss.isfinite().all()
-    assert pull.isfinite().all()
+    assert slope.isfinite().all()
 
 
 @pytest.mark.parametrize("name", variants.names())
 def test_loss_and_gradient_are_finite_in_bfloat16(name):
-    loss, pull = taken(name, [-3.0, -1.0, 0.0, 1.0, 3.0], torch.bfloat16)
+    loss, slope = taken(name, [-3.0, -1.0, 0.0, 1.0, 3.0], torch.bfloat16)
     assert loss.isfinite().all()
-    assert pull.isfinite().all()
+    assert slope.isfinite().all()
 
 
 def test_dpo_grows_linearly_when_a_pair_is_ranked_very_wrongly_and_keeps_pulling():
-    loss, pull = taken("dpo", [-1e4, -1e3], torch.float32, beta=0.1)
+    loss, slope = taken("dpo", [-1e4, -1e3], torch.float32, beta=0.1)
     assert loss.tolist() == pytest.approx([1000.0, 100.0])
-    assert pull.tolist() == pytest.approx([-0.1, -0.1])
+    assert slope.tolist() == pytest.approx([-0.1, -0.1])
 
 
 def test_dpo_is_satisfied_when_a_pair_is_ranked_very_well():
-    loss, pull = taken("dpo", [1e3, 1e4], torch.float32, beta=0.1)
+    loss, slope = taken("dpo", [1e3, 1e4], torch.float32, beta=0.1)
     assert loss.tolist() == pytest.approx([0.0, 0.0], abs=1e-30)
-    assert pull.tolist() == pytest.approx([0.0, 0.0], abs=1e-30)
+    assert slope.tolist() == pytest.approx([0.0, 0.0], abs=1e-30)
 
 
 def test_cdpo_pulls_back_with_flip_times_beta_when_far_past_its_target():
-    loss, pull = taken("cdpo", [1e4], torch.float32, beta=0.1, flip=0.2)
+    loss, slope = taken("cdpo", [1e4], torch.float32, beta=0.1, flip=0.2)
     assert loss.tolist() == pytest.approx([200.0])
-    assert pull.tolist() == pytest.approx([0.02])
+    assert slope.tolist() == pytest.approx([0.02])
 
 
 def test_an_answer_equal_to_the_reference_has_a_mean_log_ratio_of_zero_not_nan():
     # An implementation that counts the tokens whose log-ratio is not 0 divides 0 by 0 here.
-    loss, pull = taken("ipo", [0.0], torch.float32, beta=0.1)
+    loss, slope = taken("ipo", [0.0], torch.float32, beta=0.1)
     assert loss.tolist() == pytest.approx([25.0])
-    assert pull.tolist() == pytest.approx([-10.0])
+    assert slope.tolist() == pytest.approx([-10.0])

@@ -88,9 +88,9 @@ def test_ipo_minus_ipo_of_the_flipped_pair_is_linear_in_the_margin(batch, tau):
 def test_dpo_with_vanishing_beta_is_half_the_logits_below_log_two(beta):
     batch = of_margins([-2.0, 0.5, 3.0])
     loss = of("dpo", batch, beta=beta)
-    (pull,) = torch.autograd.grad(loss.sum(), batch.chosen.policy)
+    (slope,) = torch.autograd.grad(loss.sum(), batch.chosen.policy)
     same((loss - math.log(2)) / beta, -batch.margin / 2, slack=2 * beta + 1e-9)
-    same(pull / beta, torch.full_like(pull, -0.5), slack=beta)
+    same(slope / beta, torch.full_like(slope, -0.5), slack=beta)
 
 
 @few

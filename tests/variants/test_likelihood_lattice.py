@@ -61,7 +61,7 @@ def with_extra(batch: Pairs, name: str, value: float) -> Pairs:
     return changed(batch, lambda s: replace(s, extras={**s.extras, name: torch.full_like(s.policy, value)}))
 
 
-def pulls(name: str, batch: Pairs, **params: float) -> dict[str, torch.Tensor]:
+def gradients(name: str, batch: Pairs, **params: float) -> dict[str, torch.Tensor]:
     """Gradient of the batch's total at every token, and at every token's divergence."""
 
     def leaf(side: Side) -> Side:
@@ -89,7 +89,7 @@ def test_tdpo2_with_alpha_zero_is_dpo(batch, beta):
 @given(batches(), BETAS)
 def test_tdpo1_is_tdpo2_with_alpha_one_in_value_and_not_in_gradient(batch, beta):
     same(of("tdpo1", batch, beta=beta), of("tdpo2", batch, beta=beta, alpha=1.0))
-    first, second = pulls("tdpo1", batch, beta=beta), pulls("tdpo2", batch, beta=beta, alpha=1.0)
+    first, second = gradients("tdpo1", batch, beta=beta), gradients("tdpo2", batch, beta=beta, alpha=1.0)
     for what in ("chosen", "rejected", "rejected drift"):
         same(first[what], second[what])
     same(first["chosen drift"], first["chosen"])
@@ -139,8 +139,14 @@ def test_mallows_ipo_turns_at_its_target(batch, tau, share):
     target = 1 / (2 * tau * -0.29 * math.log(share))
     lift = ((target - even.margin) / even.chosen.length)[:, None]
     there = changed(even, lambda s: replace(s, policy=s.policy + lift), ["chosen"])
-    same(pulls("mallows_ipo", there, beta=tau)["chosen"], torch.zeros_like(lift * there.chosen.mask), slack=1e-9 / tau)
-    before, beyond = (pulls("mallows_ipo", moved(there, h, names=["chosen"]), beta=tau)["chosen"] for h in (-0.1, 0.1))
+    same(
+        gradients("mallows_ipo", there, beta=tau)["chosen"],
+        torch.zeros_like(lift * there.chosen.mask),
+        slack=1e-9 / tau,
+    )
+    before, beyond = (
+        gradients("mallows_ipo", moved(there, h, names=["chosen"]), beta=tau)["chosen"] for h in (-0.1, 0.1)
+    )
     assert (before[there.chosen.mask] < 0).all()
     same(beyond, -before, slack=1e-9 / tau)
 
@@ -293,9 +299,9 @@ def test_each_loss_declares_its_class_and_only_four_a_start():
 @few
 @given(batches(), st.sampled_from(MONOTONE))
 def test_the_chosen_is_never_pushed_down_nor_the_rejected_up(batch, name):
-    gradients = pulls(name, batch)
-    assert (gradients["chosen"] <= 0).all()
-    assert (gradients["rejected"] >= 0).all()
+    slopes = gradients(name, batch)
+    assert (slopes["chosen"] <= 0).all()
+    assert (slopes["rejected"] >= 0).all()
 
 
 @few

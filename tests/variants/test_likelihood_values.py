@@ -72,10 +72,10 @@ def test_tdpo1_takes_the_difference_of_the_divergences_from_the_margin(drifted):
 
 def test_tdpo1_lowers_the_drift_of_the_rejected_and_raises_that_of_the_chosen(drifted):
     of("tdpo1", drifted, beta=0.5).sum().backward()
-    pull = 0.5 * sigmoid(-0.7)
-    assert drifted.rejected.extras["reference_kl"].grad[0].tolist() == pytest.approx([pull] * 4 + [0.0] * 2)
-    assert drifted.chosen.extras["reference_kl"].grad[0].tolist() == pytest.approx([-pull] * 2 + [0.0] * 4)
-    assert drifted.chosen.policy.grad[0].tolist() == pytest.approx([-pull] * 2 + [0.0] * 4)
+    slope = 0.5 * sigmoid(-0.7)
+    assert drifted.rejected.extras["reference_kl"].grad[0].tolist() == pytest.approx([slope] * 4 + [0.0] * 2)
+    assert drifted.chosen.extras["reference_kl"].grad[0].tolist() == pytest.approx([-slope] * 2 + [0.0] * 4)
+    assert drifted.chosen.policy.grad[0].tolist() == pytest.approx([-slope] * 2 + [0.0] * 4)
 
 
 def test_tdpo2_weighs_the_divergences_with_alpha(drifted):
@@ -85,11 +85,11 @@ def test_tdpo2_weighs_the_divergences_with_alpha(drifted):
 
 def test_tdpo2_holds_the_drift_of_the_chosen_constant(drifted):
     of("tdpo2", drifted, beta=0.5, alpha=0.5).sum().backward()
-    pull = 0.5 * sigmoid(-0.85)
+    slope = 0.5 * sigmoid(-0.85)
     assert drifted.chosen.extras["reference_kl"].grad is None
-    assert drifted.rejected.extras["reference_kl"].grad[0].tolist() == pytest.approx([pull / 2] * 4 + [0.0] * 2)
-    assert drifted.chosen.policy.grad[0, 0].item() == pytest.approx(-pull)
-    assert drifted.rejected.policy.grad[0, 0].item() == pytest.approx(pull)
+    assert drifted.rejected.extras["reference_kl"].grad[0].tolist() == pytest.approx([slope / 2] * 4 + [0.0] * 2)
+    assert drifted.chosen.policy.grad[0, 0].item() == pytest.approx(-slope)
+    assert drifted.rejected.policy.grad[0, 0].item() == pytest.approx(slope)
 
 
 # --- entropy of the reference
@@ -179,11 +179,11 @@ def test_the_three_likelihoods_of_one_batch_differ(three):
         ("dpo_nll_token", [0.2 * 3 / 7] * 3),
     ],
 )
-def test_only_the_token_mean_and_the_sum_pull_every_chosen_token_alike(three, name, pulls):
+def test_only_the_token_mean_and_the_sum_gradient_every_chosen_token_alike(three, name, pulls):
     of(name, three, beta=0.5, weight=0.2).sum().backward()
-    for row, (margin, pull) in enumerate(zip(MARGINS, pulls, strict=True)):
+    for row, (margin, slope) in enumerate(zip(MARGINS, pulls, strict=True)):
         preferred = 0.5 * sigmoid(-0.5 * margin)
-        assert three.chosen.policy.grad[row, 0].item() == pytest.approx(-preferred - pull, rel=1e-14)
+        assert three.chosen.policy.grad[row, 0].item() == pytest.approx(-preferred - slope, rel=1e-14)
         assert three.rejected.policy.grad[row, 0].item() == pytest.approx(preferred, rel=1e-14)
 
 

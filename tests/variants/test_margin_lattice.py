@@ -89,7 +89,7 @@ def dressed(draw: st.DrawFn, *, length: int | None = None, scale: float = 0.1) -
     return Pairs(sides[0], sides[1], {"score_chosen": scores[0] + 0.5, "score_rejected": scores[1]})
 
 
-def pulls(name: str, batch: Pairs, **params: float) -> tuple[torch.Tensor, torch.Tensor]:
+def gradients(name: str, batch: Pairs, **params: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients on the tokens of the chosen and of the rejected answers."""
     held = sidewise(batch, lambda policy, reference: (policy.clone().requires_grad_(), reference))
     gradients = torch.autograd.grad(of(name, held, **params).sum(), (held.chosen.policy, held.rejected.policy))
@@ -210,8 +210,8 @@ def test_ld_dpo_without_the_tail_is_sampo_that_draws_the_first_tokens(batch, bet
 
 @few
 @given(dressed())
-def test_sampo_pulls_equally_many_tokens_of_both_answers(batch):
-    counts = [pull.count_nonzero(-1) for pull in pulls("sampo", batch)]
+def test_sampo_reaches_equally_many_tokens_of_both_answers(batch):
+    counts = [slope.count_nonzero(-1) for slope in gradients("sampo", batch)]
     assert counts[0].tolist() == counts[1].tolist()
     assert counts[0].tolist() == torch.minimum(batch.chosen.length, batch.rejected.length).tolist()
 
@@ -326,8 +326,8 @@ def test_answers_of_any_lengths_start_at_the_value_worked_out(batch):
         ("ipo_scaled", {"beta": 0.5}, 1.0),
     ],
 )
-def test_the_pull_turns_exactly_at_the_target(name, params, target):
-    before, at, after = pulls(name, of_margins([target - 0.01, target, target + 0.01]), **params)[0][:, 0].tolist()
+def test_the_gradient_changes_sign_exactly_at_the_target(name, params, target):
+    before, at, after = gradients(name, of_margins([target - 0.01, target, target + 0.01]), **params)[0][:, 0].tolist()
     assert before < 0 < after
     assert abs(at) < 1e-6 * after
 
@@ -338,7 +338,7 @@ def test_those_declared_monotone_never_push_the_chosen_down_or_the_rejected_up(b
     monotone = [name for name in ALL if variants.get(name).spec.gradient == "monotone"]
     assert set(ALL) - set(monotone) == {"exo", "exo_unnormalised", "discopop", "ipo_scaled"}
     for name in monotone:
-        chosen, rejected = pulls(name, batch)
+        chosen, rejected = gradients(name, batch)
         assert (chosen <= 0).all()
         assert (rejected >= 0).all()
 

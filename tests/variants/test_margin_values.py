@@ -97,11 +97,11 @@ def test_exo_is_the_reverse_kl_to_the_smoothed_label():
     # z = log 3: sigma 3/4. smoothing 0.2: 3/4 log(0.75 / 0.8) + 1/4 log(0.25 / 0.2) = -0.048404 + 0.055786.
     # z = 0: 1/2 log(0.5 / 0.8) + 1/2 log(0.5 / 0.2). z = -log 3: 1/4 log(0.25 / 0.8) + 3/4 log(0.75 / 0.2).
     z = math.log(3)
-    losses, pull, _ = taken("exo", of_ratios([2 * z, 0.0, -2 * z], [0.0] * 3), beta=0.5, smoothing=0.2)
+    losses, slope, _ = taken("exo", of_ratios([2 * z, 0.0, -2 * z], [0.0] * 3), beta=0.5, smoothing=0.2)
     assert losses == pytest.approx([0.0073819970, 0.2231435513, 0.7005291775], rel=1e-8)
     # Slope in z: sigma(z) sigma(-z) (z - log 4), as log((1 - 0.2) / 0.2) = log 4.
     slopes = [0.5 * p * (1 - p) * (x - math.log(4)) for p, x in ((0.75, z), (0.5, 0.0), (0.25, -z))]
-    assert pull[:, 0].tolist() == pytest.approx(slopes)
+    assert slope[:, 0].tolist() == pytest.approx(slopes)
 
 
 def test_exo_unnormalised_has_a_label_whose_first_part_is_one():
@@ -109,9 +109,9 @@ def test_exo_unnormalised_has_a_label_whose_first_part_is_one():
     # z = -log 3: 1/4 log(1/4) + 3/4 (log(3/4) + 2) = -0.562335 + 1.5.
     z = math.log(3)
     given = of_ratios([2 * z, 0.0, -2 * z], [0.0] * 3)
-    losses, pull, _ = taken("exo_unnormalised", given, beta=0.5, log_epsilon=-2.0)
+    losses, slope, _ = taken("exo_unnormalised", given, beta=0.5, log_epsilon=-2.0)
     assert losses == pytest.approx([-0.0623351446, 0.3068528194, 0.9376648554], rel=1e-8)
-    assert pull[:, 0].tolist() == pytest.approx([0.5 * 0.1875 * (z - 2), 0.5 * 0.25 * -2, 0.5 * 0.1875 * (-z - 2)])
+    assert slope[:, 0].tolist() == pytest.approx([0.5 * 0.1875 * (z - 2), 0.5 * 0.25 * -2, 0.5 * 0.1875 * (-z - 2)])
 
 
 def test_discopop_blends_a_logistic_and_an_exponential_loss():
@@ -124,16 +124,16 @@ def test_discopop_blends_a_logistic_and_an_exponential_loss():
 
 def test_discopop_starts_by_pushing_the_chosen_answer_down():
     # Slope at 0: (1 - log 2) / (4 tau) - 3/4 = 1.534264 - 0.75 with tau 0.05; times beta.
-    _, pull, _ = taken("discopop", of_ratios([0.0], [0.0]), beta=0.05)
-    assert pull[0, 0].item() == pytest.approx(0.05 * 0.7842640972, rel=1e-9)
+    _, slope, _ = taken("discopop", of_ratios([0.0], [0.0]), beta=0.05)
+    assert slope[0, 0].item() == pytest.approx(0.05 * 0.7842640972, rel=1e-9)
 
 
 def test_cauchy_takes_the_probability_from_the_arctangent():
     # z = 1: 1/2 + 1/4; z = -1: 1/2 - 1/4; z = sqrt(3): 1/2 + 1/3.
-    losses, pull, _ = taken("cauchy", of_ratios([2.0, -2.0, 2 * math.sqrt(3)], [0.0] * 3), beta=0.5)
+    losses, slope, _ = taken("cauchy", of_ratios([2.0, -2.0, 2 * math.sqrt(3)], [0.0] * 3), beta=0.5)
     assert losses == pytest.approx([math.log(4 / 3), math.log(4), math.log(6 / 5)])
     # Slope in z: -1 / (pi (1 + z^2) p).
-    assert pull[:, 0].tolist() == pytest.approx(
+    assert slope[:, 0].tolist() == pytest.approx(
         [-0.5 / (math.pi * 2 * 0.75), -0.5 / (math.pi * 2 * 0.25), -0.5 / (math.pi * 4 * 5 / 6)]
     )
 
@@ -283,62 +283,62 @@ def test_everything_is_finite_in_bfloat16_within_three_nats(name):
 
 
 def far(name: str, chosen, rejected, **params):
-    losses, pull, push = taken(name, of_ratios(chosen, rejected, dtype=torch.float32), **params)
-    return losses, pull[:, 0].tolist(), push[:, 0].tolist()
+    losses, slope, push = taken(name, of_ratios(chosen, rejected, dtype=torch.float32), **params)
+    return losses, slope[:, 0].tolist(), push[:, 0].tolist()
 
 
 def test_discopop_is_the_logistic_loss_for_a_pair_ranked_very_wrongly():
-    losses, pull, _ = far("discopop", [-1e3, -1e4], [0.0, 0.0], beta=0.1)
+    losses, slope, _ = far("discopop", [-1e3, -1e4], [0.0, 0.0], beta=0.1)
     assert losses == pytest.approx([100.0, 1000.0])
-    assert pull == pytest.approx([-0.1, -0.1])
+    assert slope == pytest.approx([-0.1, -0.1])
 
 
 def test_rdpo_falls_without_end_at_a_constant_pull():
     # flip 0.2: -1000 / 3, and 0.1 / 3 in nats.
-    losses, pull, _ = far("rdpo", [1e4], [0.0], beta=0.1, flip=0.2)
+    losses, slope, _ = far("rdpo", [1e4], [0.0], beta=0.1, flip=0.2)
     assert losses == pytest.approx([-333.3333], rel=1e-6)
-    assert pull == pytest.approx([-0.0333333], rel=1e-5)
+    assert slope == pytest.approx([-0.0333333], rel=1e-5)
 
 
 def test_exo_gives_up_on_a_pair_ranked_very_wrongly():
-    losses, pull, _ = far("exo", [-1e4, 1e4], [0.0, 0.0], beta=0.1, smoothing=1e-3)
+    losses, slope, _ = far("exo", [-1e4, 1e4], [0.0, 0.0], beta=0.1, smoothing=1e-3)
     assert losses == pytest.approx([math.log(1000), -math.log(0.999)], rel=1e-5)
-    assert pull == [0.0, 0.0]
+    assert slope == [0.0, 0.0]
 
 
 def test_cauchy_keeps_its_digits_where_the_probability_is_small():
     # z = -5000: the probability is 1 / (5000 pi) up to a part in 10^8; slope 1 / z, times beta.
-    losses, pull, _ = far("cauchy", [-1e4], [0.0], beta=0.5)
+    losses, slope, _ = far("cauchy", [-1e4], [0.0], beta=0.5)
     assert losses == pytest.approx([math.log(5000 * math.pi)], rel=1e-6)
-    assert pull == pytest.approx([-1e-4], rel=1e-6)
+    assert slope == pytest.approx([-1e-4], rel=1e-6)
 
 
 def test_forward_kl_goes_on_pulling_where_its_exponential_is_continued():
     # Up to 30 nats it is exact; beyond, the tangent's slope is e^30.
-    losses, pull, _ = far("f_dpo_forward_kl", [-25.0, -500.0, -1e4], [0.0] * 3, beta=0.1)
+    losses, slope, _ = far("f_dpo_forward_kl", [-25.0, -500.0, -1e4], [0.0] * 3, beta=0.1)
     assert losses[0] == pytest.approx(0.1 * math.expm1(25), rel=1e-5)
     assert losses[1:] == pytest.approx([0.1 * math.exp(30) * (1 + 470), 0.1 * math.exp(30) * (1 + 9970)], rel=1e-5)
-    assert pull == pytest.approx([-0.1 * math.exp(25), -0.1 * math.exp(30), -0.1 * math.exp(30)], rel=1e-5)
+    assert slope == pytest.approx([-0.1 * math.exp(25), -0.1 * math.exp(30), -0.1 * math.exp(30)], rel=1e-5)
 
 
 def test_alpha_divergence_goes_on_pulling_where_its_exponential_is_continued():
     # alpha 1/2: 30 is reached at a log-ratio of -60.
-    losses, pull, _ = far("f_dpo_alpha", [-50.0, -1e4], [0.0, 0.0], beta=0.1, alpha=0.5)
+    losses, slope, _ = far("f_dpo_alpha", [-50.0, -1e4], [0.0, 0.0], beta=0.1, alpha=0.5)
     assert losses == pytest.approx([0.2 * math.expm1(25), 0.2 * math.exp(30) * (1 + 4970)], rel=1e-5)
-    assert pull == pytest.approx([-0.1 * math.exp(25), -0.1 * math.exp(30)], rel=1e-5)
+    assert slope == pytest.approx([-0.1 * math.exp(25), -0.1 * math.exp(30)], rel=1e-5)
 
 
 def test_chipo_keeps_the_margin_where_both_ratios_pass_its_clamp():
     # Both exponentials are e^20 and cancel; what is left is beta times 41 - 40.
-    losses, pull, push = far("chipo", [41.0], [40.0], beta=0.05)
+    losses, slope, push = far("chipo", [41.0], [40.0], beta=0.05)
     assert losses == pytest.approx(logistic(0.05), rel=1e-6)
-    assert pull == pytest.approx([-0.05 * sigmoid(-0.05)], rel=1e-6)
+    assert slope == pytest.approx([-0.05 * sigmoid(-0.05)], rel=1e-6)
     assert push == pytest.approx([0.05 * sigmoid(-0.05)], rel=1e-6)
 
 
 def test_chipo_has_no_gradient_past_its_clip():
-    _, pull, push = far("chipo", [-1e3, 1e3, 0.0], [0.0, 0.0, 10.0], beta=0.05)
-    assert pull == [0.0, 0.0, 0.0]
+    _, slope, push = far("chipo", [-1e3, 1e3, 0.0], [0.0, 0.0, 10.0], beta=0.05)
+    assert slope == [0.0, 0.0, 0.0]
     assert push == [0.0, 0.0, 0.0]
 
 

@@ -53,9 +53,9 @@ def test_dpo_is_the_logistic_loss_of_the_margin(three):
 def test_dpo_pulls_each_token_by_beta_times_the_chance_of_being_wrong(three):
     variants.get("dpo").bind(beta=0.5)(three).sum().backward()
     for row, margin in enumerate(MARGINS):
-        pull = 0.5 * sigmoid(-0.5 * margin)
-        assert three.chosen.policy.grad[row, 0].item() == pytest.approx(-pull, rel=1e-14)
-        assert three.rejected.policy.grad[row, 0].item() == pytest.approx(pull, rel=1e-14)
+        slope = 0.5 * sigmoid(-0.5 * margin)
+        assert three.chosen.policy.grad[row, 0].item() == pytest.approx(-slope, rel=1e-14)
+        assert three.rejected.policy.grad[row, 0].item() == pytest.approx(slope, rel=1e-14)
     assert three.chosen.policy.grad[1].tolist() == pytest.approx([-0.5 * sigmoid(0.5), 0, 0, 0, 0, 0])
 
 
