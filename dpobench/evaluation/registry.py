@@ -1,4 +1,4 @@
-"""The evaluators and the judges: how they are declared, and where they are found."""
+"""The evaluators and the judges: how they are declared, and where they lie."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,16 +55,16 @@ def judge(
     and further numbers it consists of. Any other maps `(prompts, first, second, **settings)` to a table with a row per
     comparison as shown in that order: `p_first`, the probability in [0, 1] that the first is better, NaN for no verdict;
     `verdict`, one of first, second, tie, unparsable, error; `raw`, the reply; `tokens`; `latency` in seconds; `cost`.
-    It is asked in both orders, and once more where a verdict is missing; replies are its own to keep, see `judge_cache`.
+    The harness calls it in both orders, and once more where a verdict is missing. To store replies, see `judge_cache`.
 
     Args:
         pointwise: true if the function maps prompts and completions to scores, false if it compares two completions.
         needs: what must be there, as for an evaluator.
-        check: `(**settings)`, called once before anything is computed; raises `UserError` where the judge cannot be asked.
+        check: `(**settings)`, called once before anything is computed; raises `UserError` where the settings cannot work.
         estimate: `(comparisons, prompt_tokens, answer_tokens, **settings)` to what so many comparisons would cost, in a line.
         idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
             scores nothing anew.
-        deterministic: whether it gives the same verdict every time, in whatever company and order it is asked.
+        deterministic: whether a verdict is the same every time, whatever other answers are judged in the same call.
     """
     spec = JudgeSpec(
         pointwise=pointwise,

@@ -37,7 +37,7 @@ _GROUPS = (
     "Log-probabilities of policy and reference",
     "Log-probabilities of the policy, no reference",
     "The global batch at once: one forward pass more a step, the same result for any micro-batch and number of GPUs",
-    "More than log-probabilities: `dpobench variants show NAME` tells what each need is and costs",
+    "More than log-probabilities: `dpobench variants show NAME` says what each need is and costs",
 )
 
 
@@ -48,7 +48,7 @@ class Card:
     Args:
         name: as registered.
         source: paper and equation.
-        grid: its own grid over its strength.
+        grid: declared values of its strength.
         default: of the strength; None where the file computes it.
         unit: a key of `UNITS`.
         gradient: its declared gradient class.
@@ -178,14 +178,14 @@ def portrait(name: str, plot: str | None = None) -> list[str]:
         UnknownName: nobody registered it.
         UserError: it cannot be drawn.
     """
-    # A name that is not known is told before torch is imported.
+    # An unknown name is refused before torch is imported.
     variant = variants.get(name)
     from dpobench.testing import check
 
     laws = check(variant)
     broken = [law for law in laws if not law.passed]
     lines = [variant.name, *_origin(variant)]
-    # Of a declaration that makes no sense nothing more can be told.
+    # Where the declaration makes no sense, there is nothing more to show.
     if laws[0] not in broken:
         lines += [*_declared(variant), "", "Needs", *(f"  {line}" for line in _takes(variant))]
         lines += [

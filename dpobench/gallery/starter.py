@@ -141,7 +141,7 @@ def {name}(
     would cost. What is missing or untrue is named by `dpobench judges check {name}.py`.
 
     Args:
-        prompts: what was asked; `prompt.text` is the last message.
+        prompts: the prompts; `prompt.text` is the last message.
         completions: the answers.
         scale: a setting; every keyword-only argument is one.
 

@@ -125,7 +125,7 @@ class Mixture(Variant):
         return {loss.name: weight for loss, weight in self.parts}
 
     def objective(self, pairs: "Pairs", params: Settings) -> "Objective":
-        """Sum of the parts' objectives, each with its own hyper-parameters and statistics."""
+        """Sum of the parts' objectives, each with the hyper-parameters and statistics of its part."""
         from dpobench.losses.pairs import Objective
 
         total: Any = 0.0  # a tensor as soon as a part is added

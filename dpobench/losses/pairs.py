@@ -84,7 +84,7 @@ class Ratio:
     Args:
         numerator: shape [B].
         denominator: shape [B], positive; may depend on masks, columns and the reference, not on the policy.
-        weight: of the term beside the mean of the losses.
+        weight: of the term relative to the mean of the losses.
     """
 
     numerator: PerPair
@@ -124,7 +124,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Pairs:
-    """B preference pairs: chosen beside rejected.
+    """B preference pairs, each a chosen and a rejected answer.
 
     Args:
         chosen: the preferred completions.

@@ -1,4 +1,4 @@
-"""The losses: how they are declared, and where they are found."""
+"""The losses: how they are declared, and where they lie."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
 
     Args:
         source: paper and equation, or "as implemented by ...".
-        beta_grid: the loss's own grid over its strength, in its own unit.
+        beta_grid: values of the strength to try by default, in the unit of this loss.
         strength: name of the hyper-parameter that sets the strength.
         unit: what one unit of the strength means; see `UNITS`.
         gradient: "monotone" never pushes the chosen down or the rejected up; "target" reverses past a finite margin;
@@ -52,7 +52,7 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
             **hyper-parameters it names)` the next ones, from the global batch and before the loss.
         start: loss per pair at policy = reference, a number or a function of hyper-parameters.
         grids: grids of further hyper-parameters.
-        bounds: intervals of hyper-parameters; the strength is in "(0, inf)" unless said otherwise.
+        bounds: intervals of hyper-parameters; the strength is in "(0, inf)" if it is not named.
         baseline: whether the loss learns from the chosen answers alone; it is then trained, at its defaults, in every experiment.
     """
     spec = LossSpec(

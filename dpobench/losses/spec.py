@@ -20,7 +20,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "nat per token": "per nat of mean log-ratio per token",
         "target nat": "sets a target margin in summed nats",
         "target nat per token": "sets a target margin in nats per token",
-        "weight": "weight beside another term",
+        "weight": "weight relative to another term",
     }
 )
 

@@ -1,4 +1,4 @@
-"""Where losses, evaluators and judges are found: one file each, named by the function it decorates.
+"""Where losses, evaluators and judges lie: one file each, named by the function it decorates.
 
 Files are first *read* (their syntax tree, not their code), so that listing names or guessing at a typing mistake imports
 neither torch nor a user's code; a file is imported when its plugin is loaded.

@@ -1,6 +1,6 @@
 """The laws that losses, evaluators and judges must keep, verified in seconds before anything is trained or scored.
 
-What a decorator declares is not believed but tried: `check` tells what became of every law, `require` refuses a plugin that
+What a decorator declares is verified, not trusted: `check` returns the result of every law, `require` refuses a plugin that
 breaks one, and a test class that inherits from `LossTests`, `EvaluatorTests` or `JudgeTests` makes each law a test.
 
 A loss is called on a few small batches with exactly what it declares; what is not declared is absent. What is declared must suffice,
@@ -43,18 +43,18 @@ An evaluator is called on two tiny models, a few answers and pairs, and judges o
 | `order` | the order of prompts and answers does not matter |
 | `at_reference` | the reference scored against itself has the values declared for it |
 
-A judge is asked about five answers, or five pairs of answers.
+A judge is called with five answers, or five pairs of answers.
 
 | law | what is tried |
 |---|---|
 | `declaration` | docstring; `check` and `estimate` take the judge's settings |
 | `settings` | the settings are accepted, by `check` and by the judge |
-| `shape` | a row per answer or comparison, none where nothing is asked |
+| `shape` | a row per answer or comparison, none for empty lists |
 | `verdicts` | scores are finite or NaN; `p_first` lies in [0, 1] or is NaN, and fits `verdict` |
 | `untouched` | the lists that it is given stay as they are |
-| `deterministic` | asked twice it says the same, unless `deterministic=False` |
+| `deterministic` | two calls give the same verdicts, unless `deterministic=False` |
 | `order` | the order of the prompts does not matter, likewise |
-| `alone` | an answer alone has the verdict that it has in company, likewise |
+| `alone` | an answer alone has the verdict that it has among others, likewise |
 """
 
 from dpobench.testing.examples import example_pairs

@@ -69,11 +69,11 @@ def _drawn(shape: torch.Size, seed: int) -> Tensor:
 def with_extras(policy: Tensor, reference: Tensor, mask: Tensor, seed: int) -> Side:
     """A side with everything that `dpobench.losses.quantities` knows, as far apart from its neutral value as policy from reference."""
     drawn, apart = _drawn(torch.Size((5, *mask.shape)), seed), policy - reference
-    # The first token's is a pair's own. Spread evenly, it never drops all the pairs of a small batch, nor none.
+    # The first token's noise belongs to the pair. Spread evenly, it never drops all the pairs of a small batch, nor none.
     drawn[0, :, 0] = 0.01 + 0.98 * ((0.618034 * torch.arange(1, len(mask) + 1) + 0.381966 * seed) % 1)
     extras = {
         "noise": drawn[0],
-        # Of squared probabilities, the token's own among them, the sum is at least its own square.
+        # The sum of squared probabilities is at least the square of the token's.
         "collision": drawn[1] * (2 * policy).clamp(min=-3.0),
         "reference_entropy": drawn[2],
         "reference_kl": 0.2 * drawn[3] * apart.abs().clamp(max=1.0),
@@ -221,7 +221,7 @@ def started(pairs: Pairs) -> Pairs:
 
 
 def chosen_rows(pairs: Pairs, rows: Sequence[int]) -> Pairs:
-    """Some of the pairs, in the order asked for; fresh tensors."""
+    """Some of the pairs, in the order given; fresh tensors."""
     index = torch.tensor(rows)
     twice = torch.cat([index, index + len(pairs)])
 

@@ -14,7 +14,7 @@ from dpobench.plugins.plugin import Setting
 from dpobench.testing import batches
 from dpobench.testing.probe import Outcome, Probe, limits
 
-# Other values of needs and columns to try before something is said to have no effect.
+# Other values of needs and columns to try before something is reported to have no effect.
 DRAWS = (1, 2, 3)
 
 
@@ -27,7 +27,7 @@ def close(values: Tensor, expected: Tensor) -> bool:
 def without_random_numbers(work: Callable[[], object]) -> bool:
     """Whether something runs without drawing from torch's random numbers or seeding them; their state stays as it is."""
     state = torch.get_rng_state()
-    # What seeds for itself leaves the same state after every call; one draw more tells.
+    # What seeds for itself leaves the same state after every call; one draw more shows it.
     torch.rand(())
     before = torch.get_rng_state()
     work()
@@ -148,7 +148,7 @@ def _each_statistic(probe: Probe) -> str:
     """Whether each statistic changes the loss, or what the next update makes of another batch."""
     if _base(probe) is None:
         return ""
-    # Where all is said by the log-probabilities, every draw is the same.
+    # Where log-probabilities are all there is, every draw is the same.
     draws = (0, *DRAWS) if probe.variant.needs or probe.variant.columns else (0,)
     for name in probe.initial():
         if not any(_reads(probe, name, point, draw) for draw in draws for point in probe.points):

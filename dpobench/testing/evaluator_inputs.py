@@ -47,7 +47,7 @@ class Situation:
         checkpoint: what is scored.
         available: which of `NEEDS` are there.
         compares: whether judges compare two answers; else they score one.
-        tempered: whether the answers to be compared are drawn at another temperature than the models' own.
+        tempered: whether the answers to be compared are drawn at another temperature than 1.
     """
 
     words: str
@@ -217,15 +217,15 @@ def held_out(situation: Situation, pairs_scored: Sequence[TokenPair], *, reverse
 
 
 def _reversed(inputs: HeldOut) -> HeldOut:
-    def turned(frame: pd.DataFrame) -> pd.DataFrame:
+    def reverse_rows(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.iloc[::-1].reset_index(drop=True)
 
     return replace(
         inputs,
         prompts=list(inputs.prompts)[::-1],
-        samples=turned(inputs.samples),
-        reference_samples=turned(inputs.reference_samples),
-        pool=turned(inputs.pool),
+        samples=reverse_rows(inputs.samples),
+        reference_samples=reverse_rows(inputs.reference_samples),
+        pool=reverse_rows(inputs.pool),
     )
 
 
@@ -243,7 +243,7 @@ def situations(
         words = "for a policy with answers drawn at another temperature"
         yield Situation(words, both[1] if reference_only else both[0], frozenset(needs), tempered=True)
     judged = ({"judge", "objectives"} & set(needs)) != set()
-    # A task takes seconds: only where it is asked for.
+    # A task takes seconds: only where it is declared.
     everything = frozenset(need for need in NEEDS if need != "tasks" or need in needs)
     for available, what in ((frozenset(needs), "what it declares"), (everything, "everything there is")):
         for compared in (False, True) if judged or available == everything else (False,):

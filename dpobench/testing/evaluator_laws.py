@@ -1,4 +1,4 @@
-"""The laws of evaluators: each a function from a probed evaluator to the reason why it is broken, empty where it is kept."""
+"""The laws of evaluators: each a function from a probed evaluator to the reason why it is broken, empty where it holds."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -149,7 +149,7 @@ def deterministic(probe: EvaluatorProbe) -> str:
     for situation, table in probe.tables:
         if not probe.call(situation, probe.inputs(situation)).equals(table):
             return (
-                f"{situation.words}: two calls on the same inputs differ; use no generator with a seed of its own choosing, "
+                f"{situation.words}: two calls on the same inputs differ; use numpy's or torch's global generator, "
                 "and keep nothing between calls"
             )
     return ""

@@ -1,4 +1,4 @@
-"""Test classes to inherit: a subclass names a plugin or a file, and pytest tries each law as a test of its own."""
+"""Test classes to inherit: a subclass names a plugin or a file, and pytest runs each law as a separate test."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The laws of judges: each a function from a probed judge to the reason why it is broken, empty where it is kept."""
+"""The laws of judges: each a function from a probed judge to the reason why it is broken, empty where it holds."""
 
 import inspect
 import math
@@ -38,7 +38,7 @@ def tried(judge: Judge, settings: Settings) -> Iterator[Law]:
 
 
 class JudgeProbe:
-    """A judge to be asked about a few answers.
+    """A judge to be called with a few answers.
 
     Args:
         judge: the judge, of either kind.
@@ -141,14 +141,14 @@ def settings(probe: JudgeProbe) -> str:
 
 
 def shape(probe: JudgeProbe) -> str:
-    """One row per answer or comparison, in the order asked; none where nothing is asked."""
+    """One row per answer or comparison, in the order given; none for empty lists."""
     probe.numbers(range(len(QUESTIONS)))
     probe.numbers([])
     return ""
 
 
 def verdicts(probe: JudgeProbe) -> str:
-    """A score is finite or NaN; p_first lies in [0, 1] or is NaN, and fits the verdict beside it."""
+    """A score is finite or NaN; p_first lies in [0, 1] or is NaN, and fits the column verdict."""
     if probe.spec.pointwise:
         table = probe.call(probe.prompts, list(FIRST))
         for column in table:
@@ -175,9 +175,11 @@ def untouched(probe: JudgeProbe) -> str:
 
 
 def deterministic(probe: JudgeProbe) -> str:
-    """Asked twice it says the same."""
+    """Two calls give the same verdicts."""
     if probe.spec.deterministic and not _alike(probe.numbers(range(len(QUESTIONS))), probe.base, 0.0):
-        return "asked twice about the same answers it says something else; keep its replies, or declare deterministic=False"
+        return (
+            "two calls with the same answers give different verdicts; store its replies, or declare deterministic=False"
+        )
     return ""
 
 
@@ -189,7 +191,7 @@ def order(probe: JudgeProbe) -> str:
 
 
 def alone(probe: JudgeProbe) -> str:
-    """An answer alone gets the verdict that it gets in company."""
+    """An answer alone gets the verdict that it gets among others."""
     if probe.spec.deterministic and not _alike(
         [probe.numbers([place])[0] for place in range(len(QUESTIONS))], probe.base, ROUNDING
     ):

@@ -16,7 +16,7 @@ class Law:
     Args:
         name: the law.
         passed: whether the plugin keeps it.
-        reason: how it is broken and what to do; empty if it is kept.
+        reason: how it is broken and what to do; empty if it holds.
         meaning: what the law demands, in a line.
     """
 
@@ -30,7 +30,7 @@ def in_turn(laws: Mapping[str, Callable[[Probe], str]], probe: Probe) -> Iterato
     """Try laws one after the other.
 
     Args:
-        laws: by name: a function from the probed plugin to the reason why it is broken, empty where it is kept.
+        laws: by name: a function from the probed plugin to the reason why it is broken, empty where it holds.
         probe: the plugin, ready to be called.
     """
     for name, law in laws.items():

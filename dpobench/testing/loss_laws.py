@@ -1,4 +1,4 @@
-"""The laws of losses: each a function from a probed loss to the reason why it is broken, empty where it is kept."""
+"""The laws of losses: each a function from a probed loss to the reason why it is broken, empty where it holds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -181,7 +181,7 @@ def permutation(probe: Probe) -> str:
 
 
 def separability(probe: Probe) -> str:
-    """A pair alone has the loss that it has in company, if and only if coupling is not declared.
+    """A pair alone has the loss that it has among others, if and only if coupling is not declared.
 
     Statistics are those of the whole batch, and a ratio's denominators are summed over it.
     """

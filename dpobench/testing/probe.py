@@ -91,7 +91,7 @@ def drawn_inside(interval: Interval, size: int, number: int) -> Tensor:
 
 
 class Probe:
-    """A loss to be tried at its default hyper-parameters, or those given, and along its own grids.
+    """A loss to be tried at its default hyper-parameters, or those given, and along its grids.
 
     Args:
         variant: the loss.
