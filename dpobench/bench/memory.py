@@ -19,16 +19,8 @@ import numpy as np
 import torch
 
 from dpobench.bench.sides import HarnessSide, TrlSide, logistic_loss
-from dpobench.bench.workloads import (
-    SMALL,
-    ModelShape,
-    TextPair,
-    Workload,
-    draw_texts,
-    llama,
-    perturbed,
-    word_tokenizer,
-)
+from dpobench.bench.suites import StepSpec
+from dpobench.bench.workloads import TextPair, draw_texts, llama, perturbed, word_tokenizer
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import UserError
 from dpobench.models.logprobs import score_sequences
@@ -59,24 +51,12 @@ class Peak:
         return self.peak_mb - self.before_mb
 
 
-def compare(
-    workload: Workload,
-    precision: str = "float32",
-    shape: ModelShape = SMALL,
-    *,
-    pairs: int = 16,
-    batches: Sequence[int] = (1, 8),
-    device: str = "cpu",
-) -> dict[str, float | dict[str, dict[str, float]]]:
+def compare(spec: StepSpec, batches: Sequence[int] = (1, 8)) -> dict[str, float | dict[str, dict[str, float]]]:
     """Measure our step and TRL's at each batch.
 
     Args:
-        workload: the lengths.
-        precision: "float32" or "bf16".
-        shape: of the model.
-        pairs: of a step.
+        spec: of the step.
         batches: TRL's batches per device; the first is its fastest.
-        device: "cpu" or "cuda".
 
     Returns: the `ratios`, and `memory_mb`: the `Peak` of each side.
 
@@ -85,8 +65,8 @@ def compare(
     """
     if importlib.util.find_spec(TRL) is None:
         raise UserError("peak memory is compared with TRL, which is not installed; pip install 'dpobench[parity]'")
-    ours = peak(OURS, workload, shape, precision, pairs=pairs, device=device)
-    trl = {batch: peak(TRL, workload, shape, precision, batch, pairs=pairs, device=device) for batch in batches}
+    ours = peak(OURS, spec)
+    trl = {batch: peak(TRL, spec, batch) for batch in batches}
     peaks = {OURS: asdict(ours)} | {f"{TRL}_batch{batch}": asdict(other) for batch, other in trl.items()}
     return {**ratios(ours, trl), "memory_mb": peaks}
 
@@ -113,37 +93,22 @@ def ratios(ours: Peak, trl: Mapping[int, Peak]) -> dict[str, float]:
     return table
 
 
-def peak(
-    side: str,
-    workload: Workload,
-    shape: ModelShape = SMALL,
-    precision: str = "float32",
-    micro_batch: int = 1,
-    *,
-    pairs: int = 16,
-    device: str = "cpu",
-) -> Peak:
+def peak(side: str, spec: StepSpec, micro_batch: int = 1) -> Peak:
     """Memory of one side in a fresh process of one thread.
 
     Args:
         side: "ours" or "trl".
-        workload: the lengths.
-        shape: of the model.
-        precision: "float32" or "bf16".
+        spec: of the step.
         micro_batch: TRL's batch per device; our side fills micro-batches to the recipe's tokens.
-        pairs: of a step.
-        device: "cpu" or "cuda".
 
     Raises:
         UserError: the system does not let a process measure its memory.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measured, side, workload, shape, precision, micro_batch, pairs, device).result()
+        return pool.submit(_measured, side, spec, micro_batch).result()
 
 
-def _measured(
-    side: str, workload: Workload, shape: ModelShape, precision: str, micro_batch: int, pairs: int, device: str
-) -> Peak:
+def _measured(side: str, spec: StepSpec, micro_batch: int) -> Peak:
     """Body of the fresh process."""
     # TRL writes progress bars and warnings.
     os.environ |= {"TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -154,35 +119,28 @@ def _measured(
         # Our workers do so, too; TRL's process is a usual one.
         keep_pages()
     with tempfile.TemporaryDirectory(prefix="dpobench-memory-") as folder:
-        measured = _side(side, workload, shape, precision, micro_batch, pairs, device, Path(folder))
+        measured = _side(side, spec, micro_batch, Path(folder))
         with measured.only_shortest(2):
             measured.step()
             # A step leaves no gradients; these are in memory when the measurement begins, on both sides.
             measured.accumulate()
-        before = reset_peak(device)
+        before = reset_peak(spec.device)
         for _ in range(2):
             measured.step()
-        return Peak(round(before / 1e6, 1), round(peak_since_reset(device) / 1e6, 1))
+        return Peak(round(before / 1e6, 1), round(peak_since_reset(spec.device) / 1e6, 1))
 
 
-def _side(
-    side: str,
-    workload: Workload,
-    shape: ModelShape,
-    precision: str,
-    micro_batch: int,
-    pairs: int,
-    device: str,
-    folder: Path,
-) -> HarnessSide | TrlSide:
-    reference = llama(shape).to(device)
-    policy, texts = perturbed(reference), draw_texts(workload, pairs, vocabulary=shape.vocabulary)
+def _side(side: str, spec: StepSpec, micro_batch: int, folder: Path) -> HarnessSide | TrlSide:
+    reference = llama(spec.shape).to(spec.device)
+    policy, texts = perturbed(reference), draw_texts(spec.workload, spec.pairs, vocabulary=spec.shape.vocabulary)
     if side == OURS:
-        return HarnessSide(policy, read_texts(reference, texts), logistic_loss(), precision, device)
+        return HarnessSide(policy, read_texts(reference, texts), logistic_loss(), spec.precision, spec.device)
     import datasets
 
     datasets.disable_progress_bars()
-    return TrlSide(policy, reference, texts, folder, micro_batch=micro_batch, precision=precision, device=device)
+    return TrlSide(
+        policy, reference, texts, folder, micro_batch=micro_batch, precision=spec.precision, device=spec.device
+    )
 
 
 def read_texts(reference: "PreTrainedModel", texts: Sequence[TextPair]) -> list[TokenPair]:

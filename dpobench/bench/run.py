@@ -65,18 +65,14 @@ def run(target: Path | None, suite: Suite, *, data: Sequence[str] = (), with_swe
         f"{version('trl')} with its reference precomputed; memory: of the step alone, against TRL's best batch"
     )
     yield "".join(f"{title:{form.split('.')[0]}}" for title, _, form in _COLUMNS)
-    for case in suite.cases:
-        for workload in case.workloads:
-            with quiet(), tempfile.TemporaryDirectory(prefix="dpobench-bench-") as folder:
-                timing = step.measure(step.prepare(workload, case, suite, Path(folder)), workload, case, suite)
-                _free_memory()
-                batches = tuple(dict.fromkeys((timing.trl_best_batch, 8)))
-                peaks = memory.compare(
-                    workload, case.precision, case.shape, pairs=suite.pairs, batches=batches, device=suite.device
-                )
-            rows.append(asdict(timing) | peaks)
-            yield "".join(f"{rows[-1][key]:{form}}" for _, key, form in _COLUMNS)
-            _write(target, rows)
+    for spec, batches in suite.steps():
+        with quiet(), tempfile.TemporaryDirectory(prefix="dpobench-bench-") as folder:
+            timing = step.measure(step.prepare(spec, batches, Path(folder)), suite.repeats)
+            _free_memory()
+            peaks = memory.compare(spec, tuple(dict.fromkeys((timing.trl_best_batch, 8))))
+        rows.append(asdict(timing) | peaks)
+        yield "".join(f"{rows[-1][key]:{form}}" for _, key, form in _COLUMNS)
+        _write(target, rows)
     yield "x TRL: how many times as fast as TRL's step. Floor: least arithmetic of an exact step at this machine's matmul rate."
     if with_sweep:
         with quiet(), tempfile.TemporaryDirectory(prefix="dpobench-sweep-") as folder:

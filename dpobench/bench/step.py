@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from dpobench.bench.sides import HarnessSide, TrlSide, disagreement, logistic_loss
-from dpobench.bench.suites import Case, Suite
-from dpobench.bench.workloads import SMALL, Workload, draw_texts, llama, perturbed
+from dpobench.bench.suites import StepSpec
+from dpobench.bench.workloads import SMALL, draw_texts, llama, perturbed
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError
 from dpobench.training.accelerate import accelerator_for
@@ -32,12 +32,14 @@ class Contest:
     """Both sides, ready to take the same step.
 
     Args:
+        spec: of the step.
         ours: our side.
         trl: TRL's, by its batch per device.
         rows: the pairs of the step.
         reference: the reference of both.
     """
 
+    spec: StepSpec
     ours: HarnessSide
     trl: Mapping[int, TrlSide]
     rows: Sequence[TokenPair]
@@ -81,52 +83,49 @@ class StepTiming:
     floor_share: float
 
 
-def prepare(workload: Workload, case: Case, suite: Suite, folder: Path) -> Contest:
-    """Make both sides for one kind of data.
+def prepare(spec: StepSpec, batches: Sequence[int], folder: Path) -> Contest:
+    """Make both sides of one step.
 
     Args:
-        workload: lengths of the pairs.
-        case: model, precision and TRL's batches.
-        suite: number of pairs, and the device.
+        spec: of the step.
+        batches: TRL's batches per device, 1 and 8 among them.
         folder: where TRL may write.
     """
-    precision, device = case.precision, suite.device
-    reference = llama(case.shape).to(device)
-    policy, texts = perturbed(reference), draw_texts(workload, suite.pairs, vocabulary=case.shape.vocabulary)
+    precision, device = spec.precision, spec.device
+    reference = llama(spec.shape).to(device)
+    policy, texts = perturbed(reference), draw_texts(spec.workload, spec.pairs, vocabulary=spec.shape.vocabulary)
     # TRL uses accelerate's global state as it is; this sets its precision.
     accelerator_for(device, precision)
     trl = {
         batch: TrlSide(policy, reference, texts, folder, micro_batch=batch, precision=precision, device=device)
-        for batch in case.batches
+        for batch in batches
     }
     rows = trl[1].pairs(reference)
-    return Contest(HarnessSide(policy, rows, logistic_loss(), precision, device), trl, rows, reference)
+    return Contest(spec, HarnessSide(policy, rows, logistic_loss(), precision, device), trl, rows, reference)
 
 
-def measure(contest: Contest, workload: Workload, case: Case, suite: Suite) -> StepTiming:
+def measure(contest: Contest, repeats: int) -> StepTiming:
     """Compare both sides on one step, then time them in turns.
 
     Args:
         contest: the sides.
-        workload: lengths of their pairs.
-        case: model and precision.
-        suite: how often, and where.
+        repeats: timed steps of each side.
 
     Raises:
         DpobenchError: loss or gradient of the two sides differ by more than rounding.
     """
-    ours, rows = contest.ours, contest.rows
+    spec, ours, rows = contest.spec, contest.ours, contest.rows
     loss_difference, gradient_difference = disagreement(ours, list(contest.trl.values()))
-    if not max(loss_difference, gradient_difference) <= AGREEMENT[case.precision]:
+    if not max(loss_difference, gradient_difference) <= AGREEMENT[spec.precision]:
         raise DpobenchError(
-            f"{workload.name}, {case.precision}: loss and gradient differ from TRL's by {loss_difference:.2g} and "
+            f"{spec.workload.name}, {spec.precision}: loss and gradient differ from TRL's by {loss_difference:.2g} and "
             f"{gradient_difference:.2g}; nothing is timed"
         )
     our_seconds: list[float] = []
     trl_seconds: dict[int, list[float]] = {batch: [] for batch in contest.trl}
     rates = []
-    for _ in range(suite.repeats):
-        rates.append(matmul_rate(_distinct_tokens(rows), case.precision, case.shape.hidden, suite.device))
+    for _ in range(repeats):
+        rates.append(matmul_rate(_distinct_tokens(rows), spec.precision, spec.shape.hidden, spec.device))
         our_seconds.append(_seconds(ours.step))
         for batch, side in contest.trl.items():
             trl_seconds[batch].append(_seconds(side.step))
@@ -135,9 +134,9 @@ def measure(contest: Contest, workload: Workload, case: Case, suite: Suite) -> S
     best = min(medians, key=lambda batch: medians[batch])
     floor = floor_operations(contest.reference, rows) / statistics.median(rates)
     return StepTiming(
-        work=workload.name,
-        model=case.shape.name,
-        dtype=case.precision,
+        work=spec.workload.name,
+        model=spec.shape.name,
+        dtype=spec.precision,
         layout="packed" if ours.auxiliary.packed else "padded",
         tokens_per_s=round(sum(row.size for row in rows) / seconds, 1),
         ratio_to_trl_best=round(medians[best] / seconds, 3),

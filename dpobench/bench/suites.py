@@ -1,8 +1,28 @@
 """What `dpobench bench` measures: models in a precision, each on preference data of several kinds."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dpobench.bench.workloads import HALF_BILLION, LARGER, SEVEN_BILLION, SMALL, WORKLOADS, ModelShape, Workload
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One optimizer step.
+
+    Args:
+        workload: lengths of its pairs.
+        shape: of the model.
+        precision: "float32" or "bf16".
+        pairs: number of pairs.
+        device: "cpu" or "cuda".
+    """
+
+    workload: Workload
+    shape: ModelShape = SMALL
+    precision: str = "float32"
+    pairs: int = 16
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,12 @@ class Suite:
     repeats: int
     cases: tuple[Case, ...]
     device: str = "cpu"
+
+    def steps(self) -> Iterator[tuple[StepSpec, tuple[int, ...]]]:
+        """Every step to measure, with TRL's batches per device."""
+        for case in self.cases:
+            for workload in case.workloads:
+                yield StepSpec(workload, case.shape, case.precision, self.pairs, self.device), case.batches
 
     def on(self, workloads: tuple[Workload, ...]) -> "Suite":
         """The same suite with other workloads in every case."""

@@ -12,7 +12,7 @@ import torch
 from dpobench.bench import run as bench
 from dpobench.bench import step
 from dpobench.bench.sides import gradient_difference
-from dpobench.bench.suites import FULL, QUICK
+from dpobench.bench.suites import FULL, StepSpec
 from dpobench.bench.workloads import WORKLOADS, draw_texts, perturbed, word_tokenizer, workload_of
 from dpobench.errors import DpobenchError, UserError
 from tests.training import tiny
@@ -115,22 +115,22 @@ class FakeSide:
 
 def contest(trl_loss):
     ours, trl = FakeSide(1.0), {1: FakeSide(1.0), 8: FakeSide(trl_loss)}
-    return step.Contest(ours, trl, tiny.rows(2), tiny.llama())
+    return step.Contest(StepSpec(WORKLOADS[0]), ours, trl, tiny.rows(2), tiny.llama())
 
 
 def test_nothing_is_timed_where_the_two_sides_differ():
     """A relative difference of 6e-6, where rounding allows 5e-6."""
     pair = contest(1 / (1 + 6e-6))
     with pytest.raises(DpobenchError, match="differ from TRL's by 6e-06 and 0; nothing is timed"):
-        step.measure(pair, WORKLOADS[0], QUICK.cases[0], QUICK)
+        step.measure(pair, repeats=3)
     # The step that is compared, and no other.
     assert [side.steps for side in (pair.ours, *pair.trl.values())] == [1, 1, 1]
 
 
 def test_sides_that_agree_take_every_timed_step_in_turns():
     pair = contest(1 / (1 + 4e-6))
-    timing = step.measure(pair, WORKLOADS[0], QUICK.cases[0], QUICK)
-    assert [side.steps for side in (pair.ours, *pair.trl.values())] == [1 + QUICK.repeats] * 3
+    timing = step.measure(pair, repeats=3)
+    assert [side.steps for side in (pair.ours, *pair.trl.values())] == [4, 4, 4]
     assert timing.loss_difference == pytest.approx(4e-6, rel=1e-3)
     assert (timing.work, timing.dtype, timing.layout) == ("hh-like", "float32", "packed")
     assert timing.ratio_to_trl_best == min(timing.ratio_to_trl_best, timing.ratio_to_trl_batch8)

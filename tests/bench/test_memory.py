@@ -8,6 +8,7 @@ import torch
 
 from dpobench.bench import memory
 from dpobench.bench.memory import Peak, peak_since_reset, reset_peak, resident_memory
+from dpobench.bench.suites import StepSpec
 from dpobench.bench.workloads import SMALL, WORKLOADS, Workload, llama
 from dpobench.errors import UserError
 
@@ -25,7 +26,7 @@ def test_ratios_are_of_the_step_and_of_the_whole():
 def test_without_trl_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"TRL, which is not installed; pip install 'dpobench\[parity\]'"):
-        memory.compare(WORKLOADS[0])
+        memory.compare(StepSpec(WORKLOADS[0]))
 
 
 def test_where_the_peak_cannot_be_reset_nothing_is_measured(tmp_path):
@@ -67,7 +68,7 @@ def test_texts_are_read_as_words_between_which_only_answers_end():
 def test_a_step_of_longer_pairs_takes_more_memory():
     """A process of its own each: the pairs' activations are in the peak, weights, moments and gradients before it."""
     short, long = (Workload(f"{times} times", (20 * times, 0.1), (20 * times, 0.1)) for times in (1, 8))
-    small, large = (memory.peak(memory.OURS, workload, pairs=4) for workload in (short, long))
+    small, large = (memory.peak(memory.OURS, StepSpec(workload, pairs=4)) for workload in (short, long))
     assert 0 < small.step_mb < large.step_mb / 2
     # The same weights, moments and gradients in both.
     assert small.before_mb == pytest.approx(large.before_mb, rel=0.03)
