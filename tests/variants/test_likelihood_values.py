@@ -179,7 +179,7 @@ def test_the_three_likelihoods_of_one_batch_differ(three):
         ("dpo_nll_token", [0.2 * 3 / 7] * 3),
     ],
 )
-def test_only_the_token_mean_and_the_sum_gradient_every_chosen_token_alike(three, name, pulls):
+def test_only_the_token_mean_and_the_sum_pull_every_chosen_token_alike(three, name, pulls):
     of(name, three, beta=0.5, weight=0.2).sum().backward()
     for row, (margin, slope) in enumerate(zip(MARGINS, pulls, strict=True)):
         preferred = 0.5 * sigmoid(-0.5 * margin)
