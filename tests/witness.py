@@ -95,13 +95,15 @@ def two_checkpoints(main: Path) -> list[str]:
 
 def labels(out: Path) -> dict[str, Path]:
     """The folder of each run, by what the run is: variant, hyper-parameters, seed and condition."""
-    found = {}
+    folders = {}
     for file in sorted((out / "runs").glob("*/run.json")):
-        note = json.loads(file.read_text(encoding="utf-8"))
-        said = [note.get(key) for key in ("params", "learning_rate", "seed", "condition")]
-        found[" ".join([note["variant"], *(json.dumps(one, sort_keys=True) for one in said)])] = file.parent
-    assert len(found) == len(list((out / "runs").glob("*/run.json"))), "two runs have one label"
-    return dict(sorted(found.items()))
+        record = json.loads(file.read_text(encoding="utf-8"))
+        values = [record.get(key) for key in ("params", "learning_rate", "seed")]
+        # A checkpoint that was entered has no condition: before the second format its record did not have the key.
+        values.append(None if record.get("source") else record.get("condition"))
+        folders[" ".join([record["variant"], *(json.dumps(one, sort_keys=True) for one in values)])] = file.parent
+    assert len(folders) == len(list((out / "runs").glob("*/run.json"))), "two runs have one label"
+    return dict(sorted(folders.items()))
 
 
 def write(out: Path, target: Path) -> None:
