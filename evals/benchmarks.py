@@ -29,6 +29,7 @@ from dpobench import Checkpoint, HeldOut, Metric, UserError, evaluator, score_ro
 from dpobench.evaluation.benchmark_tasks import check_tasks, filled, shipped, tasks_key
 from dpobench.evaluation.table_cache import kept
 from dpobench.models.logprobs import Batch, Head, by_tokens, completion_hidden, within
+from dpobench.models.protocols import Tokenizer
 
 # The seeds of lm-eval's command line, for tasks that shuffle and for few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
@@ -131,7 +132,7 @@ def _check_settings(checkpoint: Checkpoint, limit: int, longest: int, template: 
         raise UserError("benchmarks: template = true, but the tokenizer has no chat template; leave it out")
 
 
-def _written(tokenizer: Any) -> str:
+def _written(tokenizer: Tokenizer) -> str:
     """Content key of a tokenizer."""
     whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     told = [whole, tokenizer.special_tokens_map, tokenizer.chat_template]

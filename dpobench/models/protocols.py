@@ -1,18 +1,15 @@
 """What this project uses of the models and tokenizers of `transformers`, which is not checked for types."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dpobench.data.template import Tokenizer as TokenizerOfText
 from dpobench.models.prefix_attention import Piece
-
-Ids = npt.NDArray[np.int64]
 
 
 class ForwardInputs(TypedDict, total=False):
@@ -117,57 +114,35 @@ class CausalLM(LanguageModel, Protocol):
         ...
 
 
-class Tokenizer(Protocol):
+class BackendTokenizer(Protocol):
+    """The tokenizer of the library `tokenizers` within a fast one."""
+
+    def to_str(self) -> str:
+        """Its whole content as JSON."""
+        ...
+
+
+class Tokenizer(TokenizerOfText, Protocol):
     """A tokenizer with an end token, as `load_tokenizer` returns it."""
 
-    eos_token_id: int
-    bos_token_id: int | None
-    unk_token_id: int | None
-    pad_token_id: int | None
-    chat_template: str | None
     is_fast: bool
-    backend_tokenizer: Any
+    backend_tokenizer: BackendTokenizer
 
     @property
-    def all_special_tokens(self) -> list[str]:
-        """Texts of the control tokens that have a role."""
+    def eos_token_id(self) -> int:
+        """Id of the end token."""
         ...
 
     @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Tokens that were added to the vocabulary, by id; each has `content` and `special`."""
-        ...
-
-    @property
-    def special_tokens_map(self) -> Mapping[str, Any]:
+    def special_tokens_map(self) -> Mapping[str, object]:
         """Control tokens by role."""
-        ...
-
-    def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
-        """Token ids of a text or of several, under `input_ids`."""
-        ...
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """A conversation as text or token ids."""
-        ...
-
-    def get_chat_template(self) -> str:
-        """The template of conversations.
-
-        Raises:
-            ValueError: it has none.
-        """
         ...
 
     def get_vocab(self) -> dict[str, int]:
         """Token ids by token, added tokens included."""
         ...
 
-    def convert_ids_to_tokens(self, ids: Any) -> list[str]:
-        """Tokens of ids, as the vocabulary spells them."""
-        ...
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of token ids."""
         ...
 

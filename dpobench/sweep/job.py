@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dpobench.artifacts import provenance, scores
 from dpobench.artifacts.files import MANIFEST, building, publish, seal, sealed, verify
-from dpobench.artifacts.records import Checks, Cost, CountsRecord, RunRecord, SamplesRecord, Status
+from dpobench.artifacts.records import CountsRecord, RunRecord, SamplesRecord, Status
 from dpobench.data.perturb import apply_condition
 from dpobench.data.tokens import TokenPair, read_pairs
 from dpobench.errors import Diverged, DpobenchError
@@ -224,12 +224,12 @@ def _record(job: Job, status: Status, reason: str | None, trained: Trained, coun
         status=status,
         reason=reason,
         predecessor=job.predecessor or None,
-        checks=Checks(**trained.checks),
+        checks=trained.checks,
         seconds={"train": round(trained.seconds, 3)},
         tokens=trained.tokens,
         steps=trained.steps,
         layout=trained.layout,
-        cost=Cost.model_validate(trained.cost) if trained.cost else None,
+        cost=trained.cost,
         flags=tuple(trained.flags),
         provenance=made,
         pairs=counts.get("pairs"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dpobench.artifacts.records import Checks
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import DpobenchError
 from dpobench.losses.pairs import Pairs
@@ -19,7 +20,7 @@ def check_start(
     rows: Sequence[TokenPair],
     accelerator: Accelerator,
     auxiliary: AuxiliaryState | None = None,
-) -> dict[str, float | None]:
+) -> Checks:
     """Before the first step the policy is the reference: log-ratios are 0 and the loss has its start value.
 
     Args:
@@ -29,7 +30,7 @@ def check_start(
         accelerator: device and precision.
         auxiliary: layout of the pairs; live reference, where the loss declared it.
 
-    Returns: `start_margin` (largest margin per token, nats), `start_loss`, `start_declared`.
+    Returns: the figures of the start.
 
     Raises:
         DpobenchError: they are not; the reference's log-probabilities belong to something else.
@@ -54,7 +55,7 @@ def check_start(
     for name, value in (("its value at policy = reference", expected), ("its declared start", declared)):
         if value is not None and not abs(loss - value) <= tolerance:
             raise DpobenchError(f"at step 0 {bound.variant.name} is {loss:.6g}; {name} is {value:.6g}")
-    return {"start_margin": margin, "start_loss": loss, "start_declared": declared}
+    return Checks(start_margin=margin, start_loss=loss, start_declared=declared)
 
 
 def _tolerance(bound: Bound, pairs: Pairs, slack: float) -> float:

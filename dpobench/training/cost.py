@@ -1,41 +1,31 @@
 """What a training cost besides its time: passes, and the most memory where the system reports it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dpobench.artifacts.records import Cost
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Passes and memory of a training so far.
+def with_step(cost: Cost, forwards: int, backwards: int, peak: int | None) -> Cost:
+    """The cost of a training with one more step.
 
     Args:
-        forwards: pairs that a model computed, each time it did.
+        cost: so far.
+        forwards: pairs that a model computed in this step, each time it did.
         backwards: pairs that a gradient went back through.
-        peak_bytes: the most memory in use; None where the system does not report it.
+        peak: from `peak_bytes`. Of a training that went on after a kill the higher of both peaks counts.
 
     Example:
-        >>> Cost(8, 4, 90).with_step(forwards=8, backwards=4, peak=70)
+        >>> with_step(Cost(forwards=8, backwards=4, peak_bytes=90), forwards=8, backwards=4, peak=70)
         Cost(forwards=16, backwards=8, peak_bytes=90)
     """
-
-    forwards: int = 0
-    backwards: int = 0
-    peak_bytes: int | None = None
-
-    def with_step(self, forwards: int, backwards: int, peak: int | None) -> "Cost":
-        """The cost with one more step.
-
-        Args:
-            forwards: pairs that a model computed in this step, each time it did.
-            backwards: pairs that a gradient went back through.
-            peak: from `peak_bytes`. Of a training that went on after a kill the higher of both peaks counts.
-        """
-        peaks = [one for one in (self.peak_bytes, peak) if one is not None]
-        return Cost(self.forwards + forwards, self.backwards + backwards, max(peaks, default=None))
+    peaks = [one for one in (cost.peak_bytes, peak) if one is not None]
+    return Cost(
+        forwards=cost.forwards + forwards, backwards=cost.backwards + backwards, peak_bytes=max(peaks, default=None)
+    )
 
 
 def begin(device: torch.device) -> None:

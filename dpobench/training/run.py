@@ -1,12 +1,12 @@
 """One training as data: the recipe that all runs share, and a run."""
 
 import math
-from typing import Any, Literal
+from typing import Literal, cast
 
 from pydantic import Field
 
 from dpobench.artifacts.files import digest
-from dpobench.artifacts.records import Condition, PlannedRun, RecipeRecord
+from dpobench.artifacts.records import Cell, Condition, PlannedRun, RecipeRecord, Values
 from dpobench.artifacts.settings import Settings
 
 # Version of the training harness, part of every run's id: raise it where the same run would come to other numbers.
@@ -69,8 +69,8 @@ class Run(Settings):
         variant: name of the loss.
         code: hash of the plugin's code.
         params: all its hyper-parameters.
-        strength: name of the one that sets the strength.
-        unit: unit of the strength.
+        strength: name of the one that sets the regularisation strength.
+        unit: its unit.
         seed: of sample order and draws.
         learning_rate: peak.
         recipe: what all runs share.
@@ -82,7 +82,7 @@ class Run(Settings):
 
     variant: str
     code: str
-    params: dict[str, Any]
+    params: Values
     strength: str
     unit: str
     seed: int
@@ -98,9 +98,9 @@ class Run(Settings):
         return f"{self.variant.replace(':', '_')[:100]}-{digest(self.model_dump())}"
 
     @property
-    def beta(self) -> Any:
-        """Value of the strength."""
-        return self.params[self.strength]
+    def beta(self) -> Cell:
+        """Value of the hyper-parameter that sets the regularisation strength."""
+        return cast(Cell, self.params[self.strength])
 
     def describe(self) -> PlannedRun:
         """What plan and record say of the run."""

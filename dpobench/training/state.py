@@ -1,7 +1,7 @@
 """What a training carries from step to step: saved on the way, it goes on after a kill and ends in the same bits."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpobench.artifacts.files import building, read_json, seal, sealed, verify, write_json
+from dpobench.artifacts.records import Checks, Cost
 from dpobench.errors import Damaged
 from dpobench.models import checkpoint
 from dpobench.models.protocols import CausalLM, LanguageModel
 from dpobench.training.accelerate import Accelerator
-from dpobench.training.cost import Cost
 from dpobench.training.log import LogRow
 from dpobench.training.loss_inputs import AuxiliaryState
 
@@ -72,8 +72,8 @@ class TrainingState:
     step: int = 0
     log: list[LogRow] = field(default_factory=list)
     seconds: float = 0.0
-    checks: dict[str, float | None] = field(default_factory=dict)
-    cost: Cost = field(default_factory=Cost)
+    checks: Checks = field(default_factory=Checks)
+    cost: Cost = field(default_factory=lambda: Cost(forwards=0, backwards=0))
 
     @property
     def live_reference(self) -> CausalLM:
@@ -104,8 +104,8 @@ class TrainingState:
             "format": FORMAT,
             "step": self.step,
             "seconds": self.seconds,
-            "checks": self.checks,
-            "cost": asdict(self.cost),
+            "checks": self.checks.model_dump(),
+            "cost": self.cost.model_dump(),
             "statistics": dict(self.auxiliary.statistics),
             "reference_is_policy": self.auxiliary.reference_is_policy,
             "log": [row.as_json() for row in self.log],
@@ -139,8 +139,9 @@ class TrainingState:
                 moments[weight] = {"step": step, **{kind: tensors[f"{kind}.{name}"] for kind in _MOMENTS}}
             for name, weight in self._moved_weights():
                 weight.copy_(tensors[f"reference.{name}"])
-        self.step, self.seconds, self.checks = counters["step"], counters["seconds"], counters["checks"]
-        self.cost, self.log = Cost(**counters["cost"]), [LogRow.from_json(row) for row in counters["log"]]
+        self.step, self.seconds = counters["step"], counters["seconds"]
+        self.checks, self.cost = Checks(**counters["checks"]), Cost(**counters["cost"])
+        self.log = [LogRow.from_json(row) for row in counters["log"]]
         self.auxiliary = replace(
             self.auxiliary,
             statistics=counters["statistics"],

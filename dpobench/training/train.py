@@ -6,13 +6,14 @@ change is the value per pair, nothing else.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dpobench.artifacts.files import digest
+from dpobench.artifacts.records import Checks, Cost
 from dpobench.data.tokens import TokenPair
 from dpobench.errors import Diverged, UserError
 from dpobench.losses.quantities import NEEDS
@@ -44,16 +45,16 @@ class Trained:
         checks: figures of the check before step 0 and of reading the checkpoint again.
         flags: what a reader should know, in words.
         layout: "packed", or "padded" and why.
-        cost: passes and memory, the fields of `dpobench.training.cost.Cost`.
+        cost: passes and memory; None where nothing was trained.
     """
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    checks: dict[str, float | None] = field(default_factory=dict)
+    checks: Checks = field(default_factory=Checks)
     flags: list[str] = field(default_factory=list)
     layout: str = ""
-    cost: dict[str, int | None] = field(default_factory=dict)
+    cost: Cost | None = None
 
 
 def train(
@@ -98,7 +99,7 @@ def train(
         torch.manual_seed(int(digest("step", run.seed, step), 16))
         batch = _with_step_values(rows, run, bound, state, accelerator)
         if step == 0:
-            state.checks |= check_start(state.model, bound, batch[:8], accelerator, state.auxiliary)
+            state.checks = check_start(state.model, bound, batch[:8], accelerator, state.auxiliary)
 
         measured = gradient(state.model, bound, batch, accelerator, recipe.micro_batch_tokens, state.auxiliary)
         norm = float(accelerator.clip_grad_norm_(state.model.parameters(), recipe.clip))
@@ -121,7 +122,8 @@ def train(
 
         # A moved reference computed every pair, too.
         forwards = measured.forwards + len(batch) * _reference_has_moved(state, recipe, step)
-        state.cost = state.cost.with_step(forwards, measured.backwards, cost.peak_bytes(accelerator.device))
+        peak = cost.peak_bytes(accelerator.device)
+        state.cost = cost.with_step(state.cost, forwards, measured.backwards, peak)
         state.set_seconds(time.monotonic() - began)
         progress(state.log[-1])
         if saving is not None and state.step in saving.within:
@@ -193,13 +195,14 @@ def _steps(recipe: Recipe, pairs: int, processes: int) -> int:
 
 def _finish(state: TrainingState, start: Path, target: Path, recipe: Recipe, accelerator: Accelerator) -> Trained:
     """Write log and checkpoint, and sum up."""
-    checks = dict(state.checks)
+    checks = state.checks
     if accelerator.is_main_process:
         write_log(target, state.log)
         tokenizer = checkpoint.load_tokenizer(start)
         # Without the autocast that `prepare` laid around it, the model answers in float32, as it will when loaded again.
         bare = accelerator.unwrap_model(state.model, keep_fp32_wrapper=False)
-        checks["reload_max_difference"] = checkpoint.save(bare, tokenizer, target / "checkpoint")
+        difference = checkpoint.save(bare, tokenizer, target / "checkpoint")
+        checks = checks.model_copy(update={"reload_max_difference": difference})
     accelerator.wait_for_everyone()
     return Trained(
         steps=len(state.log),
@@ -208,5 +211,5 @@ def _finish(state: TrainingState, start: Path, target: Path, recipe: Recipe, acc
         checks=checks,
         flags=flags(state.log, recipe.clip),
         layout=state.layout,
-        cost=asdict(state.cost),
+        cost=state.cost,
     )

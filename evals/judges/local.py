@@ -18,6 +18,7 @@ from dpobench.evals.judges._comparison import read_template, written
 from dpobench.evaluation.judge_cache import Reply, current, key
 from dpobench.models.checkpoint import Stamp, known_hash, load_model, load_tokenizer, resolve, stamp_of
 from dpobench.models.logprobs import Batch, by_tokens, completion_hidden, head_of, within
+from dpobench.models.protocols import CausalLM
 
 _LABELS = ("A", "B")
 # Most tokens of a padded batch; on a CPU fewer.
@@ -107,7 +108,7 @@ class _Judge:
         labels: ids of the two labels.
     """
 
-    model: Any
+    model: CausalLM
     writer: Writer
     limit: int | None
     lead: tuple[int, ...]

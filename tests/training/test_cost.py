@@ -6,9 +6,9 @@ import mmap
 import pytest
 import torch
 
+from dpobench.artifacts.records import Cost
 from dpobench.training import cost
 from dpobench.training.accelerate import accelerator_for
-from dpobench.training.cost import Cost
 from dpobench.training.gradient import gradient
 from dpobench.training.train import train
 from tests.training import tiny
@@ -50,8 +50,8 @@ def test_a_run_reports_its_passes_and_its_memory(start, pairs, tmp_path):
     loss = LOSSES.get("dpo").bind()
     run = tiny.run_of(loss, epochs=1.0)
     trained = train(run, loss, pairs, start, tmp_path, accelerator=accelerator_for("cpu", "float32"))
-    assert trained.cost["forwards"] == trained.cost["backwards"] == 4 * trained.steps
-    assert trained.cost["peak_bytes"] is None or trained.cost["peak_bytes"] > 10**7
+    assert trained.cost.forwards == trained.cost.backwards == 4 * trained.steps
+    assert trained.cost.peak_bytes is None or trained.cost.peak_bytes > 10**7
 
 
 def test_a_moved_reference_is_one_more_pass(start, pairs, tmp_path):
@@ -60,13 +60,16 @@ def test_a_moved_reference_is_one_more_pass(start, pairs, tmp_path):
     run = tiny.run_of(loss, epochs=1.0, reference_every=2)
     trained = train(run, loss, pairs, start, tmp_path, accelerator=accelerator_for("cpu", "float32"))
     assert trained.steps == 6
-    assert (trained.cost["forwards"], trained.cost["backwards"]) == (4 * (6 + 4), 4 * 6)
+    assert (trained.cost.forwards, trained.cost.backwards) == (4 * (6 + 4), 4 * 6)
 
 
 def test_what_was_spent_before_a_kill_counts():
-    assert Cost().with_step(8, 4, 70) == Cost(8, 4, 70)
-    assert Cost(8, 4, 90).with_step(8, 4, 70) == Cost(16, 8, 90)
-    assert Cost(8, 4, None).with_step(8, 4, None) == Cost(16, 8, None)
+    def spent(forwards, backwards, peak):
+        return Cost(forwards=forwards, backwards=backwards, peak_bytes=peak)
+
+    assert cost.with_step(spent(0, 0, None), 8, 4, 70) == spent(8, 4, 70)
+    assert cost.with_step(spent(8, 4, 90), 8, 4, 70) == spent(16, 8, 90)
+    assert cost.with_step(spent(8, 4, None), 8, 4, None) == spent(16, 8, None)
 
 
 def test_the_peak_is_that_of_the_work_and_not_of_what_came_before():

@@ -37,7 +37,7 @@ def by_two(start, pairs, drifted, out):
         process.terminate()
         process.wait()
     assert process.returncode == 0, output[-3000:]
-    return load_file(out / "found.safetensors")
+    return load_file(out / "gradients.safetensors")
 
 
 @pytest.fixture(scope="module")

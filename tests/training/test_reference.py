@@ -11,7 +11,7 @@ from dpobench.artifacts.files import write_json
 from dpobench.data.tokens import write_pairs
 from dpobench.errors import UserError
 from dpobench.experiment.config import Experiment
-from dpobench.experiment.validate import check
+from dpobench.experiment.validate import validate
 from dpobench.losses.quantities import NEEDS
 from dpobench.losses.registry import variants
 from dpobench.models.logprobs import pair_batch
@@ -150,5 +150,5 @@ def test_a_loss_that_needs_other_prompts_is_refused_where_there_are_none(rows):
 )
 def test_a_moving_reference_without_effect_is_a_mistake(names, recipe, words):
     with pytest.raises(UserError, match=words):
-        check(Experiment(variants=names, recipe=recipe))
-    check(Experiment(variants=("dpo", "simpo"), recipe=Recipe(reference_every=4, reference_mix=0.5)))
+        validate(Experiment(variants=names, recipe=recipe))
+    validate(Experiment(variants=("dpo", "simpo"), recipe=Recipe(reference_every=4, reference_mix=0.5)))

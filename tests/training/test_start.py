@@ -23,15 +23,15 @@ def dpo(**params):
 @pytest.mark.parametrize("name", LOSSES.names())
 def test_the_right_reference_passes(name, pairs, accelerator):
     checks = check_start(tiny.llama(), LOSSES.get(name).bind(), pairs[:8], accelerator, AuxiliaryState(tiny.llama()))
-    assert checks["start_margin"] < 1e-6
-    if checks["start_declared"] is not None:
-        assert checks["start_loss"] == pytest.approx(checks["start_declared"], rel=1e-6, abs=1e-5)
+    assert checks.start_margin < 1e-6
+    if checks.start_declared is not None:
+        assert checks.start_loss == pytest.approx(checks.start_declared, rel=1e-6, abs=1e-5)
 
 
 def test_the_start_value_of_the_logistic_loss_is_log_two(pairs, accelerator):
     checks = check_start(tiny.llama(), dpo(beta=0.3), pairs[:8], accelerator)
-    assert checks["start_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert checks["start_declared"] == math.log(2)
+    assert checks.start_loss == pytest.approx(math.log(2), abs=1e-6)
+    assert checks.start_declared == math.log(2)
 
 
 SPOILED = {

@@ -78,8 +78,8 @@ def test_the_first_row_is_the_reference_itself(trained):
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["margin"] == pytest.approx(0, abs=1e-5)
     assert first["learning_rate"] == pytest.approx(1e-2 / 3)  # three of eleven steps rise
-    assert trained[1].checks["start_margin"] < 1e-6
-    assert trained[1].checks["reload_max_difference"] == 0.0
+    assert trained[1].checks.start_margin < 1e-6
+    assert trained[1].checks.reload_max_difference == 0.0
 
 
 def test_the_loss_falls_and_the_margin_grows(trained):
@@ -345,7 +345,7 @@ def test_bf16_trains_and_stays_near_float32(start, pairs, trained, tmp_path):
     assert log[0]["gradient_norm"] == pytest.approx(exact[0]["gradient_norm"], rel=0.02)
     assert log[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.05)
     assert log[-1]["margin"] > 1
-    assert result.checks["start_margin"] < 5e-2
+    assert result.checks.start_margin < 5e-2
     assert result.layout == "packed"
     assert [row["gradient_norm"] for row in log] != [row["gradient_norm"] for row in exact]
 

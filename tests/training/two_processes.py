@@ -37,7 +37,7 @@ def main(start, pairs, drifted, out):
     tensors, bound = gradients(drifted, accelerator, losses), losses.get("dpo").bind(beta=0.2)
     train(tiny.run_of(bound), bound, read_pairs(pairs), start, out / "run", accelerator=accelerator)
     if accelerator.is_main_process:
-        save_file(tensors, out / "tensors.safetensors")
+        save_file(tensors, out / "gradients.safetensors")
     # No wrapped model is left here: one that outlives its process group can keep the process from ending.
     accelerator.wait_for_everyone()
     accelerator.end_training()
