@@ -63,6 +63,7 @@ class LawTests:
         name, law = plugin_and_law
         key = (type(self), name)
         if key not in _TRIED:
+            self.names()
             _TRIED[key] = {tried.name: tried for tried in check(self.registry.get(name), self.settings)}
         laws = _TRIED[key]
         tried = laws.get(law)

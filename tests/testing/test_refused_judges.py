@@ -8,6 +8,7 @@ from dpobench.errors import PluginRefused
 from dpobench.evaluation.registry import JudgeRegistry, judges
 from dpobench.testing import check, require
 from dpobench.testing.judge_laws import FIRST, LAWS, QUESTIONS, SECOND
+from tests.evals.small_judges import save_judge, save_reward_model
 
 FOLDER = Path(__file__).parent / "judges"
 # Function of this name -> the law it breaks, and words of the reason.
@@ -68,6 +69,13 @@ def test_settings_that_check_refuses_break_a_law():
 def test_the_judge_that_asks_a_function_keeps_every_law(tmp_path):
     (tmp_path / "truth.py").write_text("def score(prompt, completion):\n    return len(completion)\n")
     laws = check(judges.get("gold"), {"function": f"{tmp_path / 'truth.py'}:score"})
+    assert [f"{law.name}: {law.reason}" for law in laws if not law.passed] == []
+
+
+@pytest.mark.parametrize("name", ["local", "reward_model"])
+def test_a_judge_that_is_a_model_keeps_every_law(name, tmp_path):
+    folder = {"local": save_judge, "reward_model": save_reward_model}[name](tmp_path / "model")
+    laws = check(judges.get(name), {"model": str(folder), "device": "cpu"})
     assert [f"{law.name}: {law.reason}" for law in laws if not law.passed] == []
 
 
