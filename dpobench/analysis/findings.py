@@ -257,18 +257,36 @@ class Findings:
         complete = len(c.done) == len(c.runs)
         return Candidate(c.key, c.variant, value.value, value.se, far.value if far else None, not broken, complete)
 
-    def difference(self, runs: Sequence[str], others: Sequence[str]) -> Estimate | None:
-        """Ranking metric of some runs less that of others, or of the reference, on the test prompts all of them have."""
-        if self.ranking is None or not runs or not others:
+    def difference(
+        self,
+        runs: Sequence[str],
+        others: Sequence[str],
+        metric: str | None = None,
+        group: str | None = None,
+        split: str | None = TEST,
+    ) -> Estimate | None:
+        """A metric of some runs less that of others, or of the reference, on the prompts that all of them have.
+
+        Args:
+            runs: ids, by seed.
+            others: ids, or the reference's name alone.
+            metric: its name; the ranking metric where none is given.
+            group: task, opponent or other part of it; the main one where none is given.
+            split: side of the prompts; None for all.
+
+        Returns: the paired difference, cut at -1 and 1 for shares; None where fewer than two prompts are shared.
+        """
+        metric = metric or self.ranking
+        if metric is None or not runs or not others:
             return None
-        table = self.results.table(self.ranking, list(dict.fromkeys([*runs, *others])), None, TEST)
+        table = self.results.table(metric, list(dict.fromkeys([*runs, *others])), group, split)
         if table.shape[1] < 2:
             return None
         scores, base = table.loc[list(runs)].to_numpy(), table.loc[list(others)].to_numpy()
         # The reference is one given model, no sample of trainings: only the runs' seeds spread.
         given = list(others) == [REFERENCE]
         difference = crossed_mean([scores - base]) if given else crossed_difference([scores], [base])
-        return share_difference(difference) if self.results.metrics[self.ranking].unit == "share" else difference
+        return share_difference(difference) if self.results.metrics[metric].unit == "share" else difference
 
     @cached_property
     def comparisons(self) -> Mapping[str, Comparison]:

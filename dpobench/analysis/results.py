@@ -220,7 +220,7 @@ def _scores(
         for evaluator in score_files.present(folder):
             frame, meaning = score_files.read(folder, evaluator)
             frames.append(frame.assign(run=name))
-            metrics |= meaning
+            metrics |= _by_name(meaning, frame)
             settings.setdefault(evaluator, score_files.settings(folder, evaluator))
     empty = pd.DataFrame({name: [] for name in ("run", *score_files.COLUMNS)})
     table = pd.concat(frames, ignore_index=True) if frames else empty
@@ -228,6 +228,13 @@ def _scores(
     counts = table.loc[~finite, "metric"].value_counts().sort_index()
     not_finite = {str(name): int(count) for name, count in counts.items()}
     return table[finite].reset_index(drop=True), not_finite, metrics, settings
+
+
+def _by_name(meaning: Mapping[str, Metric], frame: pd.DataFrame) -> dict[str, Metric]:
+    """What each metric means, those included whose names only the scores know: they mean what was declared for "*"."""
+    unnamed = {str(name) for name in frame["metric"].unique()} - set(meaning) if "*" in meaning else set()
+    # One label for all of them would not distinguish them.
+    return dict(meaning) | {name: replace(meaning["*"], label="") for name in unnamed}
 
 
 def _within(results: Results) -> Results | None:

@@ -46,15 +46,15 @@ class Chapter:
 
 
 _BOARD = (
-    "Each variant at the strength selected on the selection prompts; all numbers are from the test prompts. Estimates with 95 % intervals. "
-    "Bold only where the Holm-adjusted p is below the level and there are two seeds or more."
+    "Each variant at the β selected on the selection prompts; all numbers are from the test prompts. Estimates with 95 % intervals. "
+    "Bold only where the Holm-adjusted p is below the level, with two seeds or more."
 )
 # Anchor, title, name in the list of chapters, and parts; "section:" stands for all of a section, "*" for the sections named nowhere else.
 _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("board", "Leaderboard", "Leaderboard", ("table:leaderboard", f"small:{_BOARD}", "figure:differences")),
     (
         "front",
-        "What is gained at which distance",
+        "Gain against distance from the reference",
         "Distance",
         ("figure:frontier", "section:tradeoff", "section:distance"),
     ),
@@ -72,10 +72,10 @@ _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         ("section:pairs", "table:displacement", "figure:calibration", "table:calibration"),
     ),
     (
-        "own",
-        "Over-optimisation, and the form of own answers",
+        "over-optimisation",
+        "Over-optimisation, and the form of the policy's answers",
         "Over-optimisation",
-        ("table:over_optimisation", "section:within", "section:own-answers"),
+        ("table:over_optimisation", "section:within", "section:policy-answers"),
     ),
     (
         "training",
@@ -83,6 +83,7 @@ _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "Training",
         ("figure:dynamics", "table:dynamics", "section:numbers"),
     ),
+    ("further", "Further metrics", "Further metrics", ("section:further",)),
     ("read", "The data", "Data", ("table:data",)),
 )
 # Folded until a reader opens it, under this summary; a table under its title.
@@ -94,6 +95,7 @@ _FOLDED = {
     "table:designs": "",
     "table:benchmark_documents": "",
     "table:length_quintiles": "",
+    "table:further_metrics_grid": "",
 }
 
 

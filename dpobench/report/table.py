@@ -1,15 +1,17 @@
 """One model of a table; CSV, LaTeX, Markdown and HTML are views of it."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
 from dpobench.report import text
 
+# What a row holds: a text, a number (a truth value is one), or nothing. Columns are named by the key.
+Cell = str | float | int | None
+Row = dict[str, Cell]
 # Characters that a row of the page holds.
 PAGE = 150
 
@@ -22,7 +24,7 @@ class Column:
         header: its title.
         key: column of the frame it shows.
         digits: decimals of numbers; None for text.
-        interval: whether `key_low` and `key_high` are shown beside it.
+        interval: whether `key_low` and `key_high` are shown after it.
         signed: whether a plus sign is shown.
         bold: column of the frame that says whether the cell is printed bold.
     """
@@ -36,14 +38,14 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PrintedCell:
     """One printed cell.
 
     Args:
-        text: all of it.
+        text: all of it, the interval included.
         bold: whether it is printed bold.
         number: whether it is a number.
-        ends: of the text the interval.
+        ends: the part of the text that is the interval; empty where there is none.
     """
 
     text: str
@@ -59,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with every number and, beside them, what of it is printed.
+    """Rows with every number, and which of their columns are printed.
 
     Args:
         name: of its files.
@@ -68,6 +70,7 @@ class Table:
         columns: what the printed views show.
         note: a sentence or two below it.
         marked: column of the frame that says whether a row is set apart.
+        hidden: columns of the frame that are for the printed views only and not in the CSV.
     """
 
     name: str
@@ -84,9 +87,9 @@ class Table:
         return [c for c in self.columns if c.key in self.frame and not self.frame[c.key].map(is_missing).all()]
 
     @cached_property
-    def cells(self) -> list[list[Cell]]:
+    def cells(self) -> list[list[PrintedCell]]:
         """Printed cells, row by row."""
-        return [[_cell(column, row) for column in self.shown] for row in self._records]
+        return [[_cell(column, row) for column in self.shown] for row in self.records]
 
     @cached_property
     def is_wide(self) -> bool:
@@ -100,7 +103,8 @@ class Table:
         return sum(widths) + 2 * len(widths) > PAGE
 
     @property
-    def _records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
+        """The frame row by row."""
         return [{str(key): value for key, value in row.items()} for row in self.frame.to_dict("records")]
 
     @property
@@ -137,12 +141,12 @@ class Table:
         return f"% {text.latex(self.title)}\n{inner}\n\\bottomrule\n\\end{{tabular}}\n"
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: Cell) -> bool:
     """Whether a cell holds nothing."""
     return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
-def number(value: Any, digits: int, signed: bool = False) -> str:
+def number(value: Cell, digits: int, signed: bool = False) -> str:
     """A number as tables print it: fixed decimals, or three figures where it is too large or small for them."""
     if is_missing(value):
         return "–"
@@ -158,17 +162,19 @@ def number(value: Any, digits: int, signed: bool = False) -> str:
     return shown.replace("-", "−")
 
 
-def interval(value: Any, low: Any, high: Any, digits: int = 2, signed: bool = False) -> str:
+def interval(value: Cell, low: Cell, high: Cell, digits: int = 2, signed: bool = False) -> str:
     """An estimate with its interval, as in 0.62 [0.58, 0.66]."""
     # Where all units agree, as for the reference against itself, the number is exact and has no interval.
-    if is_missing(low) or is_missing(high) or low == high:
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low != low or low == high:
         return number(value, digits, signed)
     return f"{number(value, digits, signed)} [{_fixed(low, digits)}, {_fixed(high, digits)}]"
 
 
-def probability(value: Any) -> str:
+def probability(value: Cell) -> str:
     """A p-value as tables print it."""
-    return "–" if is_missing(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if not isinstance(value, (int, float)) or value != value:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _fixed(value: float, digits: int) -> str:
@@ -176,21 +182,21 @@ def _fixed(value: float, digits: int) -> str:
     return shown.replace("-", "−") if float(shown) else shown.replace("-", "")
 
 
-def _cell(column: Column, row: Mapping[str, Any]) -> Cell:
+def _cell(column: Column, row: Row) -> PrintedCell:
     value, bold = row.get(column.key), bool(column.bold and row.get(column.bold))
     if column.digits is None or isinstance(value, str):
         shown = "–" if is_missing(value) else text.line(f"{value:g}" if isinstance(value, float) else value)
-        return Cell(shown, bold, isinstance(value, (int, float)) and not isinstance(value, bool))
+        return PrintedCell(shown, bold, isinstance(value, (int, float)) and not isinstance(value, bool))
     if column.key.startswith("p_") or column.key == "p":
-        return Cell(probability(value), bold, True)
+        return PrintedCell(probability(value), bold, True)
     if column.interval:
         ends = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
         shown = interval(value, *ends, column.digits, column.signed)
-        return Cell(shown, bold, True, shown[shown.index("[") :] if "[" in shown else "")
-    return Cell(number(value, column.digits, column.signed), bold, True)
+        return PrintedCell(shown, bold, True, shown[shown.index("[") :] if "[" in shown else "")
+    return PrintedCell(number(value, column.digits, column.signed), bold, True)
 
 
-def _raw(value: Any) -> Any:
+def _raw(value: Cell) -> object:
     if is_missing(value):
         return ""
     if isinstance(value, bool):

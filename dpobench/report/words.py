@@ -1,7 +1,6 @@
-"""The report's sentences: the verdict, the warnings, what the numbers mean."""
+"""The report's sentences: verdict, warnings, meaning and origin of the numbers."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from dpobench.analysis.findings import Findings
 from dpobench.analysis.results import BENCHMARK, REFERENCE
@@ -10,12 +9,13 @@ from dpobench.report.table import interval, probability
 from dpobench.report.text import UNEVEN
 from dpobench.stats.compare import Comparison
 
-# Nats a sequence: a policy so near to its reference has not been trained.
+# Nats a sequence: a policy this near to its reference has not changed.
 STILL = 1e-3
+UNEQUAL = "The variants had unequal numbers of trials: the best of more tries looks better by luck alone."
 
 
 def verdict(f: Findings) -> str:
-    """What was found, in one or two sentences."""
+    """The result of the comparison, in one or two sentences."""
     if f.ranking is None or not f.chosen:
         return "Nothing can be ranked yet: no configuration has finished with scores on the selection prompts."
     control, label = f.results.control, f.results.label(f.ranking)
@@ -24,51 +24,40 @@ def verdict(f: Findings) -> str:
     if not f.comparisons:
         alone = f.estimate(f.chosen[control].ids, f.ranking)
         shown = interval(alone.value, alone.low, alone.high, 3) if alone else "not measured"
-        return f"There is nothing to compare {control} with; at its selected strength its {label} is {shown}{_size(alone)}."
-    found = list(f.comparisons.values())
+        size = f" ({_size(alone.seeds, alone.n_prompts)})" if alone else ""
+        return f"There is nothing to compare {control} with; at its selected β its {label} is {shown}{size}."
+    compared = list(f.comparisons.values())
     sign = -1 if f.direction == "lower" else 1
-    checkpoint = any(c.level != "method" for c in found)
-    claims = [c for c in found if c.p_adjusted < f.results.alpha]
-    better = [c for c in claims if sign * c.estimate > 0]
-    worse = [c for c in claims if sign * c.estimate < 0]
-    which = "one checkpoint each, at its selected β" if checkpoint else "at its selected β"
-    size = _size(found[0])[2:-1]
-    said = (
-        [
-            f"{_names(better)} {'beat' if len(better) > 1 else 'beats'} {control} on {label}, {which} ({_effects(better)}; {size})"
-        ]
-        if better
-        else []
-    )
-    said += (
-        [f"{_names(worse)} {'do' if len(worse) > 1 else 'does'} worse than {control} ({_effects(worse)})"]
-        if worse
-        else []
-    )
-    if not better:
-        top = max(found, key=lambda c: sign * c.estimate)
-        nearest = (
-            ""
-            if top in worse
-            else f"; the nearest is {top.variant} at {interval(top.estimate, top.low, top.high, 3, signed=True)}, {_p(top.p_adjusted)}"
-        )
-        said.insert(0, f"No variant is shown to beat {control} on {label}, {which} ({size}){nearest}")
-    tail = "."
-    if checkpoint:
-        tail += " With one seed this compares checkpoints, not methods: another seed may turn it round."
-    return "; ".join(said) + tail
+    checkpoint = any(c.level != "method" for c in compared)
+    significant = [c for c in compared if c.p_adjusted < f.results.alpha]
+    better = [c for c in significant if sign * c.estimate > 0]
+    worse = [c for c in significant if sign * c.estimate < 0]
+    where = f"{label}, {'one checkpoint each, at its selected β' if checkpoint else 'at its selected β'}"
+    size = _size(compared[0].seeds, compared[0].n_prompts)
+    clauses = []
+    if better:
+        beat = "beat" if len(better) > 1 else "beats"
+        clauses.append(f"{_names(better)} {beat} {control} on {where} ({_effects(better)}; {size})")
+    else:
+        top = max(compared, key=lambda c: sign * c.estimate)
+        effect = f"{interval(top.estimate, top.low, top.high, 3, signed=True)}, {_p(top.p_adjusted)}"
+        nearest = "" if top in worse else f"; the nearest is {top.variant} at {effect}"
+        clauses.append(f"The data do not show that any variant beats {control} on {where} ({size}){nearest}")
+    if worse:
+        clauses.append(f"{_names(worse)} {'do' if len(worse) > 1 else 'does'} worse than {control} ({_effects(worse)})")
+    tail = " With one seed this compares checkpoints, not methods: another seed may reverse it." if checkpoint else ""
+    return "; ".join(clauses) + "." + tail
 
 
-def _names(found: list[Comparison]) -> str:
-    names = [c.variant for c in found]
+def _names(comparisons: Sequence[Comparison]) -> str:
+    names = [c.variant for c in comparisons]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _effects(found: list[Comparison]) -> str:
-    parts = [f"{interval(c.estimate, c.low, c.high, 3, signed=True)}, {_p(c.p_adjusted)}" for c in found]
-    return (
-        parts[0] if len(parts) == 1 else "; ".join(f"{c.variant} {part}" for c, part in zip(found, parts, strict=True))
-    )
+def _effects(comparisons: Sequence[Comparison]) -> str:
+    parts = [f"{interval(c.estimate, c.low, c.high, 3, signed=True)}, {_p(c.p_adjusted)}" for c in comparisons]
+    named = [f"{c.variant} {part}" for c, part in zip(comparisons, parts, strict=True)]
+    return parts[0] if len(parts) == 1 else "; ".join(named)
 
 
 def _p(value: float) -> str:
@@ -76,66 +65,66 @@ def _p(value: float) -> str:
     return f"adjusted p {shown}" if shown.startswith("<") else f"adjusted p = {shown}"
 
 
-def _size(measured: Any) -> str:
-    if measured is None:
-        return ""
-    return f" ({measured.seeds} seed{'s' if measured.seeds != 1 else ''}, {measured.n_prompts:,} test prompts)"
+def _size(seeds: int, prompts: int) -> str:
+    return f"{seeds} seed{'s' if seeds != 1 else ''}, {prompts:,} test prompts"
 
 
 def notes(f: Findings) -> list[str]:
     """What a reader must know before trusting the table."""
-    said = []
+    sentences = []
     if f.headline is None and f.preference is not None:
-        said.append(
-            f"No judge was at hand, so there is no win-rate: variants are ranked, and their β is selected, by "
+        sentences.append(
+            f"There was no judge, so there is no win-rate: variants are ranked, and their β is selected, by "
             f"{f.results.label(f.preference)} on held-out pairs."
         )
     if any(len(c.done) == 1 for c in f.chosen.values()):
-        said.append(
+        sentences.append(
             "Rows with one seed are checkpoint-level: their intervals cover prompts, not another training of the same method."
         )
-    said += _harm(f)
+    sentences += _harm(f)
     broken = sum(c.broken for c in f.configurations)
     if broken:
-        said.append(
+        sentences.append(
             f"{broken} of {len(f.results.runs)} runs diverged or failed; they stay in the grid with their reason."
         )
     missing = sum(c.count("missing") for c in f.configurations)
     if missing:
-        said.append(f"{missing} of {len(f.results.runs)} planned runs have not finished: this report is preliminary.")
+        sentences.append(
+            f"{missing} of {len(f.results.runs)} planned runs have not finished: this report is preliminary."
+        )
     incomplete = [v for v, c in f.chosen.items() if len(c.done) < len(c.runs)]
     if incomplete:
-        said.append(
-            f"Selected although seeds are missing, for want of a complete configuration: {', '.join(incomplete)}."
+        sentences.append(
+            f"Selected although seeds are missing, because no configuration is complete: {', '.join(incomplete)}."
         )
     shared = set.intersection(*(set(f.results.given(v)) for v in f.variants)) if f.variants else set()
     more = {v: [name for name in f.results.given(v) if name not in shared] for v in f.variants}
-    if told := [f"{v} ({', '.join(names)})" for v, names in more.items() if names]:
-        said.append(f"{UNEVEN}: {'; '.join(told)}. What they gain may be the information's, not the loss's.")
+    if uneven := [f"{v} ({', '.join(names)})" for v, names in more.items() if names]:
+        sentences.append(f"{UNEVEN}: {'; '.join(uneven)}. Their gain may come from the information, not from the loss.")
     recipe = f.results.experiment.recipe
     if recipe.reference_every:
-        said.append(
+        sentences.append(
             f"The reference moved: every {recipe.reference_every} steps it took {recipe.reference_mix:.0%} of the policy. "
             "Log-ratios, margins and distances are measured from the start policy all the same."
         )
     if f.unequal_trials:
-        said.append("The variants had unequal numbers of trials: the best of more tries looks better by luck alone.")
+        sentences.append(UNEQUAL)
     edge = [v for v, c in f.chosen.items() if _at_edge(f, v, c.beta)]
     if edge:
-        said.append(
-            f"The selected β lies at an end of the grid for {', '.join(edge)}: a wider grid may find a better one."
+        sentences.append(
+            f"The selected β lies at an end of the grid for {', '.join(edge)}: a wider grid may have a better one."
         )
     for left_out in f.results.plan.left_out:
-        said.append(f"Left out: {left_out.evaluator} ({left_out.why}).")
+        sentences.append(f"Left out: {left_out.evaluator} ({left_out.why}).")
     if f.results.not_finite:
         lost = ", ".join(f"{f.results.label(name)} ({count:,})" for name, count in f.results.not_finite.items())
-        said.append(
-            f"Scores that are no finite numbers were left out: {lost}. What is shown of these is of the other prompts only, and looks "
-            "better than it is."
+        sentences.append(
+            f"Scores that are no finite numbers were left out: {lost}. The results of these metrics are of the other prompts only, "
+            "and look better than they are."
         )
     if f.results.unplanned:
-        said.append(f"{f.results.unplanned} run folders belong to earlier plans and are not reported.")
-    return said
+        sentences.append(f"{f.results.unplanned} run folders belong to earlier plans and are not reported.")
+    return sentences
 
 
 def alarms(f: Findings) -> list[str]:
@@ -151,40 +140,40 @@ def alarms(f: Findings) -> list[str]:
     ]
 
 
-def _at_edge(f: Findings, variant: str, beta: Any) -> bool:
+def _at_edge(f: Findings, variant: str, beta: object) -> bool:
     betas = {c.beta for c in f.configurations if c.variant == variant and isinstance(c.beta, (int, float))}
     return len(betas) > 2 and beta in (min(betas), max(betas))
 
 
 def _harm(f: Findings) -> list[str]:
-    """Variants that are worse than what they started from, and runs that never left it."""
-    said = []
+    """Variants that are worse than the reference they started from, and runs that did not change the policy."""
+    sentences = []
     base = f.estimate([REFERENCE], f.ranking)
-    found = {v: f.estimate(c.ids, f.ranking) for v, c in f.chosen.items()}
+    estimates = {v: f.estimate(c.ids, f.ranking) for v, c in f.chosen.items()}
     if base is not None and f.direction in ("higher", "lower"):
         sign = 1 if f.direction == "higher" else -1
-        worse = [v for v, e in found.items() if e and sign * (e.high if sign > 0 else e.low) < sign * base.value]
+        worse = [v for v, e in estimates.items() if e and sign * (e.high if sign > 0 else e.low) < sign * base.value]
         if worse:
-            said.append(
+            sentences.append(
                 f"Worse than the reference they started from, on these prompts: {', '.join(worse)}. At these settings training did harm."
             )
     far = [f.estimate(c.ids, f.distance) for c in f.configurations if c.done] if f.distance else []
     if far and all(e is not None and abs(e.value) < STILL for e in far):
-        said.append(
+        sentences.append(
             f"No run left the reference (the distance is below {STILL:g} everywhere): the learning rate is too small, or there were too "
             "few steps; nothing can be learnt about the losses here."
         )
-    return said
+    return sentences
 
 
 def glossary(f: Findings) -> list[tuple[str, str]]:
-    """What the numbers mean, only those that are in the report."""
+    """The meaning of the numbers that are in the report."""
     results = f.results
-    said = [
+    entries = [
         (
             "Interval",
             "95 %, over prompts and, with two seeds or more, over seeds as well (crossed; docs/statistics.md)"
-            ". With one seed it speaks of that checkpoint only.",
+            ". With one seed it holds for that checkpoint only.",
         ),
         (
             "Selection and test",
@@ -197,38 +186,42 @@ def glossary(f: Findings) -> list[tuple[str, str]]:
             f"{results.control}: the variant the others are tested against, on the same prompts, p-values adjusted by Holm. Bold means "
             f"an adjusted p below {results.alpha:g} with two seeds or more, and nothing else.",
         ),
-        ("Reference", "the model every run starts from and is held to; it is scored like a variant."),
+        ("Reference", "the model every run starts from and is regularised towards; it is scored like a variant."),
         (
             "β",
-            "the strength of a loss. Its unit differs between variants (see the trials): equal numbers are not equal strengths.",
+            "the regularisation strength of a loss. Its unit differs between variants (see the trials), so that equal numbers do not "
+            "mean equal regularisation.",
         ),
     ]
     if f.headline:
         meaning = (
             "share of test prompts on which the judge prefers the answer to the reference's; a tie counts one half."
         )
-        said.append((results.label(f.headline), meaning))
+        entries.append((results.label(f.headline), meaning))
     if f.distance:
         unit = results.metrics[f.distance].unit
-        said.append(
-            (results.label(f.distance), f"how far the policy went from the reference, in {unit}, on its own samples.")
+        entries.append(
+            (
+                results.label(f.distance),
+                f"distance of the policy from the reference, in {unit}, on the policy's answers.",
+            )
         )
     if f.preference:
         meaning = "share of held-out pairs whose chosen answer the policy raised above the rejected one, relative to the reference."
-        said.append((results.label(f.preference), meaning))
+        entries.append((results.label(f.preference), meaning))
     if results.of_role(BENCHMARK):
-        said.append(
+        entries.append(
             (
                 "Benchmark delta",
                 "score less the reference's on the same documents, averaged over tasks of equal weight.",
             )
         )
-    said.append(("Margin", "log-ratio of the chosen answer less that of the rejected one, in nats, before β."))
-    return said
+    entries.append(("Margin", "log-ratio of the chosen answer less that of the rejected one, in nats, before β."))
+    return entries
 
 
 def provenance(f: Findings) -> list[tuple[str, str]]:
-    """Where the numbers come from; values on which runs differ are listed all."""
+    """Origin of the numbers; where runs differ, all values are listed."""
     known = [run.record.provenance.model_dump() for run in f.results.runs if run.record.provenance]
     rows = [
         ("experiment", f.results.experiment.name),
@@ -242,7 +235,7 @@ def provenance(f: Findings) -> list[tuple[str, str]]:
     rows.append(("versions", ", ".join(versions)))
     rows.append(("seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in f.results.runs}))))
     rows += [("decoding", _decoding(f)), ("judge", _judge(f))]
-    rows += [(f"settings of {name}", _settings(told)) for name, told in sorted(f.results.settings.items())]
+    rows += [(f"settings of {name}", _settings(settings)) for name, settings in sorted(f.results.settings.items())]
     recipes = {
         ", ".join(f"{k}={v}" for k, v in sorted(r.record.recipe.model_dump().items()) if k != "learning_rate")
         for r in f.results.runs
@@ -275,5 +268,5 @@ def _settings(settings: ScoreSettings) -> str:
     return ", ".join([*_pairs(settings.arguments), f"code {settings.code}", *needs])
 
 
-def _pairs(told: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in sorted(told.items())]
+def _pairs(values: Mapping[str, object]) -> list[str]:
+    return [f"{key}={value}" for key, value in sorted(values.items())]

@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
             write_bytes(place / "figures" / f"{name}.png", figures.png(figure))
             inline[name] = (caption, figures.inline(markup, name))
         write_bytes(place / "verdict.txt", "\n".join([words.verdict(findings), *notes, ""]).encode())
-        given = page.context(findings, tables, inline, shown) | {"notes": notes, "alarms": alarms}
-        write_bytes(place / "report.html", page.render("report.html.j2", given).encode())
-        write_bytes(place / "report.md", page.render("report.md.j2", given).encode())
+        context = page.context(findings, tables, inline, shown) | {"notes": notes, "alarms": alarms}
+        write_bytes(place / "report.html", page.render("report.html.j2", context).encode())
+        write_bytes(place / "report.md", page.render("report.md.j2", context).encode())
     return folder / "report" / "report.html"

@@ -51,7 +51,7 @@ def test_what_answers_one_question_stands_in_one_section(page):
     outline = Outline((page / "report.html").read_text()).found
     assert list(outline)[:4] == ["board", "front", "strengths", "sure"]
     assert list(outline)[-4:] == ["answers", "cost", "meaning", "origin"]
-    assert "texture" in outline["own"]
+    assert "texture" in outline["over-optimisation"]
     assert outline["tasks"] == ["benchmark_documents"]
     assert {"displacement"} <= set(outline["held-out"])
     assert {"lengths", "length_controlled", "length_quintiles"} <= set(outline["long"])

@@ -1,4 +1,4 @@
-"""The section of several aims, from made-up scores."""
+"""The section of several objectives, from made-up scores."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ METRICS = {
 }
 
 
-def with_aims(folder, chances, accuracy=None):
+def with_objectives(folder, chances, accuracy=None):
     """Scores with these chances of (helpful, harmless) by variant and beta; `accuracy` of a third aim on pairs of its own."""
     f = read(load(folder))
     ids = prompt_ids(World())
@@ -82,7 +82,7 @@ def test_without_objectives_there_is_no_section(make):
 
 
 def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
-    f = with_aims(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
+    f = with_objectives(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
     found = objectives.section(f)
     grid = {row["variant"]: row for row in rows_of(found.tables[1])}
     assert set(grid) == {"dpo", "ipo", "cdpo", "reference"}
@@ -107,7 +107,7 @@ def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
 
 
 def test_what_a_variant_gains_and_pays_is_told_against_the_control(make):
-    f = with_aims(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
+    f = with_objectives(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
     rows = {row["variant"]: row for row in rows_of(objectives.section(f).tables[0])}
     assert float(rows["ipo"]["helpful_difference_high"]) < 0 < float(rows["ipo"]["harmless_difference_low"])
     assert float(rows["ipo"]["helpful_difference"]) == pytest.approx(
@@ -117,7 +117,7 @@ def test_what_a_variant_gains_and_pays_is_told_against_the_control(make):
 
 
 def test_cells_as_good_as_one_another_share_the_set(make):
-    f = with_aims(make(betas=(0.1,), seeds=(0, 1)), dict.fromkeys(CHANCES, (0.6, 0.6)))
+    f = with_objectives(make(betas=(0.1,), seeds=(0, 1)), dict.fromkeys(CHANCES, (0.6, 0.6)))
     grid = {row["variant"]: row for row in rows_of(objectives.section(f).tables[1])}
     shares = [float(grid[name]["membership"]) for name in ("dpo", "ipo", "cdpo")]
     assert all(0.03 < share < 0.999 for share in shares), "chance alone decides among equals"
@@ -125,7 +125,7 @@ def test_cells_as_good_as_one_another_share_the_set(make):
 
 
 def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure(make):
-    f = with_aims(make(betas=(0.1,), seeds=(0, 1)), CHANCES, {"dpo": 0.6, "ipo": 0.6, "cdpo": 0.95})
+    f = with_objectives(make(betas=(0.1,), seeds=(0, 1)), CHANCES, {"dpo": 0.6, "ipo": 0.6, "cdpo": 0.95})
     found = objectives.section(f)
     grid = {row["variant"]: row for row in rows_of(found.tables[1])}
     assert grid["cdpo"]["pareto"] == "yes", "the best on the third aim"
@@ -139,7 +139,7 @@ def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure
 def test_the_figure_shows_every_cell_and_the_set(make):
     betas = (0.03, 0.1)
     chances = {(variant, beta): (0.5 + beta, 0.7 - beta) for variant in ("dpo", "ipo", "cdpo") for beta in betas}
-    found = objectives.section(with_aims(make(betas=betas, seeds=(0,)), chances))
+    found = objectives.section(with_objectives(make(betas=betas, seeds=(0,)), chances))
     _, figure = found.figures["objectives"]
     (axis,) = figure.axes
     assert set(axis.get_legend_handles_labels()[1]) == {"dpo", "ipo", "cdpo", "reference", "Pareto set"}
@@ -167,7 +167,7 @@ def without_verdicts(folder, variant, share):
 
 def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
     folder = make(betas=(0.1,), seeds=(0,))
-    with_aims(folder, CHANCES)
+    with_objectives(folder, CHANCES)
     found = objectives.section(without_verdicts(folder, "ipo", 0.25))
     table = found.tables[0]
     heads = [column.header for column in table.shown]
@@ -179,9 +179,9 @@ def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
     assert worst < float(row["helpful"]) < best
 
 
-def test_cells_and_aims_without_verdicts_are_named(make):
+def test_cells_and_objectives_without_verdicts_are_named(make):
     folder = make(betas=(0.1,), seeds=(0,))
-    with_aims(folder, CHANCES)
+    with_objectives(folder, CHANCES)
     found = objectives.section(without_verdicts(folder, "ipo", 1.0))
     assert "Left out: ipo at β = 0.1, which has too few verdicts on helpful." in found.sentences
     assert "Left out, for it has no verdict on any cell: honest." in found.sentences
@@ -193,7 +193,7 @@ def test_cells_and_aims_without_verdicts_are_named(make):
 
 
 def test_no_interval_of_a_difference_leaves_what_is_possible(make):
-    f = with_aims(make(betas=(0.1,), seeds=(0, 1)), CHANCES)
+    f = with_objectives(make(betas=(0.1,), seeds=(0, 1)), CHANCES)
     # One seed wins everything, the other nothing.
     for c in f.configurations:
         for run in c.runs:

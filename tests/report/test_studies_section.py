@@ -40,7 +40,7 @@ def with_baseline(folder, name):
 
 @pytest.fixture
 def noisy(make):
-    """The second variant loses 0.3 of its win-rate where three labels in ten are turned round, the control nothing."""
+    """The second variant loses 0.3 of its win-rate where three labels in ten are flipped, the control nothing."""
     return with_condition(make(**TWO), make(**TWO, advantage={"ipo": -0.3}), {"label_noise": 0.3})
 
 
@@ -110,7 +110,7 @@ def test_rounds_are_a_path_and_a_seed_alone_claims_nothing(make):
     assert [value for variant, value in row if variant == "dpo"] == [1, 2]
     assert "nothing is claimed of the methods" in " ".join(found.sentences)
     # What the table shows is said, and of what: a seed alone is these checkpoints.
-    assert "difference of these checkpoints to the experiment proper (1): ipo at 2 −0." in " ".join(found.sentences)
+    assert "difference of these checkpoints to the main experiment (1): ipo at 2 −0." in " ".join(found.sentences)
 
 
 def test_with_one_seed_the_sentence_says_what_the_table_does_and_of_what(make):

@@ -13,6 +13,7 @@ from dpobench.report.sections import (
     controls,
     displacement,
     distance,
+    further,
     judge,
     length,
     objectives,
@@ -26,11 +27,8 @@ from dpobench.report.sections import (
 )
 
 SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (
-    *(
-        module.section
-        for module in (benchmarks, controls, displacement, distance, judge, length, objectives, optimisation)
-    ),
-    *(module.section for module in (statistics, tournament, tradeoff, trouble, within)),
+    *(module.section for module in (benchmarks, controls, displacement, distance, further, judge, length)),
+    *(module.section for module in (objectives, optimisation, statistics, tournament, tradeoff, trouble, within)),
     *(partial(studies.section, name=name) for name in studies.KINDS),
 )
 

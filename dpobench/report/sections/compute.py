@@ -1,8 +1,7 @@
-"""What the runs cost: time, passes, memory, and what an hour bought."""
+"""The cost of the runs: time, passes, memory, and the gain of an hour."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import pandas as pd
 from dpobench.analysis.findings import Findings, put
 from dpobench.analysis.results import REFERENCE, RunResult
 from dpobench.artifacts.records import Provenance
-from dpobench.report.table import Column, Table
+from dpobench.report.table import Column, Row, Table
 from dpobench.stats.crossed import Estimate
 
 
@@ -21,7 +20,7 @@ def compute(f: Findings) -> Table:
         done = [run for c in f.configurations if c.variant == variant for run in c.done]
         seconds = {s: sum(r.record.seconds.get(s, 0.0) for r in done) for s in ("train", "sampling", "evaluate")}
         tokens = sum(r.record.tokens for r in done)
-        row: dict[str, Any] = {
+        row: Row = {
             "variant": variant,
             "runs_done": len(done),
             "steps": sum(r.record.steps for r in done),
@@ -53,27 +52,27 @@ def compute(f: Findings) -> Table:
         "Sums over the finished runs of a variant. Passes per pair and step, policy and live reference together; log-probabilities of the "
         "reference that are computed once for all variants are not counted. Peak memory: the largest of any run, while it trained; on a "
         "CPU the whole process, on a GPU what its allocator gave out. Gain: the selected cell's difference to the reference over the mean "
-        "training time of its runs; it says what a short training bought, not what a longer one would."
+        "training time of its runs; it is the gain of this training, not of a longer one."
     )
     title = "Compute: sums over the finished runs of a variant"
     return Table("compute", title, pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _passes(runs: Sequence[RunResult]) -> dict[str, Any]:
-    """Passes per pair and step, and the highest peak, of the runs that tell them."""
+def _passes(runs: Sequence[RunResult]) -> Row:
+    """Passes per pair and step, and the highest peak, of the runs that recorded them."""
     trained = [run.record for run in runs if run.record.cost]
     costs = [record.cost for record in trained if record.cost]
     pairs = sum(record.steps * record.recipe.batch for record in trained if record.recipe)
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes]
-    found = {
+    passes = {
         name: sum(getattr(cost, name) for cost in costs) / pairs if pairs else None
         for name in ("forwards", "backwards")
     }
-    return found | {"peak_megabytes": max(peaks) / 1e6 if peaks else None}
+    return passes | {"peak_megabytes": max(peaks) / 1e6 if peaks else None}
 
 
 def _hour(f: Findings) -> str:
-    """What an hour is paid for: a core, or a GPU."""
+    """The device whose hours are counted: a CPU core, or a GPU."""
     devices = {run.record.provenance.device for run in f.results.runs if run.record.provenance}
     return "CPU core-hour" if devices <= {"cpu"} else "GPU-hour"
 

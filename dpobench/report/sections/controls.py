@@ -1,8 +1,7 @@
-"""Controls: a comparison in which nothing may show, and one in which something must."""
+"""Controls: a comparison that must show no difference, and one that must show a difference."""
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +10,12 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import GREY, INK, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.metrics import BEST_OF_REWARD, BEST_OF_WIN_RATE, REWARD, SAME_WIN_RATE
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, interval
+from dpobench.report.table import Column, Row, Table, interval
 from dpobench.stats.crossed import Estimate, crossed_mean, share_difference
 
-# Names that the evaluator of these controls gives.
-WIN, REWARD, SAME = "best_of_win_rate", "best_of_reward", "same_win_rate"
-# A negative control that fails so clearly is said at the head of the report; by chance once in a thousand.
+# A negative control that fails this clearly raises an alarm at the head of the report; by chance once in a thousand.
 ALARM = 0.001
 
 
@@ -27,8 +25,8 @@ class BestOf:
 
     Args:
         k: answers to choose from.
-        win_rate: against the reference's own answer, on the test prompts.
-        reward: the judge's score of the best; None where it was not kept.
+        win_rate: against the answer of the reference that is sampled for all comparisons, on the test prompts.
+        reward: the judge's score of the best; None where there is none.
     """
 
     k: int
@@ -37,7 +35,7 @@ class BestOf:
 
     @property
     def label(self) -> str:
-        """How tables call it."""
+        """Its name in tables."""
         return f"best of {self.k} of the reference"
 
     @property
@@ -53,24 +51,24 @@ class BestOf:
 
 def best_of_rows(f: Findings) -> list[BestOf]:
     """Every k above one that was scored, in ascending order; empty where there was no pool or no judge that scores."""
-    found = []
-    for k in sorted(int(group) for group in f.results.groups(WIN) if group.isdigit()):
-        win = f.estimate([REFERENCE], WIN, TEST, str(k))
+    rows = []
+    for k in sorted(int(group) for group in f.results.groups(BEST_OF_WIN_RATE) if group.isdigit()):
+        win = f.estimate([REFERENCE], BEST_OF_WIN_RATE, TEST, str(k))
         if k > 1 and win is not None:
-            found.append(BestOf(k, win, f.estimate([REFERENCE], REWARD, TEST, str(k))))
-    return found
+            rows.append(BestOf(k, win, f.estimate([REFERENCE], BEST_OF_REWARD, TEST, str(k))))
+    return rows
 
 
 def section(f: Findings) -> Section | None:
     """The section, where the reference answered more than once."""
-    same, best = f.estimate([REFERENCE], SAME, TEST), best_of_rows(f)
+    same, best = f.estimate([REFERENCE], SAME_WIN_RATE, TEST), best_of_rows(f)
     if same is None and not best:
         return None
     rows = [_same(same)] if same is not None else []
     rows += [_best(f, one) for one in best]
     rows += _variants(f, best)
     columns = [
-        Column("Compared with the reference's own answers", "compared"),
+        Column("Compared with the reference's answers", "compared"),
         Column("β", "beta"),
         Column("Win-rate", "win_rate", 2, interval=True),
         Column("True value", "expected"),
@@ -84,7 +82,7 @@ def section(f: Findings) -> Section | None:
     ]
     table = Table(
         "controls",
-        "Negative and positive control, beside the variants at their selected strength",
+        "Negative and positive control, with the variants at their selected β",
         pd.DataFrame(rows, dtype=object),
         [column for column in columns if column],
         "The best of k is taken over all subsets of a pool of further answers of the reference, by the score of the same judge; "
@@ -94,34 +92,34 @@ def section(f: Findings) -> Section | None:
     figure = _curve(f, best) if best else None
     caption = (
         "Win-rate against KL to the reference, test prompts: the best of k answers of the reference (at the bound of its KL, so it "
-        "may lie further left), and every variant at its selected strength. Bars are 95 % intervals; the dotted line is k / (k + 1), "
+        "may lie further left), and every variant at its selected β. Bars are 95 % intervals; the dotted line is k / (k + 1), "
         "which the best of k reaches where no two answers tie."
     )
     alarms = [_alarm(same)] if same is not None and _p(same) < ALARM else []
     figures = {"best_of": (caption, figure)} if figure is not None else {}
-    title = "Controls: what must and what should show"
-    return Section("controls", title, [table], _said(same, best), figures, _untrained(f, best), alarms)
+    title = "Controls: a difference that must be shown, and one that must not"
+    return Section("controls", title, [table], _sentences(same, best), figures, _untrained(f, best), alarms)
 
 
 def _untrained(f: Findings, best: list[BestOf]) -> list[str]:
-    """What needs no preference loss and is better than every candidate."""
-    said = []
+    """Controls and baselines that do better than every candidate."""
+    sentences = []
     less = [_difference(f, f.chosen[v].ids, best[-1]) for v in f.candidates if v in f.chosen] if best else []
     if less and all(one is not None and one.high < 0 for one in less):
         top = best[-1]
         wins = interval(top.win_rate.value, top.win_rate.low, top.win_rate.high)
-        said.append(
+        sentences.append(
             f"No trained variant reaches the best of {top.k} answers of the reference, {wins} at {top.kl_bound:.2f} nats at most; that "
             f"costs {top.k} answers and a judge for every prompt."
         )
     for name in f.baselines:
-        own = f.chosen.get(name)
-        gaps = [f.difference(own.ids, f.chosen[v].ids) for v in f.candidates if v in f.chosen] if own else []
+        cell = f.chosen.get(name)
+        gaps = [f.difference(cell.ids, f.chosen[v].ids) for v in f.candidates if v in f.chosen] if cell else []
         if gaps and all(gap is not None and gap.low > 0 for gap in gaps):
-            said.append(
+            sentences.append(
                 f"The baseline {name} does better than every variant, each interval of the difference clear of zero."
             )
-    return said
+    return sentences
 
 
 def _p(same: Estimate) -> float:
@@ -132,12 +130,12 @@ def _p(same: Estimate) -> float:
 def _alarm(same: Estimate) -> str:
     return (
         f"The negative control fails: the reference wins {interval(same.value, same.low, same.high, 3)} against a second draw of itself, "
-        "where 0.5 is true. Judge, sampling or splitting is at fault, and no win-rate here can be trusted."
+        "where the true value is 0.5. The judge, the sampling or the split is wrong, and no win-rate here can be trusted."
     )
 
 
-def _said(same: Estimate | None, best: list[BestOf]) -> list[str]:
-    said = []
+def _sentences(same: Estimate | None, best: list[BestOf]) -> list[str]:
+    sentences = []
     if same is not None:
         covers = (
             "which covers 0.5, as it must"
@@ -145,47 +143,49 @@ def _said(same: Estimate | None, best: list[BestOf]) -> list[str]:
             else "which does not cover 0.5: once in twenty times by chance"
         )
         shown = interval(same.value, same.low, same.high, 3)
-        said.append(f"Against a second draw of itself the reference has a win-rate of {shown}, {covers}.")
+        sentences.append(f"Against a second draw of itself the reference has a win-rate of {shown}, {covers}.")
     if best:
         top = best[-1]
         shown = interval(top.win_rate.value, top.win_rate.low, top.win_rate.high, 3)
-        seen = (
-            "the judge sees it"
+        reading = (
+            "the judge detects it"
             if top.win_rate.low > 0.5
-            else "the judge does not see it: what it says of variants means little"
+            else "the judge does not detect it: its win-rates of variants mean little"
         )
-        said.append(f"The {top.label} wins {shown}, at a KL of at most {top.kl_bound:.2f} nats a sequence: {seen}.")
-    return said
+        sentences.append(
+            f"The {top.label} wins {shown}, at a KL of at most {top.kl_bound:.2f} nats a sequence: {reading}."
+        )
+    return sentences
 
 
 def _covers(same: Estimate) -> bool:
     return same.low <= 0.5 <= same.high
 
 
-def _same(same: Estimate) -> dict[str, Any]:
-    row: dict[str, Any] = {"compared": "A/A: a second draw of the reference", "expected": "0.5"}
+def _same(same: Estimate) -> Row:
+    row: Row = {"compared": "A/A: a second draw of the reference", "expected": "0.5"}
     put(row, "win_rate", same)
     row["reading"] = "covers 0.5" if _covers(same) else "does not cover 0.5"
     return row | {"kl_bound": 0.0, "n_prompts": same.n_prompts}
 
 
-def _best(f: Findings, one: BestOf) -> dict[str, Any]:
-    row: dict[str, Any] = {"compared": one.label, "expected": f"0.5 to {one.ceiling:.3g}"}
+def _best(f: Findings, one: BestOf) -> Row:
+    row: Row = {"compared": one.label, "expected": f"0.5 to {one.ceiling:.3g}"}
     put(row, "win_rate", one.win_rate)
     put(row, "reward", one.reward)
     row["reading"] = "wins" if one.win_rate.low > 0.5 else "is not shown to win"
     return row | {"kl_bound": one.kl_bound, "n_prompts": one.win_rate.n_prompts}
 
 
-def _variants(f: Findings, best: list[BestOf]) -> list[dict[str, Any]]:
+def _variants(f: Findings, best: list[BestOf]) -> list[Row]:
     rows = []
     for variant, c in f.chosen.items():
         win = f.estimate(c.ids, f.headline)
         if win is None:
             continue
-        row: dict[str, Any] = {"compared": variant, "beta": c.beta}
+        row: Row = {"compared": variant, "beta": c.beta}
         put(row, "win_rate", win)
-        put(row, "reward", f.estimate(c.ids, "reward"))
+        put(row, "reward", f.estimate(c.ids, REWARD))
         put(row, "kl", f.estimate(c.ids, f.distance))
         difference = _difference(f, c.ids, best[-1]) if best else None
         put(row, "difference", difference)
@@ -199,13 +199,13 @@ def _variants(f: Findings, best: list[BestOf]) -> list[dict[str, Any]]:
 
 def _difference(f: Findings, runs: list[str], one: BestOf) -> Estimate | None:
     """Win-rate of some runs less that of the best of k, on the test prompts both have."""
-    own = f.results.table(f.headline or "", runs, None, TEST)
-    base = f.results.table(WIN, [REFERENCE], str(one.k), TEST)
-    shared = [prompt for prompt in own.columns if prompt in set(base.columns)]
+    wins = f.results.table(f.headline or "", runs, None, TEST)
+    base = f.results.table(BEST_OF_WIN_RATE, [REFERENCE], str(one.k), TEST)
+    shared = [prompt for prompt in wins.columns if prompt in set(base.columns)]
     if len(shared) < 2:
         return None
     # The best of k has no seeds: nothing of it is trained.
-    less = own[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)
+    less = wins[shared].to_numpy(dtype=float) - base.loc[REFERENCE, shared].to_numpy(dtype=float)
     return share_difference(crossed_mean([less]))
 
 

@@ -1,4 +1,4 @@
-"""What was counted while the data were read, in words: noise in the labels, length, rows left out, overlap."""
+"""The counts made while the data were read: noise in the labels, length, rows left out, overlap."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from dpobench.analysis.findings import Findings
-from dpobench.report.table import Column, Table
+from dpobench.report.table import Column, Row, Table
 
-# What readers of data call their findings -> what they mean to a reader of the report, in the order of the table.
+# Kinds of problems that the reading of data counts, in the order of the table, and their names in it.
 PHRASES = {
     "contradicted pair": "Contradictory labels: the reverse is there, too",
     "duplicated pair": "Duplicates of an earlier row",
@@ -20,15 +20,15 @@ PHRASES = {
     "few distinct rows": "Rows that repeat others: more than half",
 }
 _DONE = {"drop": "left out", "warn": "kept"}
-# Keys of the notes on data that stand in the table in words of their own.
-_TOLD = ("train", "heldout", "tokens", "heldout_tokens", "overlap", "prompts_overlap", "prompts")
+# Keys of the notes on data whose rows are written above.
+_WRITTEN = ("train", "heldout", "tokens", "heldout_tokens", "overlap", "prompts_overlap", "prompts")
 
 
 def data_counts(f: Findings) -> Table:
-    """What was counted while the data were read: duplicates, contradictions, rows cut or left out."""
+    """The table of these counts."""
     note = f.results.plan.data
     sides = [(_read(note, "train"), _read(note, "tokens")), (_read(note, "heldout"), _read(note, "heldout_tokens"))]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
 
     def add(what: str, values: list[str]) -> None:
         if any(values):
@@ -37,10 +37,10 @@ def data_counts(f: Findings) -> Table:
     add("Comparisons read", [_number(read.get("read")) for read, _ in sides])
     add("Comparisons used", [_number(tokens.get("kept")) for _, tokens in sides])
     add("Different prompts", [_number(read.get("prompts")) for read, _ in sides])
-    found = [_problems(read) for read, _ in sides]
-    for kind in dict.fromkeys([*PHRASES, *found[0], *found[1]]):
-        if kind in found[0] or kind in found[1]:
-            add(PHRASES.get(kind, kind.capitalize()), [_share(side, kind, read) for side, (read, _) in zip(found, sides, strict=True)])  # fmt: skip  # noqa: E501
+    problems = [_problems(read) for read, _ in sides]
+    for kind in dict.fromkeys([*PHRASES, *problems[0], *problems[1]]):
+        if kind in problems[0] or kind in problems[1]:
+            add(PHRASES.get(kind, kind.capitalize()), [_share(side, kind, read) for side, (read, _) in zip(problems, sides, strict=True)])  # fmt: skip  # noqa: E501
     add("The longer answer is the chosen one", [_longer(read) for read, _ in sides])
     for answer in ("chosen", "rejected"):
         add(
@@ -54,7 +54,7 @@ def data_counts(f: Findings) -> Table:
     add("Prompts left out for the same reason", ["", _number(note.get("prompts_overlap"))])
     for side, count in _read(note, "prompts").items():
         add(f"Prompts to answer, {side}", ["", _number(count)])
-    for name, value in _flat({key: value for key, value in note.items() if key not in _TOLD}, ""):
+    for name, value in _flat({key: value for key, value in note.items() if key not in _WRITTEN}, ""):
         rows.append({"what": name, "training": value, "heldout": ""})
     columns = [
         Column("Counted while reading the data", "what"),
@@ -66,14 +66,14 @@ def data_counts(f: Findings) -> Table:
         "Shares are of the rows read. A label against the data's own scores: the rejected answer scores higher than the chosen one. "
         "Length: 95 % interval; equal lengths are left out. An answer that was cut has no end token: no policy learns to stop there."
     )
-    if not any({"contradicted pair", "duplicated pair"} & set(side) for side in found):
-        noted += " No pair stands there twice, and none the other way round."
+    if not any({"contradicted pair", "duplicated pair"} & set(side) for side in problems):
+        noted += " No pair is there twice, and none with flipped labels."
     return Table("data", title, frame, columns, noted if sides[0][0] else "")
 
 
 def _read(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = tree.get(key)
-    return found if isinstance(found, Mapping) else {}
+    branch = tree.get(key)
+    return branch if isinstance(branch, Mapping) else {}
 
 
 def _number(value: Any) -> str:
@@ -82,18 +82,18 @@ def _number(value: Any) -> str:
 
 def _problems(read: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """Rows and what was done with them, of each kind of problem; written as "60 rows, action: warn"."""
-    found = {}
+    problems = {}
     for kind, line in _read(read, "problems").items():
         count, _, action = str(line).partition(" rows, action: ")
         if count.replace(",", "").isdigit():
-            found[str(kind)] = int(count.replace(",", "")), action
-    return found
+            problems[str(kind)] = int(count.replace(",", "")), action
+    return problems
 
 
-def _share(found: Mapping[str, tuple[int, str]], kind: str, read: Mapping[str, Any]) -> str:
+def _share(problems: Mapping[str, tuple[int, str]], kind: str, read: Mapping[str, Any]) -> str:
     if not read:
         return ""
-    count, action = found.get(kind, (0, ""))
+    count, action = problems.get(kind, (0, ""))
     share = f" ({count / read['read']:.1%})" if count and read.get("read") else ""
     return f"{count:,}{share}{f', {_DONE.get(action, action)}' if action else ''}"
 
@@ -106,8 +106,8 @@ def _longer(read: Mapping[str, Any]) -> str:
 
 
 def _tokens(tokens: Mapping[str, Any], answer: str) -> str:
-    seen = _read(_read(tokens, "tokens"), answer)
-    return f"{seen['median']:g} ({seen['p90']:g})" if {"median", "p90"} <= set(seen) else ""
+    counts = _read(_read(tokens, "tokens"), answer)
+    return f"{counts['median']:g} ({counts['p90']:g})" if {"median", "p90"} <= set(counts) else ""
 
 
 def _flat(tree: Any, prefix: str) -> list[tuple[str, Any]]:

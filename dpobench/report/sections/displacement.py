@@ -1,6 +1,4 @@
-"""Held-out pairs in detail: where their likelihood went, and whether the ranking is more than a preference for long answers."""
-
-from typing import Any
+"""Held-out pairs in detail: changes of their likelihood, and whether the ranking is more than a preference for long answers."""
 
 import numpy as np
 import pandas as pd
@@ -9,15 +7,15 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import BACK, PALETTE, canvas, plain
+from dpobench.report.metrics import ACCURACY, LENGTH_DIFFERENCE, MEAN_ACCURACY, OWN_ACCURACY
 from dpobench.report.section import Section
 from dpobench.report.sections.training_dynamics import QUADRANTS, counted
 from dpobench.report.sections.training_dynamics import quadrants as shares_of
-from dpobench.report.table import Column, Table
+from dpobench.report.table import Column, Row, Table
 from dpobench.stats.crossed import crossed_mean, share_difference, share_interval
 
-LENGTH, BY_MARGIN, BY_MEAN, BY_LOSS = "length_difference", "accuracy", "mean_accuracy", "own_accuracy"
 STRATA = {"longer": 1.0, "equal": 0.0, "shorter": -1.0}
-# From what one hopes for to what one fears.
+# From the desired quadrant to the undesired one.
 SHADES = (PALETTE[2], PALETTE[5], BACK, PALETTE[1])
 _UNITS = {"pairs": "held-out test prompts with pairs", "seeds": "seeds"}
 
@@ -32,12 +30,12 @@ def section(f: Findings) -> Section | None:
         "Where both fall, the probability went to texts that nobody labelled."
     )
     return Section(
-        "pairs", "Held-out pairs", tables, _said(tables[0]), {"quadrants": (caption, figure)} if figure else {}
+        "pairs", "Held-out pairs", tables, _sentences(tables[0]), {"quadrants": (caption, figure)} if figure else {}
     )
 
 
-def _said(table: Table) -> list[str]:
-    """Which variants rank no better than length does."""
+def _sentences(table: Table) -> list[str]:
+    """Variants that are not shown to rank better than length does."""
     if "over_length_low" not in table.frame:
         return []
     blind = [row["variant"] for row in table.frame.to_dict("records") if (row["over_length_low"] or 0) <= 0]
@@ -48,16 +46,16 @@ def _said(table: Table) -> list[str]:
 
 def accuracies(f: Findings) -> Table:
     """The share of pairs ranked as people did, by each reading of a reward, and what length alone would have given."""
-    lengths = per_pair(f, LENGTH, REFERENCE)
+    lengths = per_pair(f, LENGTH_DIFFERENCE, REFERENCE)
     alone = (np.sign(lengths) + 1).div(2).groupby(level="prompt").mean()
     # Which way length goes is read off the same pairs: the better of both rules, as favourable to length as can be.
     rule = "shorter" if len(alone) and alone.mean() < 0.5 else "longer"
     alone, rows = (1 - alone if rule == "shorter" else alone), []
     for variant, c in f.chosen.items():
-        row: dict[str, Any] = {"variant": variant, "beta": c.beta}
-        for name in (BY_MARGIN, BY_MEAN, BY_LOSS):
+        row: Row = {"variant": variant, "beta": c.beta}
+        for name in (ACCURACY, MEAN_ACCURACY, OWN_ACCURACY):
             put(row, name, f.estimate(c.ids, name))
-        table = f.results.table(BY_MARGIN, c.ids, None, TEST)
+        table = f.results.table(ACCURACY, c.ids, None, TEST)
         shared = [prompt for prompt in table.columns if prompt in alone.index]
         if len(shared) < 2:
             continue
@@ -68,9 +66,9 @@ def accuracies(f: Findings) -> Table:
     columns = [
         Column("Variant", "variant"),
         Column("β", "beta"),
-        Column("By margin", BY_MARGIN, 3, interval=True),
-        Column("By margin per token", BY_MEAN, 3, interval=True),
-        Column("By the loss itself", BY_LOSS, 3, interval=True),
+        Column("By margin", ACCURACY, 3, interval=True),
+        Column("By margin per token", MEAN_ACCURACY, 3, interval=True),
+        Column("By the loss itself", OWN_ACCURACY, 3, interval=True),
         Column(f"By length alone ({rule} wins)", "by_length", 3, interval=True),
         Column("Margin less length alone", "over_length", 3, interval=True, signed=True),
         Column("Pairs", "pairs", 0),
@@ -79,7 +77,7 @@ def accuracies(f: Findings) -> Table:
     columns, size = counted(rows, columns, _UNITS)
     note = size + (
         "Share of held-out test pairs on which the chosen answer comes first. By the loss itself: the loss is smaller than with both "
-        "answers exchanged, whatever the loss calls its reward; only for losses that need nothing but log-probabilities."
+        "answers exchanged, whatever reward the loss defines; only for losses that need nothing but log-probabilities."
     )
     title = "Accuracy on held-out pairs"
     return Table("pair_accuracy", title, pd.DataFrame(rows, dtype=object), columns, note)
@@ -87,14 +85,14 @@ def accuracies(f: Findings) -> Table:
 
 def by_length(f: Findings) -> Table:
     """Accuracy by margin where the chosen answer is the longer one, of equal length, and the shorter one."""
-    lengths = per_pair(f, LENGTH, REFERENCE)
+    lengths = per_pair(f, LENGTH_DIFFERENCE, REFERENCE)
     side, rows = np.sign(lengths), []
     for variant, c in f.chosen.items():
-        scored = [per_pair(f, BY_MARGIN, run) for run in c.ids]
-        row: dict[str, Any] = {"variant": variant, "beta": c.beta, "seeds": len(c.ids)}
+        scored = [per_pair(f, ACCURACY, run) for run in c.ids]
+        row: Row = {"variant": variant, "beta": c.beta, "seeds": len(c.ids)}
         for name, sign in STRATA.items():
-            kept = side.index[side == sign]
-            means = [one.reindex(kept).dropna().groupby(level="prompt").mean() for one in scored]
+            stratum = side.index[side == sign]
+            means = [one.reindex(stratum).dropna().groupby(level="prompt").mean() for one in scored]
             shared = sorted(set.intersection(*(set(mean.index) for mean in means))) if means else []
             row[f"{name}_pairs"] = len(shared)
             if len(shared) > 1:
@@ -118,9 +116,9 @@ def by_length(f: Findings) -> Table:
 def per_pair(f: Findings, metric: str, run: str) -> pd.Series:
     """Values of a metric on the pairs of test prompts, by prompt and draw."""
     scores = f.results.scores
-    found = scores[(scores["metric"] == metric) & (scores["run"] == run)]
-    found = found[found["prompt"].map(f.results.splits).eq(TEST)]
-    return found.set_index(["prompt", "draw"])["value"].astype(float)
+    rows = scores[(scores["metric"] == metric) & (scores["run"] == run)]
+    rows = rows[rows["prompt"].map(f.results.splits).eq(TEST)]
+    return rows.set_index(["prompt", "draw"])["value"].astype(float)
 
 
 def quadrants(f: Findings) -> Figure | None:

@@ -1,8 +1,7 @@
-"""How far each selected cell went from the reference, by several estimates that must agree, and where in the answer."""
+"""The distance of each selected cell from the reference, by several estimates that must agree, and by position in the answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,17 +9,18 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import canvas, entry, legend, look, plain
+from dpobench.report.metrics import CUT, FORWARD, NOISE_FLOOR, PER_TOKEN, POSITION, SECOND_ESTIMATE, companion
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, interval, number
+from dpobench.report.table import Column, Row, Table, interval, number
 from dpobench.stats.crossed import Estimate, crossed_mean
 
 # Standard errors of their paired difference beyond which two estimates of one number disagree.
 DISAGREE = 4.0
-# Share of answers cut before their end from which a distance per sequence is one of beginnings.
+# Share of answers cut before their end above which a distance per sequence is one of beginnings.
 MANY_CUT = 0.1
-# A distance below so many times the noise floor is not told apart from rounding.
+# A distance below this multiple of the noise floor cannot be distinguished from rounding.
 _CLEAR = 10.0
-# Prompts without which a stretch of positions is not drawn.
+# Fewest prompts for which a stretch of positions is drawn.
 _FEWEST = 20
 
 
@@ -42,11 +42,11 @@ class _Row:
 
 def section(f: Findings) -> Section | None:
     """The section; None where nothing beyond the distance itself was measured."""
-    beside = f"{f.distance}_k1"
-    if f.distance is None or not f.results.groups(beside):
+    second = companion(f, SECOND_ESTIMATE)
+    if f.distance is None or not f.results.groups(second):
         return None
-    found = [row for cell in f.chosen.values() if (row := _row(f, cell, beside)) is not None]
-    if not found:
+    rows = [row for cell in f.chosen.values() if (row := _row(f, cell, second)) is not None]
+    if not rows:
         return None
     floor = noise_floor(f)
     drawn = profile(f)
@@ -58,45 +58,45 @@ def section(f: Findings) -> Section | None:
     return Section(
         "distance",
         "Distance to the reference",
-        [table(f, found, floor)],
+        [table(f, rows, floor)],
         figures=figures,
-        notes=warnings(f, found, floor, _astray(f, beside)),
+        notes=warnings(f, rows, floor, _astray(f, second)),
     )
 
 
-def _astray(f: Findings, beside: str) -> list[str]:
-    """Cells that no variant was selected at, and whose two estimates disagree: the frontier shows their distance as well."""
+def _astray(f: Findings, second: str) -> list[str]:
+    """Cells that were not selected, and whose two estimates disagree: the frontier shows their distance as well."""
     others = [c for c in f.configurations if c.done and f.chosen.get(c.variant) != c]
-    rows = [(c, _row(f, c, beside)) for c in others]
+    rows = [(c, _row(f, c, second)) for c in others]
     return [f"{c.variant} at β {f.label(c)}" for c, row in rows if row is not None and row.disagrees]
 
 
-def _row(f: Findings, cell: Configuration, beside: str) -> _Row | None:
+def _row(f: Findings, cell: Configuration, metric: str) -> _Row | None:
     whole = f.estimate(cell.ids, f.distance)
     if whole is None:
         return None
     gap = None
-    first, second = (f.results.table(name, cell.ids, None, TEST) for name in (beside, f.distance or ""))
+    first, second = (f.results.table(name, cell.ids, None, TEST) for name in (metric, f.distance or ""))
     shared = [prompt for prompt in first.columns if prompt in set(second.columns)]
     if len(shared) > 1:
         gap = crossed_mean([first[shared].to_numpy(dtype=float) - second[shared].to_numpy(dtype=float)])
-    return _Row(cell, whole, f.estimate(cell.ids, beside), gap, f.estimate(cell.ids, f"{f.distance}_truncated"))
+    return _Row(cell, whole, f.estimate(cell.ids, metric), gap, f.estimate(cell.ids, companion(f, CUT)))
 
 
 def noise_floor(f: Findings) -> float | None:
     """Largest distance of the reference to itself that rounding alone made, nats; None where it was not measured."""
-    measured = f.results.table(f"{f.distance}_noise_floor", [REFERENCE])
+    measured = f.results.table(companion(f, NOISE_FLOOR), [REFERENCE])
     return float(measured.abs().to_numpy(dtype=float).max()) if measured.size else None
 
 
-def table(f: Findings, found: list[_Row], floor: float | None) -> Table:
+def table(f: Findings, cells: list[_Row], floor: float | None) -> Table:
     """One row per selected cell."""
     rows = []
-    for one in found:
-        row: dict[str, Any] = {"variant": one.cell.variant, "beta": one.cell.beta}
+    for one in cells:
+        row: Row = {"variant": one.cell.variant, "beta": one.cell.beta}
         put(row, "per_sequence", one.whole)
-        put(row, "per_token", f.estimate(one.cell.ids, f"{f.distance}_per_token"))
-        forward = f.estimate(one.cell.ids, f"{f.distance}_forward")
+        put(row, "per_token", f.estimate(one.cell.ids, companion(f, PER_TOKEN)))
+        forward = f.estimate(one.cell.ids, companion(f, FORWARD))
         put(row, "forward", replace(forward, low=max(0.0, forward.low)) if forward else None)
         put(row, "log_ratio", one.other)
         put(row, "gap", one.gap)
@@ -121,10 +121,10 @@ def table(f: Findings, found: list[_Row], floor: float | None) -> Table:
         Column("Seeds", "seeds", 0),
     ]
     note = (
-        "KL of policy to reference over the whole vocabulary at every position of the policy's own answers to the test prompts; per token "
-        "is the mean over answers of each answer's own mean. The log-ratio of the drawn tokens has the same expectation and is a check "
+        "KL of policy to reference over the whole vocabulary at every position of the policy's answers to the test prompts; per token is "
+        "the mean over answers of each answer's mean. The log-ratio of the drawn tokens has the same expectation and is a check "
         f"only: a gap above {DISAGREE:g} standard errors is an error somewhere. Forward KL is of reference to policy on the reference's "
-        "answers. The noise floor is what rounding makes of zero."
+        "answers. The noise floor is the distance of the reference to itself, which rounding alone makes."
     )
     return Table(
         "distance", "Distance to the reference, selected cells", pd.DataFrame(rows, dtype=object), columns, note
@@ -135,45 +135,45 @@ def _is_noise(one: _Row, floor: float | None) -> bool:
     return floor is not None and one.whole.value <= _CLEAR * floor
 
 
-def warnings(f: Findings, found: list[_Row], floor: float | None, others: Sequence[str] = ()) -> list[str]:
-    """What forbids taking the distances as they stand."""
-    said = []
+def warnings(f: Findings, cells: list[_Row], floor: float | None, others: Sequence[str] = ()) -> list[str]:
+    """Reasons not to use the distances as they are."""
+    sentences = []
     apart = [
         f"{one.cell.variant} ({interval(one.gap.value, one.gap.low, one.gap.high, 2, signed=True)} nats, "
         f"{abs(one.gap.value / one.gap.se):.1f} standard errors)"
-        for one in found
+        for one in cells
         if one.gap is not None and one.disagrees
     ]
     if apart or others:
-        said.append(
-            f"Two estimates of one distance disagree for {', '.join([*apart, *others])}: the samples are not the policy's own, or the two "
-            "models were not computed alike. Do not use these distances."
+        sentences.append(
+            f"Two estimates of one distance disagree for {', '.join([*apart, *others])}: the samples are not the policy's, or the two "
+            "models were computed in different ways. Do not use these distances."
         )
-    cut = [f"{one.cell.variant} ({100 * one.cut.value:.0f} %)" for one in found if one.cut and one.cut.value > MANY_CUT]
+    cut = [f"{one.cell.variant} ({100 * one.cut.value:.0f} %)" for one in cells if one.cut and one.cut.value > MANY_CUT]
     if cut:
-        said.append(
+        sentences.append(
             f"Answers were cut before their end for {', '.join(cut)}: the distance per sequence counts their beginnings only. "
             "Raise evaluation.max_new_tokens."
         )
-    still = [one.cell.variant for one in found if _is_noise(one, floor)]
+    still = [one.cell.variant for one in cells if _is_noise(one, floor)]
     if still:
-        said.append(
-            f"The distance of {', '.join(still)} is not told apart from rounding, which makes up to {number(floor, 2)} nats of zero."
+        sentences.append(
+            f"The distance of {', '.join(still)} cannot be distinguished from rounding errors, which are up to {number(floor, 2)} nats."
         )
-    return said
+    return sentences
 
 
 def profile(f: Findings) -> Figure | None:
     """Mean per token of each stretch of positions."""
-    metric = f"{f.distance}_position"
+    metric = companion(f, POSITION)
     stretches = sorted(f.results.groups(metric), key=lambda group: int(group.partition("-")[0]))
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for variant, cell in f.chosen.items():
         for stretch in stretches:
             first, _, last = stretch.partition("-")
-            found = f.estimate(cell.ids, metric, TEST, stretch)
-            if found is not None and found.n_prompts >= _FEWEST:
-                curves.setdefault(variant, []).append((0.5 * (int(first) + int(last)) + 1, found))
+            estimate = f.estimate(cell.ids, metric, TEST, stretch)
+            if estimate is not None and estimate.n_prompts >= _FEWEST:
+                curves.setdefault(variant, []).append((0.5 * (int(first) + int(last)) + 1, estimate))
     if not any(len(curve) > 1 for curve in curves.values()):
         return None
     figure, (axis, *_) = canvas(1, 1, 8.2, 3.4)

@@ -1,23 +1,23 @@
 """The tables of results: leaderboard, full grid, benchmarks, compute, trials."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from dpobench.analysis.documents import changes
 from dpobench.analysis.findings import SELECTION, Configuration, Findings, put
 from dpobench.analysis.results import BENCHMARK, REFERENCE
+from dpobench.report.metrics import ENDED, PER_TOKEN, REWARD, companion
 from dpobench.report.sections.compute import compute as compute
 from dpobench.report.sections.controls import best_of_rows
 from dpobench.report.sections.length import length_controlled_of
 from dpobench.report.sections.statistics import letters_of, verdict_of
 from dpobench.report.sections.training_dynamics import counted
-from dpobench.report.table import Column, Table
+from dpobench.report.table import Column, Row, Table
+from dpobench.report.words import UNEQUAL
 from dpobench.stats.tradeoff import pareto
 
-DIFFERENCE, DELTA, ENDED = "difference_to_control", "benchmark_delta", "ended"
-# A baseline's verdict: it is shown beside the control, and nothing is claimed of it.
+DIFFERENCE, DELTA = "difference_to_control", "benchmark_delta"
+# A baseline's verdict: it is compared with the control, and nothing is claimed of it.
 BASELINE = "baseline"
 
 IDENTITY = ("variant", "beta", "unit", "params", "learning_rate", "seeds", "seeds_planned", "n_prompts", "level")
@@ -27,15 +27,16 @@ VERDICT = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high", "p", "p_adjust
 def leaderboard(f: Findings) -> Table:
     """One row per candidate at its chosen strength, best first, then the baselines and the reference."""
     sign = -1.0 if f.direction == "lower" else 1.0
-    rows = [_leader(f, configuration) for configuration in f.chosen.values()]
-    rows.sort(key=lambda row: (row["is_baseline"], -sign * (row.get(f.ranking or "") or 0.0)))
+    values = {v: e.value if (e := f.estimate(c.ids, f.ranking)) else 0.0 for v, c in f.chosen.items()}
+    order = sorted(f.chosen, key=lambda variant: (variant in f.baselines, -sign * values[variant]))
+    rows = [_leader(f, f.chosen[variant]) for variant in order]
     rows += [_unfinished(f, variant) for variant in f.variants if variant not in f.chosen]
     rows.append(_reference(f))
     rows += _best_of(f)
     signs, controlled = letters_of(f), length_controlled_of(f)
     for row in rows:
-        row["letters"] = signs.get(row["variant"], "")
-        put(row, "length_controlled", controlled.get(row["variant"]))
+        row["letters"] = signs.get(str(row["variant"]), "")
+        put(row, "length_controlled", controlled.get(str(row["variant"])))
     frame = pd.DataFrame(rows, dtype=object)
     frame["is_apart"] = frame["is_reference"] | frame["is_baseline"]
     # Other programs look for these even where nothing has finished.
@@ -52,7 +53,7 @@ def leaderboard(f: Findings) -> Table:
         Column("At equal length", "length_controlled", 2, interval=True),
         Column("Reward", "reward", 2, interval=True),
         Column(f.results.heading(f.distance), f.distance, 2, interval=True) if f.distance else None,
-        Column("per token", f"{f.distance}_per_token", 3) if f.distance else None,
+        Column("per token", companion(f, PER_TOKEN), 3) if f.distance else None,
         Column("Benchmark delta", DELTA, 3, interval=True, signed=True),
         Column("Length ratio", "length_ratio", 2, interval=True),
         Column("Seeds", "seeds", 0),
@@ -67,7 +68,7 @@ def leaderboard(f: Findings) -> Table:
         note += "Variants that share a letter were not shown to differ (all pairs, Holm)."
     return Table(
         "leaderboard",
-        "Leaderboard: each variant at its selected strength",
+        "Leaderboard: each variant at its selected β",
         frame,
         shown,
         note.strip(),
@@ -76,26 +77,26 @@ def leaderboard(f: Findings) -> Table:
     )
 
 
-def _measure(f: Findings, runs: list[str], split: str = "test") -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def _measure(f: Findings, runs: list[str], split: str = "test") -> Row:
+    row: Row = {}
     # Without a judge, or without a distance, the columns that other programs look for are there and empty.
     put(row, f.headline or "win_rate", f.estimate(runs, f.headline, split))
     put(row, f.distance or "distance", f.estimate(runs, f.distance, split))
-    per_token = f"{f.distance}_per_token"
+    per_token = companion(f, PER_TOKEN)
     put(row, per_token if f.distance else "distance_per_token", f.estimate(runs, per_token, split))
     if f.preference:
         put(row, f.preference, f.estimate(runs, f.preference, split))
     if f.length:
         put(row, f.length, f.estimate(runs, f.length, split))
     put(row, "length_ratio", f.length_ratio(runs))
-    if f.headline and "reward" in f.results.metrics:
-        put(row, "reward", f.estimate(runs, "reward", split))
+    if f.headline and REWARD in f.results.metrics:
+        put(row, "reward", f.estimate(runs, REWARD, split))
     put(row, ENDED, f.estimate(runs, ENDED, split))
     put(row, DELTA, f.benchmark_delta(runs))
     return row
 
 
-def _identity(f: Findings, c: Configuration) -> dict[str, Any]:
+def _identity(f: Findings, c: Configuration) -> Row:
     beta = f"{c.beta:g}" if isinstance(c.beta, float) else "" if c.beta is None else str(c.beta)
     return {
         "variant": c.variant,
@@ -109,8 +110,8 @@ def _identity(f: Findings, c: Configuration) -> dict[str, Any]:
     }
 
 
-def _leader(f: Findings, c: Configuration) -> dict[str, Any]:
-    own = [other for other in f.configurations if other.variant == c.variant]
+def _leader(f: Findings, c: Configuration) -> Row:
+    cells = [other for other in f.configurations if other.variant == c.variant]
     measured = f.estimate(c.ids, f.ranking)
     row = _identity(f, c) | {
         "n_prompts": measured.n_prompts if measured else 0,
@@ -136,17 +137,17 @@ def _leader(f: Findings, c: Configuration) -> dict[str, Any]:
         put(row, DIFFERENCE, f.difference(c.ids, control.ids) if control else None)
     return row | {
         "complete": len(c.done) == len(c.runs),
-        "trials": len(own),
-        "runs": sum(len(other.runs) for other in own),
-        "runs_failed": sum(other.broken for other in own),
+        "trials": len(cells),
+        "runs": sum(len(other.runs) for other in cells),
+        "runs_failed": sum(other.broken for other in cells),
         "run_ids": " ".join(c.ids),
         "is_reference": False,
         "is_baseline": c.variant in f.baselines,
     }
 
 
-def _unfinished(f: Findings, variant: str) -> dict[str, Any]:
-    own = [c for c in f.configurations if c.variant == variant]
+def _unfinished(f: Findings, variant: str) -> Row:
+    cells = [c for c in f.configurations if c.variant == variant]
     return {
         "variant": variant,
         "seeds": 0,
@@ -154,16 +155,16 @@ def _unfinished(f: Findings, variant: str) -> dict[str, Any]:
         "level": "",
         "verdict": "no eligible configuration",
         "significant": False,
-        "trials": len(own),
-        "runs": sum(len(c.runs) for c in own),
-        "runs_failed": sum(c.broken for c in own),
+        "trials": len(cells),
+        "runs": sum(len(c.runs) for c in cells),
+        "runs_failed": sum(c.broken for c in cells),
         "run_ids": "",
         "is_reference": False,
         "is_baseline": variant in f.baselines,
     }
 
 
-def _reference(f: Findings) -> dict[str, Any]:
+def _reference(f: Findings) -> Row:
     measured = f.estimate([REFERENCE], f.ranking)
     return {
         "variant": REFERENCE,
@@ -179,13 +180,13 @@ def _reference(f: Findings) -> dict[str, Any]:
     }
 
 
-def _best_of(f: Findings) -> list[dict[str, Any]]:
-    """The best of several answers of the reference: what choosing among its answers gives without any training."""
-    found = best_of_rows(f)
-    if not found or f.headline is None:
+def _best_of(f: Findings) -> list[Row]:
+    """The best of several answers of the reference: the gain of choosing among its answers, without any training."""
+    controls = best_of_rows(f)
+    if not controls or f.headline is None:
         return []
-    best = found[-1]
-    row: dict[str, Any] = {"variant": best.label, "n_prompts": best.win_rate.n_prompts}
+    best = controls[-1]
+    row: Row = {"variant": best.label, "n_prompts": best.win_rate.n_prompts}
     put(row, f.headline, best.win_rate)
     put(row, "reward", best.reward)
     row |= {f.distance or "distance": best.kl_bound, "level": REFERENCE, "significant": False, "run_ids": ""}
@@ -247,13 +248,17 @@ def _grid_note(f: Findings) -> str:
     counts = []
     for split in ("test", SELECTION):
         sizes = sorted(
-            {found.n_prompts for c in f.configurations if (found := f.estimate(c.ids, f.ranking, split)) is not None}
+            {
+                estimate.n_prompts
+                for c in f.configurations
+                if (estimate := f.estimate(c.ids, f.ranking, split)) is not None
+            }
         )
         if sizes:
             counts.append(f"{' to '.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))} {split} prompts")
-    said = f"{' and '.join(counts)}; seeds pooled. " if counts else ""
+    size = f"{' and '.join(counts)}; seeds pooled. " if counts else ""
     return (
-        said
+        size
         + "Intervals are not adjusted for the number of cells; final loss is the mean over the last tenth of the steps."
     )
 
@@ -273,7 +278,7 @@ def benchmarks(f: Findings) -> Table:
     """Per chosen configuration and task: score, the reference's, paired delta, documents gained and lost."""
     rows = []
     for change in changes(f):
-        row: dict[str, Any] = {
+        row: Row = {
             "variant": change.variant,
             "beta": change.beta,
             "task": change.task,
@@ -303,7 +308,7 @@ def benchmarks(f: Findings) -> Table:
     ]
     note = (
         "Deltas are on the same documents, p-values adjusted over tasks and variants by Benjamini and Hochberg. With one seed they "
-        "speak of a checkpoint. Gained and lost: documents that became right and wrong against the reference, mean over seeds."
+        "hold for a checkpoint. Gained and lost: documents that became right and wrong against the reference, mean over seeds."
     )
     empty = [c.key for c in columns] + ["p", "level"]
     frame = pd.DataFrame(rows, columns=None if rows else empty, dtype=object)
@@ -311,20 +316,19 @@ def benchmarks(f: Findings) -> Table:
 
 
 def trials(f: Findings) -> Table:
-    """How many tries each variant had."""
+    """The number of trials of each variant."""
     rows = []
     for variant in f.variants:
-        own = [c for c in f.configurations if c.variant == variant]
-        row: dict[str, Any] = {"variant": variant, "trials": len(own), "runs": sum(len(c.runs) for c in own)}
-        row |= {status: sum(c.count(status) for c in own) for status in ("done", "diverged", "failed", "missing")}
+        cells = [c for c in f.configurations if c.variant == variant]
+        row: Row = {"variant": variant, "trials": len(cells), "runs": sum(len(c.runs) for c in cells)}
+        row |= {status: sum(c.count(status) for c in cells) for status in ("done", "diverged", "failed", "missing")}
         row["role"] = BASELINE if variant in f.baselines else ""
-        row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in own if c.beta is not None))
-        row["params"] = "; ".join(dict.fromkeys(c.params for c in own if c.params))
-        row["rates"] = ", ".join(dict.fromkeys(f"{c.learning_rate:g}" for c in own if c.learning_rate is not None))
-        row["unit"] = own[0].unit
+        row["betas"] = ", ".join(dict.fromkeys(str(c.beta) for c in cells if c.beta is not None))
+        row["params"] = "; ".join(dict.fromkeys(c.params for c in cells if c.params))
+        row["rates"] = ", ".join(dict.fromkeys(f"{c.learning_rate:g}" for c in cells if c.learning_rate is not None))
+        row["unit"] = cells[0].unit
         row["given"] = ", ".join(f.results.given(variant))
         rows.append(row)
-    unequal = "The variants had unequal numbers of trials: the best of more tries looks better by luck alone."
     columns = [
         Column("Variant", "variant"),
         Column("Configurations", "trials", 0),
@@ -340,7 +344,7 @@ def trials(f: Findings) -> Table:
         Column("Role", "role"),
         Column("Also given", "given") if any(row["given"] for row in rows) else None,
     ]
-    note = unequal if f.unequal_trials else "Every variant had the same number of trials."
+    note = UNEQUAL if f.unequal_trials else "Every variant had the same number of trials."
     note += " Baselines are trained at their defaults; they are not counted." if f.baselines else ""
     shown = [column for column in columns if column]
     return Table("trials", "Hyper-parameters and trials per variant", pd.DataFrame(rows, dtype=object), shown, note)

@@ -8,7 +8,7 @@ import pandas as pd
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, number
+from dpobench.report.table import Column, Row, Table, number
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.length import by_quintile, difficulty, equal_length, length_controlled
 
@@ -33,12 +33,12 @@ def length_controlled_of(f: Findings) -> dict[str, Estimate]:
 
 
 def _at_equal_length(f: Findings) -> dict[str, Estimate]:
-    cells = {c.key: found for c in f.configurations if (found := _measured(f, c)) is not None}
-    shared = sorted(set.intersection(*(set(found[0].columns) for found in cells.values()))) if cells else []
+    cells = {c.key: measured for c in f.configurations if (measured := _measured(f, c)) is not None}
+    shared = sorted(set.intersection(*(set(measured[0].columns) for measured in cells.values()))) if cells else []
     if len(shared) < FEWEST:
         return {}
     verdicts = [win[shared].to_numpy(dtype=float) for win, _, _ in cells.values()]
-    differences = [_difference(own[shared], base[shared]) for _, own, base in cells.values()]
+    differences = [_difference(lengths[shared], base[shared]) for _, lengths, base in cells.values()]
     hard = dict(zip(cells, difficulty(verdicts, differences), strict=True))
     by_key = dict(zip(cells, zip(verdicts, differences, strict=True), strict=True))
     return {
@@ -49,7 +49,7 @@ def _at_equal_length(f: Findings) -> dict[str, Estimate]:
 
 
 def _measured(f: Findings, c: Configuration) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series] | None:
-    """Verdicts against the reference, own lengths and the reference's, on the same test prompts."""
+    """Verdicts against the reference, lengths of the answers and of the reference's, on the same test prompts."""
     if f.headline is None or f.length is None or not c.done or f.results.metrics[f.headline].unit != "share":
         return None
     win = f.results.table(f.headline, c.ids, REFERENCE, TEST)
@@ -58,8 +58,8 @@ def _measured(f: Findings, c: Configuration) -> tuple[pd.DataFrame, pd.DataFrame
     return (win[on], long.loc[c.ids, on], long.loc[REFERENCE, on]) if len(on) >= FEWEST else None
 
 
-def _difference(own: pd.DataFrame, base: pd.Series) -> Array:
-    difference: Array = own.to_numpy(dtype=float) - base.to_numpy(dtype=float)
+def _difference(lengths: pd.DataFrame, reference: pd.Series) -> Array:
+    difference: Array = lengths.to_numpy(dtype=float) - reference.to_numpy(dtype=float)
     return difference
 
 
@@ -67,14 +67,15 @@ def _controlled(f: Findings, controlled: dict[str, Estimate]) -> Table:
     rows = []
     for variant, estimate in controlled.items():
         c = f.chosen[variant]
-        found = _measured(f, c)
-        assert found is not None
-        win, own, base = found
-        level = equal_length(win.to_numpy(dtype=float), own.to_numpy(dtype=float), base.to_numpy(dtype=float))
-        row: dict[str, Any] = {"variant": variant, "beta": f.label(c)}
-        put(row, "win_rate", f.estimate(c.ids, f.headline))
+        measured = _measured(f, c)
+        assert measured is not None
+        win, lengths, base = measured
+        level = equal_length(win.to_numpy(dtype=float), lengths.to_numpy(dtype=float), base.to_numpy(dtype=float))
+        row: Row = {"variant": variant, "beta": f.label(c)}
+        plain = f.estimate(c.ids, f.headline)
+        put(row, "win_rate", plain)
         put(row, "length_controlled", estimate)
-        row["change"] = row["length_controlled"] - row["win_rate"] if row["win_rate"] is not None else None
+        row["change"] = estimate.value - plain.value if plain is not None else None
         put(row, "equal_length", level.win_rate)
         row |= {"equal_pairs": level.pairs, "pairs": int(win.size)}
         rows.append(row | {"n_prompts": estimate.n_prompts, "seeds": estimate.seeds})
@@ -92,7 +93,7 @@ def _controlled(f: Findings, controlled: dict[str, Estimate]) -> Table:
     note = (
         "Against the reference, on test prompts, selected cells. Length-controlled: logistic regression of the verdict on "
         "tanh(length difference / its standard deviation) and on the prompt's difficulty for the other cells, read at zero difference; the "
-        "interval refits it in every resample of the prompts. It asks what a judge would say if length alone were changed, which "
+        "interval refits it in every resample of the prompts. It estimates the verdicts of a judge if length alone were changed, which "
         "no regression can prove; where a variant's answers are nearly all longer, it extrapolates. Draws are averaged per prompt. "
         "Pairs of equal length are picked by the answers themselves."
     )
@@ -102,11 +103,11 @@ def _controlled(f: Findings, controlled: dict[str, Estimate]) -> Table:
 def _quintiles(f: Findings, variants: list[str]) -> Table:
     rows = []
     for variant in variants:
-        found = _measured(f, f.chosen[variant])
-        assert found is not None
-        win, own, base = found
-        row: dict[str, Any] = {"variant": variant, "beta": f.label(f.chosen[variant])}
-        for place, stratum in enumerate(by_quintile(win.to_numpy(dtype=float), _difference(own, base)), 1):
+        measured = _measured(f, f.chosen[variant])
+        assert measured is not None
+        win, lengths, base = measured
+        row: Row = {"variant": variant, "beta": f.label(f.chosen[variant])}
+        for place, stratum in enumerate(by_quintile(win.to_numpy(dtype=float), _difference(lengths, base)), 1):
             put(row, f"fifth_{place}", stratum.win_rate)
             row[f"range_{place}"] = f"{number(stratum.low, 0)} to {number(stratum.high, 0)}"
             row[f"pairs_{place}"] = stratum.pairs
@@ -117,7 +118,7 @@ def _quintiles(f: Findings, variants: list[str]) -> Table:
     columns += [Column("Prompts", "n_prompts", 0), Column("Seeds", "seeds", 0)]
     unit = f.results.metrics[f.length or ""].unit
     note = (
-        f"Win-rate by fifth of the difference in length to the reference's answer ({unit}, own less the reference's, range beside each). "
+        f"Win-rate by fifth of the difference in length ({unit}, the variant's answer less the reference's, range after each). "
         "Equal differences stay in one fifth. A judge that only counts gives a staircase."
     )
     return Table("length_quintiles", "Win-rate by length difference", pd.DataFrame(rows, dtype=object), columns, note)

@@ -1,6 +1,7 @@
 """The figures that stand above the sections: trade-off, effect of beta, differences, training, lengths, calibration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,23 @@ from matplotlib.ticker import NullFormatter
 from dpobench.analysis.findings import TEST, Configuration, Findings
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import GREY, INK, canvas, entry, legend, log_axis, look, plain
-from dpobench.report.sections.training_dynamics import CHOSEN_LENGTH, MARGIN, reliability
+from dpobench.report.metrics import CHOSEN_LENGTH, MARGIN
+from dpobench.report.sections.training_dynamics import reliability
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A metric that is drawn against beta.
+
+    Args:
+        metric: its name.
+        group: task, opponent or other part of it; None for the main one.
+        split: of the prompts; None for all.
+    """
+
+    metric: str
+    group: str | None = None
+    split: str | None = TEST
 
 
 def draw(f: Findings) -> dict[str, tuple[str, Figure]]:
@@ -19,10 +36,10 @@ def draw(f: Findings) -> dict[str, tuple[str, Figure]]:
     makers: dict[str, tuple[str, Callable[[Findings], Figure | None]]] = {
         "frontier": ("Ranking metric against distance to the reference, on test prompts, every finished cell. Bars are 95 % intervals, a ring marks the selected cell, numbers are β, the dashed steps the Pareto set.", frontier),  # noqa: E501
         "strength": ("Each metric against β, on test prompts (held-out test pairs for accuracy). Bands are 95 % intervals; the grey line is the reference (for the distance it lies at zero, off the scale); a ring marks the selected cell. β has another meaning in every variant: compare shapes, not positions.", strength),  # noqa: E501
-        "differences": ("Difference to the control on the same test prompts, each variant at its selected strength, with 95 % interval (not adjusted for the family; the p-values of the leaderboard are).", differences),  # noqa: E501
-        "dynamics": ("Training of the selected cells: mean over seeds, band from the lowest to the highest seed. Hollow marks at the end: the same on held-out test pairs; what training gained beyond them it did not learn for new prompts. Log-probabilities are of the training batches. Losses of different variants are different quantities.", dynamics),  # noqa: E501
+        "differences": ("Difference to the control on the same test prompts, each variant at its selected β, with 95 % interval (not adjusted for the family; the p-values of the leaderboard are).", differences),  # noqa: E501
+        "dynamics": ("Training of the selected cells: mean over seeds, band from the lowest to the highest seed. Hollow marks at the end: the same on held-out test pairs; a gain in training beyond them does not carry over to new prompts. Log-probabilities are of the training batches. Losses of different variants are different quantities.", dynamics),  # noqa: E501
         "lengths": ("Length of the sampled answers to the test prompts, selected cells against the reference and, dashed, the data's chosen answers to the prompts of held-out test pairs, where they were counted: share of answers at most so long.", lengths),  # noqa: E501
-        "calibration": ("Stated probability σ(β × margin) against the share that was right, on held-out test pairs, selected cells, in ten bins; below, the pairs in each: a point of few is no more than noise.", calibration),  # noqa: E501
+        "calibration": ("Stated probability σ(β × margin) against the share that was right, on held-out test pairs, selected cells, in ten bins; below, the pairs in each: a point of few pairs is noise.", calibration),  # noqa: E501
     }  # fmt: skip
     drawn = {name: (caption, make(f)) for name, (caption, make) in makers.items()}
     return {name: (caption, figure) for name, (caption, figure) in drawn.items() if figure is not None}
@@ -59,7 +76,7 @@ def frontier(f: Findings) -> Figure | None:
         line_of = sorted((x.value, y.value) for c, x, y in placed if c.variant == variant)
         if line_of:
             axis.plot(*zip(*line_of, strict=True), lw=1.0, alpha=0.6, label=entry(f, variant), **look(f, variant), ms=5)
-    _reference_line(f, axis, f.ranking)
+    _reference_line(f, axis, Panel(f.ranking))
     _pareto_steps(f, axis, [(x.value, y.value) for _, x, y in placed])
     axis.set_xscale("log")
     log_axis(axis.xaxis, [x.value for _, x, _ in placed])
@@ -85,43 +102,52 @@ def _pareto_steps(f: Findings, axis: Axes, points: list[tuple[float, float]]) ->
     axis.step(xs, ys, where="post", color=GREY, lw=1.0, ls=(0, (4, 3)), zorder=1, label="Pareto set")
 
 
-def _reference_line(f: Findings, axis: Axes, metric: str) -> None:
-    base = f.estimate([REFERENCE], metric)
+def _reference_line(f: Findings, axis: Axes, panel: Panel) -> None:
+    base = f.estimate([REFERENCE], panel.metric, panel.split, panel.group)
     if base is not None:
         axis.axhline(base.value, color=GREY, lw=1.2, label=REFERENCE, zorder=1)
 
 
 def strength(f: Findings) -> Figure | None:
-    """Small multiples: metric against beta."""
-    metrics = [m for m in (f.headline, f.distance, f.preference, f.length) if m]
-    cells = [c for c in f.configurations if c.done and isinstance(c.beta, (int, float)) and c.beta > 0]
-    if not metrics or not cells:
+    """The main metrics against beta."""
+    return against_beta(f, [Panel(m) for m in (f.headline, f.distance, f.preference, f.length) if m])
+
+
+def against_beta(f: Findings, panels: Sequence[Panel]) -> Figure | None:
+    """Small multiples: metrics against beta, each variant over its grid; None where no cell has a beta above zero."""
+    points = [
+        (float(c.beta), c) for c in f.configurations if c.done and isinstance(c.beta, (int, float)) and c.beta > 0
+    ]
+    if not panels or not points:
         return None
-    figure, axes = canvas(2, (len(metrics) + 1) // 2, 8.2, 2.7 * ((len(metrics) + 1) // 2) + 0.4)
-    for axis in axes[len(metrics) :]:
+    across = 2 if len(panels) <= 4 else 3
+    down = -(-len(panels) // across)
+    figure, axes = canvas(across, down, 8.2, 2.7 * down + 0.4)
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, metric in zip(axes, metrics, strict=False):
+    for axis, panel in zip(axes, panels, strict=False):
         for variant in f.variants:
-            _curve(f, axis, metric, [c for c in cells if c.variant == variant])
-        _beta_axis(axis, sorted({float(c.beta) for c in cells if isinstance(c.beta, int | float)}))
-        far = f.distance and [e.value for e in (f.estimate(c.ids, f.distance) for c in cells) if e is not None]
-        if metric == f.distance and far and min(far) > 0:
+            _curve(f, axis, panel, [(beta, c) for beta, c in points if c.variant == variant])
+        _beta_axis(axis, sorted({beta for beta, _ in points}))
+        far = f.distance and [e.value for e in (f.estimate(c.ids, f.distance) for _, c in points) if e is not None]
+        if panel.metric == f.distance and far and min(far) > 0:
             axis.set_yscale("log")  # the reference, at zero, is off this scale
             log_axis(axis.yaxis, far)
         else:
-            _reference_line(f, axis, metric)
-        axis.set_title(plain(f.results.label(metric)))
+            _reference_line(f, axis, panel)
+        axis.set_title(plain(f.results.label(panel.metric) + (f", {panel.group}" if panel.group else "")))
         axis.set_xlabel("β")
     legend(figure, axes[0])
     return figure
 
 
-def _curve(f: Findings, axis: Axes, metric: str, cells: list[Configuration]) -> None:
-    found = [(float(c.beta), c, f.estimate(c.ids, metric)) for c in cells if isinstance(c.beta, int | float)]
-    points = sorted(((b, e, c) for b, c, e in found if e is not None), key=lambda point: point[0])
+def _curve(f: Findings, axis: Axes, panel: Panel, cells: Sequence[tuple[float, Configuration]]) -> None:
+    """One variant's cells with their intervals, in the order of beta."""
+    estimates = [(beta, f.estimate(c.ids, panel.metric, panel.split, panel.group), c) for beta, c in cells]
+    points = sorted(((beta, e, c) for beta, e, c in estimates if e is not None), key=lambda point: point[0])
     if not points:
         return
-    style, xs = look(f, points[0][2].variant), [b for b, _, _ in points]
+    style, xs = look(f, points[0][2].variant), [beta for beta, _, _ in points]
     # Further hyper-parameters share a beta: then the points stand alone, a line through them would mean nothing.
     alone = len(set(xs)) < len(xs)
     label = entry(f, points[0][2].variant)
@@ -180,10 +206,10 @@ def dynamics(f: Findings) -> Figure | None:
     for axis in axes[len(present) :]:
         axis.set_visible(False)
     for axis, (key, title) in zip(axes, present, strict=False):
-        for variant, own in logs.items():
+        for variant, cell_logs in logs.items():
             table = (
-                pd.concat([log.set_index("step")[key].astype(float) for log in own if key in log], axis=1)
-                if own
+                pd.concat([log.set_index("step")[key].astype(float) for log in cell_logs if key in log], axis=1)
+                if cell_logs
                 else pd.DataFrame()
             )
             if not len(table):
@@ -245,8 +271,8 @@ def lengths(f: Findings) -> Figure | None:
 
 def calibration(f: Findings) -> Figure | None:
     """Reliability of the implicit preference, and how many pairs each point stands for."""
-    found = [(v, reliability(f, c)) for v, c in f.chosen.items()]
-    shown = [(variant, r) for variant, r in found if r is not None]
+    curves = [(v, reliability(f, c)) for v, c in f.chosen.items()]
+    shown = [(variant, r) for variant, r in curves if r is not None]
     if not shown:
         return None
     figure, (axis, counts) = canvas(1, 2, 5.6, 4.8)

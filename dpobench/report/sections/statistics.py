@@ -1,14 +1,13 @@
 """How sure the results are: all pairs, equivalence to the control, where the error comes from, what the design can detect."""
 
 from itertools import combinations
-from typing import Any
 
 import pandas as pd
 
 from dpobench.analysis.components import Measured, measured, selected_scores
 from dpobench.analysis.findings import Findings, put
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, number
+from dpobench.report.table import Column, Row, Table, number
 from dpobench.stats.compare import MARGIN, Equivalence, equivalences, holm, letters
 from dpobench.stats.components import advice, alternatives
 from dpobench.stats.crossed import Estimate, crossed_difference, share_difference
@@ -17,42 +16,44 @@ from dpobench.stats.power import smallest_effect
 
 def section(f: Findings) -> Section | None:
     """All of it, where at least two variants were scored on the same prompts."""
-    found = measured(f)
-    if found is None:
+    measurement = measured(f)
+    if measurement is None:
         return None
-    tables = [pairs(f), equivalence(f), variances(f, found), designs(f, found)]
-    seen = detectable(f, found)
-    return Section("statistics", "How sure this is", tables, [seen, advice(found.parts, *found.design)], notes=[seen])
+    tables = [pairs(f), equivalence(f), variances(f, measurement), designs(f, measurement)]
+    effect = detectable(f, measurement)
+    return Section(
+        "statistics",
+        "How sure this is",
+        tables,
+        [effect, advice(measurement.parts, *measurement.design)],
+        notes=[effect],
+    )
 
 
 def letters_of(f: Findings) -> dict[str, str]:
     """Letters of each scored variant, best first: those that share one were not shown to differ (all pairs, Holm)."""
-    return dict(_letters(f))
-
-
-def equivalence_of(f: Findings) -> dict[str, tuple[float, bool]]:
-    """Of each variant but the control: p-value of equivalence to it, adjusted by Holm, and whether it is shown at the report's level."""
-    return {name: (e.p_adjusted, e.shown(f.results.alpha)) for name, e in _equivalences(f).items()}
+    different = [pair for (pair, _), p in _adjusted(f).items() if p < f.results.alpha]
+    return letters(list(selected_scores(f)), different)
 
 
 def differences(f: Findings) -> dict[tuple[str, str], Estimate]:
     """All pairs, the better first, on the prompts that all of them have."""
-    arms = selected_scores(f)
+    scores = selected_scores(f)
     return {
-        (a, b): _bounded(f, crossed_difference([arms[a]], [arms[b]]))
-        for a, b in combinations(arms, 2)
+        (a, b): _bounded(f, crossed_difference([scores[a]], [scores[b]]))
+        for a, b in combinations(scores, 2)
     }  # fmt: skip
 
 
 def pairs(f: Findings) -> Table:
     """Every pair, p-values adjusted by Holm over all of them."""
-    rows, signs = [], _letters(f)
-    for ((first, second), found), p in _adjusted(f).items():
-        row: dict[str, Any] = {"first": first, "second": second}
-        put(row, "difference", found)
-        row |= {"p": found.p, "p_adjusted": p, "first_letters": signs[first], "second_letters": signs[second]}
-        row["significant"] = found.level == "method" and p < f.results.alpha
-        rows.append(row | {"n_prompts": found.n_prompts, "seeds": found.seeds, "level": found.level})
+    rows, signs = [], letters_of(f)
+    for ((first, second), difference), p in _adjusted(f).items():
+        row: Row = {"first": first, "second": second}
+        put(row, "difference", difference)
+        row |= {"p": difference.p, "p_adjusted": p, "first_letters": signs[first], "second_letters": signs[second]}
+        row["significant"] = difference.level == "method" and p < f.results.alpha
+        rows.append(row | {"n_prompts": difference.n_prompts, "seeds": difference.seeds, "level": difference.level})
     columns = [
         Column("Variant", "first", bold="significant"),
         Column("Letters", "first_letters"),
@@ -77,13 +78,13 @@ def pairs(f: Findings) -> Table:
 def equivalence(f: Findings) -> Table:
     """Each variant against the control: is the difference within the margin?"""
     rows, compared = [], f.comparisons
-    for variant, found in _equivalences(f).items():
+    for variant, test in _equivalences(f).items():
         one = compared[variant]
-        row: dict[str, Any] = {"variant": variant, "margin": found.margin, "difference": one.estimate}
+        row: Row = {"variant": variant, "margin": test.margin, "difference": one.estimate}
         row |= {"difference_low": max(one.low, -1.0) if _share(f) else one.low}
         row |= {"difference_high": min(one.high, 1.0) if _share(f) else one.high}
-        row |= {"p_difference": one.p_adjusted, "p_equivalence": found.p, "p_equivalence_adjusted": found.p_adjusted}
-        row["verdict"] = found.verdict(one.p_adjusted, f.results.alpha)
+        row |= {"p_difference": one.p_adjusted, "p_equivalence": test.p, "p_equivalence_adjusted": test.p_adjusted}
+        row["verdict"] = test.verdict(one.p_adjusted, f.results.alpha)
         rows.append(row | {"n_prompts": one.n_prompts, "seeds": one.seeds, "level": one.level})
     columns = [
         Column("Variant", "variant"),
@@ -102,17 +103,21 @@ def equivalence(f: Findings) -> Table:
     return Table("equivalence", "Equivalence to the control", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def variances(f: Findings, found: Measured) -> Table:
+def variances(f: Findings, measurement: Measured) -> Table:
     """The parts of the error of a difference."""
-    parts = found.parts.parts(*found.design)
+    parts = measurement.parts.parts(*measurement.design)
     total = sum(parts.values())
-    own = {"prompt x variant": found.parts.method, "seed": found.parts.seed, "residual": found.parts.residual}
-    common = {"n_prompts": found.prompts, "seeds": found.seeds, "variants": found.variants}
-    rows: list[dict[str, Any]] = [
-        {"what": "prompt, alike for all", "spread": found.parts.prompts**0.5, "share": 0.0} | common
+    by_source = {
+        "prompt x variant": measurement.parts.method,
+        "seed": measurement.parts.seed,
+        "residual": measurement.parts.residual,
+    }
+    common = {"n_prompts": measurement.prompts, "seeds": measurement.seeds, "variants": measurement.variants}
+    rows: list[Row] = [
+        {"what": "prompt, alike for all", "spread": measurement.parts.prompts**0.5, "share": 0.0} | common
     ]
-    for name, variance in own.items():
-        known = variance == variance and not (found.seeds < 2 and name == "residual")
+    for name, variance in by_source.items():
+        known = variance == variance and not (measurement.seeds < 2 and name == "residual")
         share = parts[name] / total if total and known else None
         rows.append({"what": name, "spread": variance**0.5 if known else None, "share": share} | common)
     columns = [
@@ -130,12 +135,12 @@ def variances(f: Findings, found: Measured) -> Table:
     return Table("variances", "Where the error comes from", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def designs(f: Findings, found: Measured) -> Table:
+def designs(f: Findings, measurement: Measured) -> Table:
     """What more seeds, prompts or answers would give."""
     rows = [
         {"design": other.change, "se": other.se, "trainings": other.trainings, "answers": other.answers}
         | {"n_prompts": other.prompts, "seeds": other.seeds}
-        for other in alternatives(found.parts, *found.design)
+        for other in alternatives(measurement.parts, *measurement.design)
     ]
     columns = [
         Column("Design", "design"),
@@ -152,54 +157,50 @@ def designs(f: Findings, found: Measured) -> Table:
     return Table("designs", "What other designs would give", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def detectable(f: Findings, found: Measured) -> str:
+def detectable(f: Findings, measurement: Measured) -> str:
     """The smallest effect this design can detect, as a sentence."""
-    compared = max(1, found.variants - 1)
-    effect = smallest_effect(found.parts, *found.design, comparisons=compared, alpha=f.results.alpha)
+    compared, prompts = max(1, measurement.variants - 1), f"{measurement.prompts} test prompts"
+    seeds = f"{measurement.seeds} seed{'s' if measurement.seeds > 1 else ''}"
+    effect = smallest_effect(measurement.parts, *measurement.design, comparisons=compared, alpha=f.results.alpha)
     if effect == 0:
         return (
-            f"No two variants differed in {_label(f)} on any of {found.prompts} test prompts, so nothing is known of the error: which "
-            "difference this design could have shown cannot be told. Add prompts and seeds."
+            f"No two variants differed in {_label(f)} on any of {prompts}, so nothing is known of the error: which difference "
+            "this design could have shown is unknown. Add prompts and seeds."
         )
     if _share(f) and effect >= 1:
         return (
-            f"Any difference in {_label(f)} at all could have been missed: {found.seeds} seeds on {found.prompts} test prompts differ "
+            f"Any difference in {_label(f)} at all could have been missed: {seeds} on {prompts} differ "
             "too much; add seeds."
         )
-    whose = "methods" if found.seeds > 1 else "these checkpoints (one seed: not of the methods)"
+    whose = "methods" if measurement.seeds > 1 else "these checkpoints (one seed: not of the methods)"
     return (
         f"The smallest difference of {whose} that this design shows with a chance of 80 %: {number(effect, 3)} in {_label(f)} "
-        f"({found.seeds} seed{'s' if found.seeds > 1 else ''}, {found.prompts} test prompts, {compared} tested against the control, "
-        f"level {f.results.alpha:g} for all together). Smaller differences may be real and go unseen."
+        f"({seeds}, {prompts}, {compared} tested against the control, "
+        f"level {f.results.alpha:g} for all together). Smaller differences may be real and not be shown."
     )
 
 
 def _adjusted(f: Findings) -> dict[tuple[tuple[str, str], Estimate], float]:
-    found = differences(f)
-    return dict(zip(found.items(), holm([d.p for d in found.values()]), strict=True))
-
-
-def _letters(f: Findings) -> dict[str, str]:
-    different = [pair for (pair, _), p in _adjusted(f).items() if p < f.results.alpha]
-    return letters(list(selected_scores(f)), different)
+    compared = differences(f)
+    return dict(zip(compared.items(), holm([d.p for d in compared.values()]), strict=True))
 
 
 def verdict_of(f: Findings, variant: str) -> str:
-    """What the leaderboard says of a variant beside the control: better, worse, equivalent, or no difference shown."""
+    """The leaderboard's verdict on a variant, compared with the control: better, worse, equivalent, or no difference shown."""
     comparison, same = f.comparisons[variant], _equivalences(f).get(variant)
-    said = comparison.verdict(f.direction, f.results.alpha)  # type: ignore[arg-type]
+    verdict = comparison.verdict(f.direction, f.results.alpha)  # type: ignore[arg-type]
     if same is None or not same.shown(f.results.alpha) or comparison.p_adjusted < f.results.alpha:
-        return said
-    told = f"equivalent to {comparison.control} within {same.margin:g}"
-    return told if comparison.level == "method" else f"{told} (this checkpoint only)"
+        return verdict
+    within = f"equivalent to {comparison.control} within {same.margin:g}"
+    return within if comparison.level == "method" else f"{within} (this checkpoint only)"
 
 
 def _equivalences(f: Findings) -> dict[str, Equivalence]:
     control = f.chosen.get(f.results.control or "")
     if control is None:
         return {}
-    found = {variant: f.difference(f.chosen[variant].ids, control.ids) for variant in f.comparisons}
-    return equivalences({v: d for v, d in found.items() if d is not None}, margin(f), 1.0 if _share(f) else None)
+    compared = {variant: f.difference(f.chosen[variant].ids, control.ids) for variant in f.comparisons}
+    return equivalences({v: d for v, d in compared.items() if d is not None}, margin(f), 1.0 if _share(f) else None)
 
 
 def margin(f: Findings) -> float:
@@ -211,8 +212,8 @@ def _share(f: Findings) -> bool:
     return f.ranking is not None and f.results.metrics[f.ranking].unit == "share"
 
 
-def _bounded(f: Findings, found: Estimate) -> Estimate:
-    return share_difference(found) if _share(f) else found
+def _bounded(f: Findings, estimate: Estimate) -> Estimate:
+    return share_difference(estimate) if _share(f) else estimate
 
 
 def _label(f: Findings) -> str:

@@ -1,4 +1,4 @@
-"""Studies: what becomes of each variant when one thing is changed, beside the experiment proper."""
+"""Studies: each variant under conditions that differ from the main experiment in one thing."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,54 +13,56 @@ from dpobench.analysis.findings import TEST, Configuration, Findings, put, read
 from dpobench.analysis.results import REFERENCE, conditions, load
 from dpobench.artifacts.records import RunRecord
 from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.metrics import REWARD
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, interval
+from dpobench.report.table import Column, Row, Table, interval
 from dpobench.stats.compare import holm
 from dpobench.stats.crossed import Estimate, crossed_difference, share_difference
 
-OWN, FIXED, CHANGE, TO_CONTROL = "own", "fixed", "change", "to_control"
-# What a judge that scores one answer at a time says of it, without an opponent; and the data set's answer as an opponent.
-_REWARD, _CHOSEN = "reward", "chosen"
+# Columns: at the beta selected in the condition, at that selected in the main experiment, and two differences.
+SELECTED, FIXED, CHANGE, TO_CONTROL = "own", "fixed", "change", "to_control"
+# The data set's answer as an opponent.
+_CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is to be said of one kind of study.
+    """How one kind of study is shown.
 
     Args:
         title: of its table.
         axis: what is changed, as a column and an axis call it.
-        proper: its value in the experiment proper, from a finished run of it.
-        said: what was done, in a sentence.
+        main_value: its value in the main experiment, from a finished run of it.
+        sentence: what was done.
         absolute: whether the reference itself differs between the conditions, so that no rate against it may be compared.
     """
 
     title: str
     axis: str
-    proper: Callable[[RunRecord], Any]
-    said: str
+    main_value: Callable[[RunRecord], Any]
+    sentence: str
     absolute: bool = False
 
 
 KINDS = {
     "label_noise": Kind(
         "Label noise",
-        "Labels turned round",
+        "Labels flipped",
         lambda run: 0.0,
-        "A seeded share of the training labels is turned round, other pairs for every seed; held-out data are as they were.",
+        "A seeded share of the training labels is flipped, other pairs for every seed; held-out data are unchanged.",
     ),
     "train_size": Kind(
         "Training size",
         "Training pairs",
         lambda run: run.pairs,
-        "Each run sees the first pairs by hash, each smaller set a part of the larger; the same epochs, so fewer steps.",
+        "Each run trains on the first pairs by hash, each smaller set a part of the larger; the same epochs, so fewer steps.",
     ),
     "reference_quality": Kind(
         "Quality of the reference",
         "Share of its training",
         lambda run: 1.0,
         "Start policy and reference were trained for a share of their steps; data and prompts are the same. A "
-        "win-rate against the own reference would be another quantity in each condition, so none is shown.",
+        "win-rate against each condition's reference would be another quantity in each, so none is shown.",
         absolute=True,
     ),
     "round": Kind(
@@ -79,47 +81,47 @@ class Study:
 
     Args:
         name: what is changed.
-        proper: the experiment proper.
-        changed: findings by value, without the experiment proper's.
+        main: findings of the main experiment.
+        changed: findings of each condition, by the value that was changed.
     """
 
     name: str
-    proper: Findings
+    main: Findings
     changed: Mapping[Any, Findings]
 
     @property
     def kind(self) -> Kind:
-        """What is to be said of it."""
+        """How it is shown."""
         return KINDS[self.name]
 
     @cached_property
-    def zero(self) -> Any:
-        """Value of the experiment proper; None where none of its runs has finished."""
-        done = [run for c in self.proper.configurations for run in c.done]
-        return self.kind.proper(done[0].record) if done else None
+    def main_value(self) -> Any:
+        """Value of the main experiment; None where none of its runs has finished."""
+        done = [run for c in self.main.configurations for run in c.done]
+        return self.kind.main_value(done[0].record) if done else None
 
     @cached_property
     def points(self) -> dict[Any, Findings]:
         """All values in rising order."""
-        found = dict(self.changed) | ({} if self.zero is None else {self.zero: self.proper})
-        return dict(sorted(found.items()))
+        conditions = dict(self.changed) | ({} if self.main_value is None else {self.main_value: self.main})
+        return dict(sorted(conditions.items()))
 
     @cached_property
     def metric(self) -> tuple[str, str | None]:
         """The metric that is shown, and its group: what ranks, unless the reference itself was changed."""
-        results = self.proper.results
-        if self.kind.absolute and results.groups(_REWARD):
-            return _REWARD, None
-        headline = self.proper.headline
+        results = self.main.results
+        if self.kind.absolute and results.groups(REWARD):
+            return REWARD, None
+        headline = self.main.headline
         if self.kind.absolute and headline and _CHOSEN in results.groups(headline):
             return headline, _CHOSEN
-        return self.proper.ranking or "", None
+        return self.main.ranking or "", None
 
     @property
     def label(self) -> str:
         """How tables call the metric."""
         name, group = self.metric
-        label = self.proper.results.label(name)
+        label = self.main.results.label(name)
         return f"{label[:1].upper()}{label[1:]}" + (f" against {group}" if group else "")
 
 
@@ -127,7 +129,7 @@ def section(f: Findings, name: str) -> Section | None:
     """The section of one study; None where it was not made.
 
     Args:
-        f: findings of the experiment proper.
+        f: findings of the main experiment.
         name: a key of `KINDS`.
     """
     changed = {
@@ -141,41 +143,41 @@ def section(f: Findings, name: str) -> Section | None:
     frame = rows(study)
     figure = (path if name == "round" else curves)(study)
     figures = {} if figure is None else {f"study_{name}": (_caption(study), figure)}
-    said = [study.kind.said, *_references(study), *_sentences(study, frame)]
-    return Section(f"study_{name}", study.kind.title, [_table(study, frame)], said, figures)
+    sentences = [study.kind.sentence, *_references(study), *_sentences(study, frame)]
+    return Section(f"study_{name}", study.kind.title, [_table(study, frame)], sentences, figures)
 
 
 def rows(study: Study) -> pd.DataFrame:
     """One row per variant and value; p-values are adjusted over the table, baselines are not tested."""
-    found = [_row(study, v, value, f) for v in study.proper.variants for value, f in study.points.items()]
+    made = [_row(study, v, value, f) for v in study.main.variants for value, f in study.points.items()]
     for name in (CHANGE, TO_CONTROL):
-        tested = [row for row in found if row[f"p_{name}"] is not None]
-        for row, p in zip(tested, holm([row[f"p_{name}"] for row in tested]), strict=True):
-            row[f"p_{name}"] = p
-    return pd.DataFrame(found, dtype=object)
+        tested = [(row, p) for row in made if isinstance(p := row[f"p_{name}"], float)]
+        for (row, _), adjusted in zip(tested, holm([p for _, p in tested]), strict=True):
+            row[f"p_{name}"] = adjusted
+    return pd.DataFrame(made, dtype=object)
 
 
-def _row(study: Study, variant: str, value: Any, f: Findings) -> dict[str, Any]:
-    own, proper = f.chosen.get(variant), study.proper.chosen.get(variant)
-    same = next((c for c in f.configurations if proper is not None and c.key == proper.key), None)
-    control = f.chosen.get(study.proper.results.control or "")
-    row: dict[str, Any] = {"variant": variant, "value": value, "proper": f is study.proper}
-    row |= {"beta": own.beta if own else None, "learning_rate": own.learning_rate if own else None}
-    row |= {"steps": _mean(own, "steps"), "pairs": _mean(own, "pairs")}
-    level = _estimate(study, f, own)
-    put(row, OWN, level)
+def _row(study: Study, variant: str, value: Any, f: Findings) -> Row:
+    cell, main = f.chosen.get(variant), study.main.chosen.get(variant)
+    same = next((c for c in f.configurations if main is not None and c.key == main.key), None)
+    control = f.chosen.get(study.main.results.control or "")
+    row: Row = {"variant": variant, "value": value, "proper": f is study.main}
+    row |= {"beta": cell.beta if cell else None, "learning_rate": cell.learning_rate if cell else None}
+    row |= {"steps": _mean(cell, "steps"), "pairs": _mean(cell, "pairs")}
+    level = _estimate(study, f, cell)
+    put(row, SELECTED, level)
     put(row, FIXED, _estimate(study, f, same))
-    changed = None if f is study.proper else _difference(study, (f, own), (study.proper, proper))
-    beside = None if own is control else _difference(study, (f, own), (f, control))
-    for name, difference in ((CHANGE, changed), (TO_CONTROL, beside)):
+    changed = None if f is study.main else _difference(study, (f, cell), (study.main, main))
+    compared = None if cell is control else _difference(study, (f, cell), (f, control))
+    for name, difference in ((CHANGE, changed), (TO_CONTROL, compared)):
         put(row, name, _rounded(difference))
-        tested = difference is not None and f is not study.proper and variant not in study.proper.baselines
+        tested = difference is not None and f is not study.main and variant not in study.main.baselines
         row[f"p_{name}"] = difference.p if difference and tested else None
-    put(row, "distance", f.estimate(own.ids, f.distance) if own else None)
-    put(row, "preference", f.estimate(own.ids, f.preference) if own else None)
-    row |= {"seeds": len(own.done) if own else 0, "n_prompts": level.n_prompts if level else 0}
+    put(row, "distance", f.estimate(cell.ids, f.distance) if cell else None)
+    put(row, "preference", f.estimate(cell.ids, f.preference) if cell else None)
+    row |= {"seeds": len(cell.done) if cell else 0, "n_prompts": level.n_prompts if level else 0}
     row["level"] = changed.level if changed else level.level if level else ""
-    return row | {"run_ids": " ".join(own.ids) if own else ""}
+    return row | {"run_ids": " ".join(cell.ids) if cell else ""}
 
 
 def _mean(c: Configuration | None, field: str) -> float | None:
@@ -193,27 +195,27 @@ def _difference(
     study: Study, one: tuple[Findings, Configuration | None], other: tuple[Findings, Configuration | None]
 ) -> Estimate | None:
     """Metric of one configuration less that of another, of another condition too, on the test prompts that both have."""
-    arms = []
+    tables = []
     for f, c in (one, other):
         if c is None or not c.ids:
             return None
-        arms.append(f.results.table(study.metric[0], c.ids, study.metric[1], TEST))
-    common = [prompt for prompt in arms[0].columns if prompt in arms[1].columns]
+        tables.append(f.results.table(study.metric[0], c.ids, study.metric[1], TEST))
+    common = [prompt for prompt in tables[0].columns if prompt in tables[1].columns]
     if len(common) < 2:
         return None
-    found = crossed_difference([arms[0][common].to_numpy()], [arms[1][common].to_numpy()])
-    return share_difference(found) if study.proper.results.metrics[study.metric[0]].unit == "share" else found
+    difference = crossed_difference([tables[0][common].to_numpy()], [tables[1][common].to_numpy()])
+    return share_difference(difference) if study.main.results.metrics[study.metric[0]].unit == "share" else difference
 
 
-def _rounded(found: Estimate | None) -> Estimate | None:
+def _rounded(difference: Estimate | None) -> Estimate | None:
     """Two equal means differ by their last bit; and zero has no sign."""
-    return None if found is None else replace(found, value=round(found.value, 12) + 0.0)
+    return None if difference is None else replace(difference, value=round(difference.value, 12) + 0.0)
 
 
 def _references(study: Study) -> list[str]:
     """How well each reference of a study writes, where it was measured."""
-    told = {value: f.results.plan.measured for value, f in study.points.items() if study.kind.absolute}
-    known = {value: one for value, one in told.items() if one and one.held_out_loss is not None}
+    measured = {value: f.results.plan.measured for value, f in study.points.items() if study.kind.absolute}
+    known = {value: one for value, one in measured.items() if one and one.held_out_loss is not None}
     if not known:
         return []
     each = [f"{one.held_out_loss:.2f} nats after {one.steps:,} steps ({value:g})" for value, one in known.items()]
@@ -224,28 +226,28 @@ def _references(study: Study) -> list[str]:
 
 
 def _sentences(study: Study, frame: pd.DataFrame) -> list[str]:
-    """What the numbers allow to say."""
-    if study.zero is None:
-        return ["No run of the experiment proper has finished: there is nothing to compare with."]
+    """The differences that are shown, and how large those that are not shown may be."""
+    if study.main_value is None:
+        return ["No run of the main experiment has finished: there is nothing to compare with."]
     tested = frame[frame[f"p_{CHANGE}"].notna()]
     if tested.empty:
         return ["No condition has finished yet."]
     single = (tested["level"] != "method").any()
     seeds = int(tested["seeds"].min())
     size = f"{seeds} seed{'s' * (seeds != 1)}, {int(tested['n_prompts'].min()):,} test prompts"
-    said = [_claims(study, tested, CHANGE, f"the experiment proper ({study.zero:g})", size)]
-    control = study.proper.results.control
+    sentences = [_claims(study, tested, CHANGE, f"the main experiment ({study.main_value:g})", size)]
+    control = study.main.results.control
     if frame[f"p_{TO_CONTROL}"].notna().any():
-        said.append(
+        sentences.append(
             _claims(study, frame[frame[f"p_{TO_CONTROL}"].notna()], TO_CONTROL, f"{control} in its condition", size)
         )
     if single:
-        said.append("With one seed these are differences of checkpoints, and nothing is claimed of the methods.")
-    return said
+        sentences.append("With one seed these are differences of checkpoints, and nothing is claimed of the methods.")
+    return sentences
 
 
 def _claims(study: Study, tested: pd.DataFrame, name: str, whom: str, size: str) -> str:
-    sure = tested[tested[f"p_{name}"] < study.proper.results.alpha]
+    sure = tested[tested[f"p_{name}"] < study.main.results.alpha]
     label = study.label.lower() if study.label[1:].islower() else study.label
     if sure.empty:
         widest = max((row[f"{name}_high"] - row[f"{name}_low"]) / 2 for row in tested.to_dict("records"))
@@ -254,18 +256,18 @@ def _claims(study: Study, tested: pd.DataFrame, name: str, whom: str, size: str)
             f"difference{'s' * (len(tested) != 1)} ({size}); "
             f"the widest interval is ± {widest:.3f}, so that smaller differences may be there."
         )
-    told = [
+    claims = [
         f"{row['variant']} at {row['value']:g} {interval(row[name], row[f'{name}_low'], row[f'{name}_high'], 3, signed=True)}"
         for row in sure.to_dict("records")
     ]
     rest = len(tested) - len(sure)
     tail = f"; for the other {rest} no difference is shown" if rest else ""
     whose = "" if (sure["level"] == "method").all() else " of these checkpoints"
-    return f"{study.label}, difference{whose} to {whom}: {'; '.join(told)}{tail} (Holm over {len(tested)}; {size})."
+    return f"{study.label}, difference{whose} to {whom}: {'; '.join(claims)}{tail} (Holm over {len(tested)}; {size})."
 
 
 def _table(study: Study, frame: pd.DataFrame) -> Table:
-    f = study.proper
+    f = study.main
     columns = [
         Column("Variant", "variant"),
         Column(study.kind.axis, "value"),
@@ -273,9 +275,9 @@ def _table(study: Study, frame: pd.DataFrame) -> Table:
         Column("Learning rate", "learning_rate") if frame["learning_rate"].nunique() > 1 else None,
         Column("Pairs", "pairs", 0),
         Column("Steps", "steps", 0),
-        Column(study.label, OWN, 3, interval=True),
-        Column("at the β of the experiment proper", FIXED, 3, interval=True),
-        Column("Difference to the experiment proper", CHANGE, 3, interval=True, signed=True),
+        Column(study.label, SELECTED, 3, interval=True),
+        Column("at the β of the main experiment", FIXED, 3, interval=True),
+        Column("Difference to the main experiment", CHANGE, 3, interval=True, signed=True),
         Column("p (Holm)", f"p_{CHANGE}", 3),
         Column(f"Difference to {f.results.control}", TO_CONTROL, 3, interval=True, signed=True),
         Column("p (Holm)", f"p_{TO_CONTROL}", 3),
@@ -285,12 +287,12 @@ def _table(study: Study, frame: pd.DataFrame) -> Table:
         Column("Prompts", "n_prompts", 0),
     ]
     note = (
-        "Each variant at the strength selected in that condition, and at the one selected in the experiment proper (marked rows). "
-        "Differences are between selected strengths, on the same test prompts, seeds crossed with prompts; p-values are adjusted over the "
-        "column. Baselines are not tested, the experiment proper in its own section."
+        "Each variant at the β selected in that condition, and at the one selected in the main experiment (marked rows). "
+        "Differences are between selected cells, on the same test prompts, seeds crossed with prompts; p-values are adjusted over the "
+        "column. Baselines are not tested; the main experiment is tested in its sections."
     )
     if study.kind.absolute:
-        note += " Distance and held-out accuracy are measured from each condition's own reference."
+        note += " Distance and held-out accuracy are measured from each condition's reference."
     shown = [column for column in columns if column]
     return Table(
         f"study_{study.name}",
@@ -309,25 +311,25 @@ def _caption(study: Study) -> str:
         if study.name == "round"
         else "against what was changed"
     )
-    return f"{study.kind.title}: {study.label} on test prompts {where}, each variant at its selected strength; 95 % intervals."
+    return f"{study.kind.title}: {study.label} on test prompts {where}, each variant at its selected β; 95 % intervals."
 
 
 def curves(study: Study) -> Figure | None:
     """The metric against the study's value, a line and a band per variant."""
     figure, (axis, *_) = canvas(1, 1, 8.2, 3.6)
     drawn = False
-    for variant in study.proper.variants:
+    for variant in study.main.variants:
         points = [(value, _estimate(study, f, f.chosen.get(variant))) for value, f in study.points.items()]
         known = [(value, e) for value, e in points if e is not None]
         if not known:
             continue
-        drawn, style = True, look(study.proper, variant)
+        drawn, style = True, look(study.main, variant)
         axis.plot(
             [v for v, _ in known],
             [e.value for _, e in known],
             lw=1.4,
             ms=5,
-            label=entry(study.proper, variant),
+            label=entry(study.main, variant),
             **style,
         )
         values, low, high = [v for v, _ in known], [e.low for _, e in known], [e.high for _, e in known]
@@ -357,29 +359,29 @@ def _values_axis(study: Study, axis: Axes) -> None:
 
 def path(study: Study) -> Figure | None:
     """Round by round, the metric against the distance to the first reference."""
-    if study.proper.distance is None:
+    if study.main.distance is None:
         return None
     figure, (axis, *_) = canvas(1, 1, 8.2, 4.2)
     drawn = False
-    for variant in study.proper.variants:
+    for variant in study.main.variants:
         points = []
         for number, f in study.points.items():
-            own = f.chosen.get(variant)
-            far, level = (f.estimate(own.ids, f.distance), _estimate(study, f, own)) if own else (None, None)
+            cell = f.chosen.get(variant)
+            far, level = (f.estimate(cell.ids, f.distance), _estimate(study, f, cell)) if cell else (None, None)
             if far is not None and level is not None:
                 points.append((number, far, level))
         if not points:
             continue
-        drawn, style = True, look(study.proper, variant)
+        drawn, style = True, look(study.main, variant)
         axis.plot([x.value for _, x, _ in points], [y.value for _, _, y in points], lw=1.2, ms=6,
-                  label=entry(study.proper, variant), **style)  # fmt: skip
+                  label=entry(study.main, variant), **style)  # fmt: skip
         for number, x, y in points:
             axis.plot([x.low, x.high], [y.value, y.value], color=style["color"], lw=1.0, alpha=0.45)
             axis.plot([x.value, x.value], [y.low, y.high], color=style["color"], lw=1.0, alpha=0.45)
             axis.annotate(
                 str(number), (x.value, y.value), (6, 5), textcoords="offset points", fontsize=8, color=style["color"]
             )
-    axis.set_xlabel(plain(study.proper.results.label(study.proper.distance)))
+    axis.set_xlabel(plain(study.main.results.label(study.main.distance)))
     axis.set_ylabel(plain(study.label))
     legend(figure, axis)
     return figure if drawn else None

@@ -1,4 +1,4 @@
-"""Everybody against everybody at the selected strengths, and what trying more cells brings."""
+"""Each variant against each other one at the selected β, and what trying more cells brings."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -12,21 +12,22 @@ from dpobench.analysis.findings import SELECTION, TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
 from dpobench.artifacts.records import TournamentRecord
 from dpobench.report.figures import canvas, entry, legend, look, plain
+from dpobench.report.metrics import REWARD
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, probability
+from dpobench.report.table import Column, Row, Table, probability
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.tournament import Tournament, round_robin, tournament
 from dpobench.stats.tradeoff import best_trials
 
-REWARD, FOLDER, VERDICTS = "reward", "tournament", "tournament/verdicts.parquet"
+FOLDER, VERDICTS = "tournament", "tournament/verdicts.parquet"
 FEWEST, ROOMY = 8, 6
 COMPARED = "the judge's comparisons"
 
 
 def section(f: Findings) -> Section | None:
-    """Round robin, strengths, and the best-of-k curve of the trials."""
+    """The section: round robin, Bradley-Terry strengths, and the best-of-k curve of the trials."""
     tables: list[Table] = []
-    said: list[str] = []
+    sentences: list[str] = []
     players = _players(f)
     source, pairs = COMPARED, _from_verdicts(f, players)
     if not pairs:
@@ -36,25 +37,25 @@ def section(f: Findings) -> Section | None:
         )
     if pairs:
         met = _linked(players, pairs)
-        found = tournament(met, {pair: scores for pair, scores in pairs.items() if set(pair) <= set(met)})
-        tables += [_strengths(f, found), _matrix(found)]
-        said = [*_said(found, source), *_silent(f, source)]
+        fitted = tournament(met, {pair: scores for pair, scores in pairs.items() if set(pair) <= set(met)})
+        tables += [_strengths(f, fitted), _matrix(fitted)]
+        sentences = [*_sentences(fitted, source), *_silent(f, source)]
     curves = _curves(f)
     figures = {"trials_curve": (_CAPTION, _figure(f, curves))} if curves else {}
     if curves:
         tables.append(_trials(f, curves))
-    return Section("tournament", "Tournament", tables, said, figures) if tables else None
+    return Section("tournament", "Tournament", tables, sentences, figures) if tables else None
 
 
 _CAPTION = "Ranking metric to be expected of the best of k cells tried, picked on the selection prompts and read on the test prompts. Bands are 95 % intervals over prompts and seeds, for the cells of this grid."  # noqa: E501
 
 
 def _linked(players: Mapping[str, list[str]], pairs: Mapping[tuple[str, str], Any]) -> list[str]:
-    """The first player that met anybody, and all who are linked to it by a chain of pairs; in the order given."""
-    found = {next(player for player in players if any(player in pair for pair in pairs))}
-    while more := {player for pair in pairs if found & set(pair) for player in pair} - found:
-        found |= more
-    return [player for player in players if player in found]
+    """The first player that is in any pair, and all that a chain of pairs links to it; in the order given."""
+    linked = {next(player for player in players if any(player in pair for pair in pairs))}
+    while more := {player for pair in pairs if linked & set(pair) for player in pair} - linked:
+        linked |= more
+    return [player for player in players if player in linked]
 
 
 def _players(f: Findings) -> dict[str, list[str]]:
@@ -66,13 +67,15 @@ def _players(f: Findings) -> dict[str, list[str]]:
 
 def _from_rewards(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[str, str], Any]:
     scores = f.results.scores
-    own = scores[(scores["metric"] == REWARD) & scores["prompt"].map(f.results.splits).eq(TEST)]
-    there = set(own["run"])
+    rewarded = scores[(scores["metric"] == REWARD) & scores["prompt"].map(f.results.splits).eq(TEST)]
+    there = set(rewarded["run"])
     entered = {player: runs for player, runs in players.items() if runs and set(runs) <= there}
     runs = [run for ids in entered.values() for run in ids]
     # Means over groups: a reward stands under one group only.
     wide = (
-        own[own["run"].isin(runs)].pivot_table(index="run", columns=["prompt", "draw"], values="value").dropna(axis=1)
+        rewarded[rewarded["run"].isin(runs)]
+        .pivot_table(index="run", columns=["prompt", "draw"], values="value")
+        .dropna(axis=1)
     )
     draws = (
         wide.columns.to_frame(index=False).groupby("prompt")["draw"].nunique() if len(wide) else pd.Series(dtype=int)
@@ -98,14 +101,16 @@ def _from_verdicts(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[
     if not file.is_file() or _of_another_judge(f):
         return {}
     known = pd.read_parquet(file, columns=["prompt", "draw", "a", "b", "score"]).dropna(subset="score")
-    turned = known.rename(columns={"a": "b", "b": "a"}).assign(score=1 - known["score"])
-    both = pd.concat([known, turned])
+    mirrored = known.rename(columns={"a": "b", "b": "a"}).assign(score=1 - known["score"])
+    both = pd.concat([known, mirrored])
     both = both[both["prompt"].map(f.results.splits).eq(TEST)]
     wide = both.pivot_table(index=["a", "b"], columns="prompt", values="score")
     there = set(wide.index)
     games = {pair: [(a, b) for a in players[pair[0]] for b in players[pair[1]]] for pair in combinations(players, 2)}
-    games = {pair: own for pair, own in games.items() if own and set(own) <= there}
-    table = wide.loc[[game for own in games.values() for game in own]].dropna(axis=1) if games else pd.DataFrame()
+    games = {pair: matches for pair, matches in games.items() if matches and set(matches) <= there}
+    table = (
+        wide.loc[[game for matches in games.values() for game in matches]].dropna(axis=1) if games else pd.DataFrame()
+    )
     if table.shape[1] < FEWEST:
         return {}
     return {
@@ -117,40 +122,41 @@ def _from_verdicts(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[
 def _of_another_judge(f: Findings) -> bool:
     """Whether the verdicts are not by the judge whose scores this report shows."""
     folder = f.results.folder / FOLDER
-    told = [settings.needs for settings in f.results.settings.values()]
-    judges = {needs["judge"] for needs in told if "judge" in needs}
+    judges = {settings.needs["judge"] for settings in f.results.settings.values() if "judge" in settings.needs}
     return bool(judges) and TournamentRecord.lies_in(folder) and TournamentRecord.read(folder).judge not in judges
 
 
-def _said(found: Tournament, source: str) -> list[str]:
-    said = [f"Read from {source}, same prompt and same draw; every seed of one player meets every seed of the other."]
-    if found.separated:
-        said.append(
+def _sentences(fitted: Tournament, source: str) -> list[str]:
+    sentences = [
+        f"Read from {source}, same prompt and same draw; every seed of one player meets every seed of the other."
+    ]
+    if fitted.separated:
+        sentences.append(
             "Some players never lose to the others: their strengths are infinite, and the numbers shown rest on half a tied prompt "
             "added to every pair. Only the order means something."
         )
-    if found.misfit is not None and found.worst is not None:
-        a, b, gap = found.worst
-        fits = "is no evidence against" if found.misfit >= 0.05 else "speaks against"
-        said.append(
-            f"The test of fit (p {probability(found.misfit)}) {fits} one strength per player; the pair explained worst is "
+    if fitted.misfit is not None and fitted.worst is not None:
+        a, b, gap = fitted.worst
+        fits = "is no evidence against" if fitted.misfit >= 0.05 else "speaks against"
+        sentences.append(
+            f"The test of fit (p {probability(fitted.misfit)}) {fits} one strength per player; the pair explained worst is "
             f"{a} against {b}, observed less expected {gap:+.3f}."
         )
-    size = len(found.players)
-    apart = size * (size - 1) // 2 - len(found.observed) // 2
+    size = len(fitted.players)
+    apart = size * (size - 1) // 2 - len(fitted.observed) // 2
     if apart:
-        said.append(
-            f"{apart} pairs did not meet: how they stand to one another rests on those whom both met, and the matrix leaves them out."
+        sentences.append(
+            f"{apart} pairs did not meet: their comparison rests on the players that both met, and the matrix leaves them out."
         )
-    rings = "; ".join(" beats ".join((*ring, ring[0])) for ring in found.cycles[:3])
-    said.append(
-        f"{len(found.cycles)} rings among the observed means: {rings}."
+    rings = "; ".join(" beats ".join((*ring, ring[0])) for ring in fitted.cycles[:3])
+    sentences.append(
+        f"{len(fitted.cycles)} rings among the observed means: {rings}."
         if rings
         else "The observed order is transitive."
         if not apart
-        else "No ring among those who met."
+        else "No ring among the pairs that met."
     )
-    return said
+    return sentences
 
 
 def _silent(f: Findings, source: str) -> list[str]:
@@ -160,20 +166,20 @@ def _silent(f: Findings, source: str) -> list[str]:
     if not missing:
         return []
     return [
-        f"The judge gave no verdict on {missing:.1%} of these comparisons; a prompt that lacks one is left out for everybody. "
-        "Which verdicts stay away is seldom chance."
+        f"The judge gave no verdict on {missing:.1%} of these comparisons; a prompt without one is left out for all players. "
+        "Which verdicts are missing is seldom chance."
     ]
 
 
-def _strengths(f: Findings, found: Tournament) -> Table:
-    base = found.players[0]
+def _strengths(f: Findings, fitted: Tournament) -> Table:
+    base = fitted.players[0]
     rows = []
-    for player in sorted(found.players, key=lambda p: -found.strength[p].value):
-        row: dict[str, Any] = {"player": player, "beta": f.label(f.chosen[player]) if player in f.chosen else ""}
-        put(row, "strength", found.strength[player])
-        row["against_first"] = found.expected.get((player, base))
-        row["mean_expected"] = float(np.mean([found.expected[player, o] for o in found.players if o != player]))
-        estimate = found.strength[player]
+    for player in sorted(fitted.players, key=lambda p: -fitted.strength[p].value):
+        row: Row = {"player": player, "beta": f.label(f.chosen[player]) if player in f.chosen else ""}
+        put(row, "strength", fitted.strength[player])
+        row["against_first"] = fitted.expected.get((player, base))
+        row["mean_expected"] = float(np.mean([fitted.expected[player, o] for o in fitted.players if o != player]))
+        estimate = fitted.strength[player]
         row |= {"n_prompts": estimate.n_prompts, "seeds": estimate.seeds if player != REFERENCE else None}
         rows.append(row)
     columns = [
@@ -192,15 +198,15 @@ def _strengths(f: Findings, found: Tournament) -> Table:
     return Table("tournament_strengths", "Strengths", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _matrix(found: Tournament) -> Table:
-    ranked = sorted(found.players, key=lambda p: -found.strength[p].value)
+def _matrix(fitted: Tournament) -> Table:
+    ranked = sorted(fitted.players, key=lambda p: -fitted.strength[p].value)
     rows = []
     for player in ranked:
-        row: dict[str, Any] = {"player": player}
+        row: Row = {"player": player}
         for place, other in enumerate(ranked):
-            put(row, f"against_{place}", found.observed.get((player, other)))
-            row[f"expected_{place}"] = found.expected.get((player, other))
-        any_pair = next(iter(found.observed.values()))
+            put(row, f"against_{place}", fitted.observed.get((player, other)))
+            row[f"expected_{place}"] = fitted.expected.get((player, other))
+        any_pair = next(iter(fitted.observed.values()))
         rows.append(row | {"n_prompts": any_pair.n_prompts})
     columns = [
         Column("Wins of", "player"),
@@ -216,26 +222,26 @@ def _curves(f: Findings) -> dict[str, list[Estimate]]:
     if f.ranking is None or f.direction == "none":
         return {}
     sign = -1.0 if f.direction == "lower" else 1.0
-    found = {}
+    curves = {}
     for variant in f.variants:
-        trials, seen = [], []
+        trials, means = [], []
         for c in (c for c in f.configurations if c.variant == variant and c.done):
             table, picked = f.results.table(f.ranking, c.ids, None, TEST), f.estimate(c.ids, f.ranking, SELECTION)
             if picked is not None and table.shape[1] >= FEWEST:
                 trials.append(table)
-                seen.append(sign * picked.value)
+                means.append(sign * picked.value)
         shared = sorted(set.intersection(*(set(t.columns) for t in trials))) if trials else []
         if len(trials) > 1 and len(shared) >= FEWEST:
-            found[variant] = best_trials(
-                [t[shared].to_numpy(dtype=float) for t in trials], seen, range(1, len(trials) + 1)
+            curves[variant] = best_trials(
+                [t[shared].to_numpy(dtype=float) for t in trials], means, range(1, len(trials) + 1)
             )
-    return found
+    return curves
 
 
 def _trials(f: Findings, curves: Mapping[str, Sequence[Estimate]]) -> Table:
     rows = []
     for variant, curve in curves.items():
-        row: dict[str, Any] = {"variant": variant}
+        row: Row = {"variant": variant}
         for k, estimate in enumerate(curve, 1):
             put(row, f"best_of_{k}", f.bounded(estimate))
         rows.append(row | {"n_prompts": curve[0].n_prompts, "seeds": curve[0].seeds})

@@ -1,4 +1,4 @@
-"""What each variant buys at which distance from the reference."""
+"""The trade-off of each variant: the ranking metric reached at each distance from the reference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from dpobench.analysis.points import Point, points
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import GREY, Look, canvas, entry, legend, log_axis, look, plain
 from dpobench.report.section import Section
-from dpobench.report.table import Column, Table, number
+from dpobench.report.table import Column, Row, Table, number
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.resample import Ellipse, ellipse
 from dpobench.stats.tradeoff import BUDGETS, Cell, Tradeoff, pareto, tradeoff
@@ -27,12 +27,12 @@ def section(f: Findings) -> Section | None:
     shown, cells, base = _cells(f)
     if not shown:
         return None
-    found = tradeoff(cells, base, f.results.control, target=TARGET)
-    figures = {"tradeoff": (_CAPTION, _figure(f, shown, cells, found))}
+    result = tradeoff(cells, base, f.results.control, target=TARGET)
+    figures = {"tradeoff": (_CAPTION, _figure(f, shown, cells, result))}
     return Section(
         "tradeoff",
         "Trade-off against the distance",
-        [_variants(f, shown, found), _by_cell(f, shown, cells, found)],
+        [_variants(f, shown, result), _by_cell(f, shown, cells, result)],
         figures=figures,
     )
 
@@ -62,41 +62,45 @@ def _cells(f: Findings) -> tuple[list[Point], list[Cell], np.ndarray[Any, Any]]:
             p.cell.variant,
             sign * value[on].to_numpy(dtype=float),
             far[on].to_numpy(dtype=float),
-            sign * seen.to_numpy(dtype=float).mean(1),
-            away.to_numpy(dtype=float).mean(1),
+            sign * selection_value.to_numpy(dtype=float).mean(1),
+            selection_distance.to_numpy(dtype=float).mean(1),
             p.cell.key,
         )
-        for p, value, far, seen, away in parts
+        for p, value, far, selection_value, selection_distance in parts
     ]
     return [p for p, *_ in parts], cells, sign * reference[on].to_numpy(dtype=float)[0]
 
 
-def _turned(f: Findings, found: Estimate) -> Estimate:
-    """In the metric's own direction."""
+def _in_direction(f: Findings, estimate: Estimate) -> Estimate:
+    """The estimate in the direction of the metric: frontiers are computed with more as better."""
     if f.direction != "lower":
-        return found
-    return Estimate(-found.value, -found.high, -found.low, found.se, found.df, found.n_prompts, found.seeds)
+        return estimate
+    return Estimate(
+        -estimate.value, -estimate.high, -estimate.low, estimate.se, estimate.df, estimate.n_prompts, estimate.seeds
+    )
 
 
-def _price(found: Estimate) -> str:
-    ends = [number(end, 1) if np.isfinite(end) else NOT_REACHED for end in (found.value, found.low, found.high)]
+def _price(estimate: Estimate) -> str:
+    ends = [
+        number(end, 1) if np.isfinite(end) else NOT_REACHED for end in (estimate.value, estimate.low, estimate.high)
+    ]
     return NOT_REACHED if ends[1] == NOT_REACHED else f"{ends[0]} [{ends[1]}, {ends[2]}]"
 
 
-def _variants(f: Findings, shown: Sequence[Point], found: Tradeoff) -> Table:
+def _variants(f: Findings, shown: Sequence[Point], result: Tradeoff) -> Table:
     share = f.ranking is not None and f.results.metrics[f.ranking].unit == "share" and f.direction == "higher"
     rows = []
-    for variant, front in found.frontiers.items():
-        row: dict[str, Any] = {"variant": variant}
+    for variant, front in result.frontiers.items():
+        row: Row = {"variant": variant}
         row["frontier"] = "; ".join(shown[i].label for i in front.picked) or "none above the reference"
         put(row, "hypervolume", front.hypervolume)
         put(row, "to_control", front.to_control)
         for budget, value in front.at.items():
             key = f"at_{budget:g}"
-            # A frontier without a cell is the reference: its value is nobody's achievement.
-            told = value if front.picked else None
-            put(row, key, f.bounded(_turned(f, told)) if told else None)
-            row[key] = row[key] if told else NOT_REACHED
+            # A frontier without a cell is the reference: its value is no achievement of the variant.
+            reached = value if front.picked else None
+            put(row, key, f.bounded(_in_direction(f, reached)) if reached else None)
+            row[key] = row[key] if reached else NOT_REACHED
         if share:
             row["needed"] = _price(front.needed)
             put(row, "needed_nats", front.needed)
@@ -105,7 +109,7 @@ def _variants(f: Findings, shown: Sequence[Point], found: Tradeoff) -> Table:
     columns = [
         Column("Variant", "variant"),
         Column("β on its frontier", "frontier"),
-        Column(f"Hypervolume to {found.budget:g} nats", "hypervolume", 3, interval=True, signed=True),
+        Column(f"Hypervolume to {result.budget:g} nats", "hypervolume", 3, interval=True, signed=True),
         Column("Less the control's", "to_control", 3, interval=True, signed=True),
         *(
             Column(f"{label} at {budget:g} nat{'s' * (budget != 1)}", f"at_{budget:g}", 2, interval=True)
@@ -116,7 +120,7 @@ def _variants(f: Findings, shown: Sequence[Point], found: Tradeoff) -> Table:
         Column("Seeds", "seeds", 0),
     ]
     note = (
-        f"Hypervolume: mean advantage over the reference from zero to {found.budget:g} nats, on the scale of the square root of the "
+        f"Hypervolume: mean advantage over the reference from zero to {result.budget:g} nats, on the scale of the square root of the "
         "distance; it is zero up to a variant's nearest cell, so a grid that starts farther out loses: compare variants whose grids "
         "reach alike, or the values at a budget. The cells of a frontier are picked on the selection prompts (each seed is read along "
         "the frontier that the other seeds picked) and read on the test prompts; between neighbouring cells on the straight line in "
@@ -126,10 +130,10 @@ def _variants(f: Findings, shown: Sequence[Point], found: Tradeoff) -> Table:
     return Table("tradeoff_variants", "Trade-off per variant", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _by_cell(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: Tradeoff) -> Table:
+def _by_cell(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], result: Tradeoff) -> Table:
     rows = []
-    for p, cell, member in zip(shown, cells, found.membership, strict=True):
-        row: dict[str, Any] = {"variant": p.cell.variant, "beta": p.label}
+    for p, cell, member in zip(shown, cells, result.membership, strict=True):
+        row: Row = {"variant": p.cell.variant, "beta": p.label}
         put(row, "distance", p.findings.estimate(p.ids, f.distance))
         put(row, "ranking", p.findings.estimate(p.ids, f.ranking))
         row |= {"pareto_probability": float(member), "n_prompts": cell.value.shape[1], "seeds": len(cell.value)}
@@ -150,7 +154,7 @@ def _by_cell(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: 
     return Table("tradeoff_cells", "Pareto set", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _figure(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: Tradeoff) -> Figure:
+def _figure(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], result: Tradeoff) -> Figure:
     sign = -1.0 if f.direction == "lower" else 1.0
     figure, (axis, *_) = canvas(1, 1, 8.2, 4.4)
     x, y = (
@@ -164,7 +168,7 @@ def _figure(f: Findings, shown: Sequence[Point], cells: Sequence[Cell], found: T
         axis.plot(x[i], sign * y[i], ls="", ms=size, label=entry(f, variant) if first else "_nolegend_", **style)
         if variant in f.foremost and p.step is None:
             # On the scale of the axis; no resample is nearer than what the axis can show.
-            around = ellipse(np.log(x[i]), y[i], np.log(np.maximum(found.distance[i], 1e-3)), found.value[i])
+            around = ellipse(np.log(x[i]), y[i], np.log(np.maximum(result.distance[i], 1e-3)), result.value[i])
             _ellipse(axis, around, sign, style)
     front = sorted(np.flatnonzero(pareto(x, y)), key=lambda i: x[i])
     axis.step(

@@ -1,4 +1,4 @@
-"""What preference optimisation suffers from, as tables: each shows a known trouble, or its absence."""
+"""Known troubles of preference optimisation, a table each: over-optimisation, displacement, length, calibration, saturation."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,13 @@ from scipy import special
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE, Array
+from dpobench.report.metrics import CHOSEN_LENGTH, CHOSEN_SHIFT, MARGIN, REJECTED_SHIFT, SATURATED
 from dpobench.report.sections.data import data_counts
-from dpobench.report.table import Column, Table, is_missing
+from dpobench.report.table import Column, Row, Table, is_missing
 from dpobench.stats.crossed import Estimate, crossed_mean, crossed_ratio, share_difference, share_interval
 from dpobench.stats.reliability import Calibration, calibration, calibration_error, crossed_correlation
 
-# Names that evaluators of held-out pairs give; a table is left out where its metrics are.
-SHIFTS = ("chosen_shift", "rejected_shift")
-MARGIN, SATURATED, CHOSEN_LENGTH = "margin", "saturated", "chosen_length"
+SHIFTS = (CHOSEN_SHIFT, REJECTED_SHIFT)
 QUADRANTS = ("chosen up, rejected down", "both up", "both down", "chosen down, rejected up")
 
 
@@ -28,25 +27,23 @@ def diagnostics(f: Findings) -> list[Table]:
     return [table for table in made if len(table.frame)]
 
 
-def counted(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], units: Mapping[str, str]
-) -> tuple[list[Column], str]:
-    """Columns without those that say the same in every row, and a sentence that says it once.
+def counted(rows: Sequence[Row], columns: Sequence[Column], units: Mapping[str, str]) -> tuple[list[Column], str]:
+    """The columns without those that hold one number in every row, and a sentence that states these numbers once.
 
     Args:
         rows: of the table.
-        columns: what it would show.
+        columns: of the table.
         units: what the columns count, by key: "pairs" -> "held-out test pairs".
     """
-    said = []
+    counts = []
     for key, what in units.items():
         values = {row[key] for row in rows if not is_missing(row.get(key))}
         if len(values) == 1:
             number = values.pop()
             one = re.sub(r"(prompt|run|seed)s", r"\1", what, count=1)
-            said.append(f"{number:,} {one if number == 1 else what}")
+            counts.append(f"{number:,} {one if number == 1 else what}")
             columns = [column for column in columns if column.key != key]
-    return list(columns), f"{', '.join(said)}. " if said else ""
+    return list(columns), f"{', '.join(counts)}. " if counts else ""
 
 
 def over_optimisation(f: Findings) -> Table:
@@ -57,14 +54,15 @@ def over_optimisation(f: Findings) -> Table:
         if best is None or not c.done or f.ranking is None:
             continue
         far, base = f.estimate(c.ids, f.distance), f.estimate(best.ids, f.distance)
-        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta, "seeds": len(c.done)}
+        row: Row = {"variant": c.variant, "beta": c.beta, "seeds": len(c.done)}
         put(row, "distance", far)
         put(row, "ranking", f.estimate(c.ids, f.ranking))
         put(row, "heldout_margin", f.estimate(c.ids, MARGIN))
         row["training_margin"] = last(c, MARGIN)
         difference = f.difference(c.ids, best.ids) if c.key != best.key else None
         put(row, "to_selected", difference)
-        row["n_prompts"] = difference.n_prompts if difference else getattr(f.estimate(c.ids, f.ranking), "n_prompts", 0)
+        measured = difference or f.estimate(c.ids, f.ranking)
+        row["n_prompts"] = measured.n_prompts if measured else 0
         farther = far is not None and base is not None and far.value > base.value
         lower = difference is not None and (difference.high < 0 if f.direction != "lower" else difference.low > 0)
         row["selected"] = c.key == best.key
@@ -90,7 +88,7 @@ def over_optimisation(f: Findings) -> Table:
     frame = pd.DataFrame(rows, dtype=object)
     return Table(
         "over_optimisation",
-        "Strength against distance, and over-optimisation",
+        "Regularisation against distance, and over-optimisation",
         frame,
         columns,
         note,
@@ -105,7 +103,7 @@ def displacement(f: Findings) -> Table:
         places = quadrants(f, c)
         if places is None:
             continue
-        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta}
+        row: Row = {"variant": c.variant, "beta": c.beta}
         for name in SHIFTS:
             put(row, name, f.estimate(c.ids, name))
         for name, place in places.items():
@@ -142,8 +140,8 @@ def quadrants(f: Findings, c: Configuration) -> dict[str, Array] | None:
     if not len(shared) or shared.get_level_values("prompt").nunique() < 2:
         return None
     up, down = chosen[shared] > 0, rejected[shared] <= 0
-    found = dict(zip(QUADRANTS, (up & down, up & ~down, ~up & down, ~up & ~down), strict=True))
-    return {name: each.T.groupby(level="prompt").mean().T.to_numpy(dtype=float) for name, each in found.items()}
+    places = dict(zip(QUADRANTS, (up & down, up & ~down, ~up & down, ~up & ~down), strict=True))
+    return {name: each.T.groupby(level="prompt").mean().T.to_numpy(dtype=float) for name, each in places.items()}
 
 
 def lengths(f: Findings) -> Table:
@@ -151,7 +149,7 @@ def lengths(f: Findings) -> Table:
     rows = []
     shown: list[tuple[str, Any, list[str]]] = [(v, c.beta, c.ids) for v, c in f.chosen.items()]
     for variant, beta, runs in [*shown, (REFERENCE, None, [REFERENCE])]:
-        row: dict[str, Any] = {"variant": variant, "beta": beta}
+        row: Row = {"variant": variant, "beta": beta}
         measured = f.estimate(runs, f.length)
         if measured is None:
             continue
@@ -180,15 +178,15 @@ def lengths(f: Findings) -> Table:
     return Table("lengths", "Length of the answers", pd.DataFrame(rows, dtype=object), columns, note)
 
 
-def _against_data(f: Findings, runs: list[str], row: dict[str, Any]) -> None:
+def _against_data(f: Findings, runs: list[str], row: Row) -> None:
     """Length over that of the data's chosen answers to the same prompts, where held-out pairs are to sampled prompts."""
     data = f.results.table(CHOSEN_LENGTH, [REFERENCE], None, TEST)
-    own = f.results.table(f.length or "", runs, None, TEST)
-    shared = [prompt for prompt in own.columns if prompt in data.columns]
+    lengths = f.results.table(f.length or "", runs, None, TEST)
+    shared = [prompt for prompt in lengths.columns if prompt in data.columns]
     if len(shared) > 1 and data[shared].to_numpy().mean() > 0:
         base = data.loc[REFERENCE, shared].to_numpy(dtype=float)
-        found = crossed_ratio(own[shared].to_numpy(dtype=float), base)
-        put(row, "chosen_ratio", replace(found, low=max(found.low, 0.0)))
+        ratio = crossed_ratio(lengths[shared].to_numpy(dtype=float), base)
+        put(row, "chosen_ratio", replace(ratio, low=max(ratio.low, 0.0)))
 
 
 def _length_and_score(f: Findings, runs: list[str]) -> Estimate | None:
@@ -209,7 +207,7 @@ def _length_and_score(f: Findings, runs: list[str]) -> Estimate | None:
 def stated(f: Findings, c: Configuration) -> Array | None:
     """Sigma(beta x margin) of held-out test pairs, shape [S, N]; only where the loss states that probability.
 
-    The mean margin of several pairs is the margin of none, and pairs of one prompt are no independent ones: the first of each counts.
+    The mean margin of several pairs is the margin of none, and pairs of one prompt are not independent: the first of each counts.
     """
     states = c.variant in f.results.plan.states_probability
     margins = (
@@ -221,8 +219,8 @@ def stated(f: Findings, c: Configuration) -> Array | None:
 
 def reliability(f: Findings, c: Configuration) -> Calibration | None:
     """Calibration of the stated probabilities, seeds pooled."""
-    found = stated(f, c)
-    return None if found is None else calibration(found.ravel())
+    probabilities = stated(f, c)
+    return None if probabilities is None else calibration(probabilities.ravel())
 
 
 def calibrations(f: Findings) -> Table:
@@ -232,7 +230,7 @@ def calibrations(f: Findings) -> Table:
         p = stated(f, c)
         if p is None:
             continue
-        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta}
+        row: Row = {"variant": c.variant, "beta": c.beta}
         error = calibration_error(p)
         row |= {"ece": error.value, "ece_low": error.low, "ece_high": error.high}
         row |= {"ece_plain": error.plain, "ece_chance": error.chance}
@@ -267,13 +265,13 @@ def calibrations(f: Findings) -> Table:
 
 
 def dynamics(f: Findings) -> Table:
-    """Where training ended, per cell."""
+    """The end of training, per cell."""
     rows = []
     for c in f.configurations:
         logs = [run.log for run in c.runs if len(run.log)]
         if not logs:
             continue
-        row: dict[str, Any] = {"variant": c.variant, "beta": c.beta, "learning_rate": c.learning_rate}
+        row: Row = {"variant": c.variant, "beta": c.beta, "learning_rate": c.learning_rate}
         row["runs"] = len(logs)
         row["steps"] = max(int(log["step"].max()) + 1 for log in logs) if "step" in logs[0] else len(logs[0])
         for name in ("loss", MARGIN, "accuracy", "chosen_logratio", "rejected_logratio", "saturation"):
@@ -300,9 +298,9 @@ def dynamics(f: Findings) -> Table:
     columns, size = counted(rows, columns, {"runs": "runs a cell", "pairs": "held-out test prompts with pairs"})
     note = size + (
         "Training averages over the last tenth of the steps, seeds averaged; they describe the runs and are no estimates with an interval. "
-        "Losses of different variants are different quantities. Saturated: pairs on which the loss pulls less than a hundredth as hard "
-        "as where policy and reference are equal; a loss with a target saturates where it is met. Held-out: on test prompts, where the "
-        "loss needs log-probabilities only."
+        "Losses of different variants are different quantities. Saturated: pairs on which the gradient of the loss is less than a "
+        "hundredth of its size where policy and reference are equal; a loss with a target saturates where it is met. Held-out: "
+        "on test prompts, where the loss needs log-probabilities only."
     )
     title = "Training dynamics"
     return Table("dynamics", title, pd.DataFrame(rows, dtype=object), columns, note, marked="selected" if rows else "")

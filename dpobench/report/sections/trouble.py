@@ -1,21 +1,22 @@
-"""Numerical trouble inside training, and how far seeds lie apart."""
+"""Numerical trouble inside training, and the spread between seeds."""
 
+import math
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dpobench.analysis.findings import TEST, Configuration, Findings
+from dpobench.report.metrics import MARGIN, SATURATED
 from dpobench.report.section import Section
-from dpobench.report.sections.training_dynamics import MARGIN, SATURATED, counted
-from dpobench.report.table import Column, Table
+from dpobench.report.sections.training_dynamics import counted
+from dpobench.report.table import Column, Row, Table
 from dpobench.stats.reliability import spread_between
 
 NORM = "gradient_norm"
 # A step whose gradient is so many times the median of its run is called a spike.
 SPIKE = 5.0
-# Shares of the steps above and below which a training is called clipped throughout, or hardly.
+# A training is called clipped throughout above the first share of its steps, and hardly clipped below the second.
 OFTEN, SELDOM = 0.9, 0.5
 
 
@@ -25,20 +26,20 @@ def section(f: Findings) -> Section | None:
     if not any(len(table.frame) for table in tables):
         return None
     broken = sum(c.count("diverged") for c in f.configurations)
-    said = [f"{broken} of {len(f.results.runs)} trainings stopped at a loss or gradient that was not finite."]
-    return Section("numbers", "Numerical trouble, and spread between seeds", tables, said, notes=_unlike(f))
+    sentences = [f"{broken} of {len(f.results.runs)} trainings stopped at a loss or gradient that was not finite."]
+    return Section("numbers", "Numerical trouble, and spread between seeds", tables, sentences, notes=_unlike(f))
 
 
 def _unlike(f: Findings) -> list[str]:
     """That the steps of some candidates were set by the clip and those of others were not."""
-    shares = {v: _gradients(c).get("clipped") for v, c in f.chosen.items() if v in f.candidates}
-    always = [v for v, share in shares.items() if share is not None and share > OFTEN]
-    rarely = [v for v, share in shares.items() if share is not None and share < SELDOM]
+    shares = {v: _gradients(c).get("clipped", math.nan) for v, c in f.chosen.items() if v in f.candidates}
+    always = [v for v, share in shares.items() if share > OFTEN]
+    rarely = [v for v, share in shares.items() if share < SELDOM]
     if not always or not rarely:
         return []
     return [
-        f"Gradients were clipped in nearly every step of {', '.join(always)} and seldom for {', '.join(rarely)}: these did not take "
-        "steps of one kind, and a learning rate of its own may serve each better (--lr-grid)."
+        f"Gradients were clipped in nearly every step of {', '.join(always)} and seldom for {', '.join(rarely)}: their "
+        "steps are not comparable, and a separate learning rate for each may do better (--lr-grid)."
     ]
 
 
@@ -49,7 +50,7 @@ def numerical(f: Findings) -> Table:
         logs = [run.log for run in c.runs if len(run.log)]
         if not logs:
             continue
-        row: dict[str, Any] = {
+        row: Row = {
             "variant": c.variant,
             "beta": c.beta,
             "learning_rate": c.learning_rate,
@@ -87,15 +88,16 @@ def numerical(f: Findings) -> Table:
 
 
 def _flags(c: Configuration) -> list[str]:
-    """What the trainings of a cell say of themselves, and of how many of them where not of all."""
-    told = Counter(str(flag) for run in c.runs for flag in run.record.flags)
+    """Flags that the trainings of a cell raised, with the number of runs where not all raised them."""
+    counts = Counter(str(flag) for run in c.runs for flag in run.record.flags)
     return [
         flag if count == len(c.runs) else f"{flag} ({count} of {len(c.runs)} runs)"
-        for flag, count in sorted(told.items())
+        for flag, count in sorted(counts.items())
     ]
 
 
-def _gradients(c: Configuration) -> dict[str, Any]:
+def _gradients(c: Configuration) -> dict[str, float]:
+    """Norms before clipping over all steps of a cell's runs; empty where none was logged."""
     recipe = c.runs[0].record.recipe
     clip = recipe.clip if recipe else None
     norms = [run.log[NORM].astype(float).to_numpy() for run in c.runs if NORM in run.log]
@@ -104,15 +106,15 @@ def _gradients(c: Configuration) -> dict[str, Any]:
     if not len(steps):
         return {}
     spikes = sum(int((norm > SPIKE * np.median(norm)).sum()) for norm in finite if len(norm))
-    found = {"norm_median": float(np.median(steps)), "norm_high": float(np.quantile(steps, 0.99))}
-    found |= {"norm_largest": float(steps.max()), "spikes": spikes}
-    return found | ({"clipped": float(np.mean([(norm > clip).mean() for norm in norms]))} if clip else {})
+    summary = {"norm_median": float(np.median(steps)), "norm_high": float(np.quantile(steps, 0.99))}
+    summary |= {"norm_largest": float(steps.max()), "spikes": spikes}
+    return summary | ({"clipped": float(np.mean([(norm > clip).mean() for norm in norms]))} if clip else {})
 
 
 def _largest_margin(f: Findings, c: Configuration) -> float | None:
     scores = f.results.scores
-    found = scores[(scores["metric"] == MARGIN) & scores["run"].isin(c.ids)]["value"]
-    return float(found.abs().max()) if len(found) else None
+    margins = scores[(scores["metric"] == MARGIN) & scores["run"].isin(c.ids)]["value"]
+    return float(margins.abs().max()) if len(margins) else None
 
 
 def spread(f: Findings) -> Table:
@@ -120,12 +122,12 @@ def spread(f: Findings) -> Table:
     metrics = list(dict.fromkeys(m for m in (f.ranking, f.preference, f.distance, f.length, SATURATED) if m))
     rows = []
     for variant, c in f.chosen.items():
-        row: dict[str, Any] = {"variant": variant, "beta": c.beta, "seeds": len(c.done)}
+        row: Row = {"variant": variant, "beta": c.beta, "seeds": len(c.done)}
         for metric in metrics if len(c.done) > 1 else ():
             table = f.results.table(metric, c.ids, None, TEST)
             if table.shape[1] > 1:
-                found = spread_between(table.to_numpy(dtype=float).mean(1))
-                row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
+                deviation = spread_between(table.to_numpy(dtype=float).mean(1))
+                row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), deviation, strict=True))
         if any(metric in row for metric in metrics):
             rows.append(row)
     columns = [Column("Variant", "variant"), Column("β", "beta")]

@@ -1,4 +1,4 @@
-"""What the training's end has over its checkpoints: over-optimisation along the steps."""
+"""The end of the training against checkpoints within it: over-optimisation along the steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from dpobench.analysis.findings import SELECTION, TEST, Configuration, Findings,
 from dpobench.analysis.points import Point, earlier, end
 from dpobench.analysis.results import REFERENCE
 from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.metrics import LOG_RATIO, REWARD
 from dpobench.report.section import Section
-from dpobench.report.sections.optimisation import GOLD, LOG_RATIO, listed, over_reference
+from dpobench.report.sections.optimisation import listed, over_reference
 from dpobench.report.sections.training_dynamics import counted
-from dpobench.report.table import Column, Table, interval
+from dpobench.report.table import Column, Row, Table, interval
 from dpobench.stats.crossed import Estimate, crossed_mean, share_difference
 
-_CAPTION = "Left: the way of every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
+_CAPTION = "Left: every cell from its first scored checkpoint to the end of its training (the larger mark), test prompts; the selected cells in front. Right: the judge's reward less the reference's along the training, or the ranking metric where the judge gives no rewards; bands are 95 % intervals of the selected cells."  # noqa: E501
 
 
 def section(f: Findings) -> Section | None:
@@ -32,7 +33,9 @@ def section(f: Findings) -> Section | None:
         _table(f, selected, "within", "Along the training: selected cells"),
         _table(f, cells, "within_cells", "Along the training: every cell"),
     ]
-    return Section("within", "Along the training", tables, _said(f, cells), {"within": (_CAPTION, _figure(f, cells))})
+    return Section(
+        "within", "Along the training", tables, _sentences(f, cells), {"within": (_CAPTION, _figure(f, cells))}
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Best:
 
     Args:
         point: the one that all trainings together pick, by the ranking metric on the selection prompts.
-        of: for each training, by seed, the one that the others pick; its own where there is one training.
+        of: for each training, by seed, the one that the others pick; where there is one training, the one it picks itself.
     """
 
     point: Point
@@ -51,20 +54,22 @@ class Best:
 def best_earlier(f: Findings, cell: Configuration) -> Best | None:
     """Pick a checkpoint of a cell; None where none was scored.
 
-    One that a training picks by its own luck flatters it, on whatever prompts it is then read: so each is read at the choice of the
-    others.
+    A checkpoint that a training picks itself is partly luck of that training, whatever prompts it is then read on: so each training is
+    read at the checkpoint that the others pick.
     """
     sign = -1.0 if f.direction == "lower" else 1.0
-    ways = earlier(f, cell)
-    tables = [p.findings.results.table(f.ranking or "", list(p.ids), None, SELECTION) for p in ways]
-    known = [
-        (p, sign * table.to_numpy(dtype=float).mean(1)) for p, table in zip(ways, tables, strict=True) if table.size
+    checkpoints = earlier(f, cell)
+    tables = [p.findings.results.table(f.ranking or "", list(p.ids), None, SELECTION) for p in checkpoints]
+    selection = [
+        (p, sign * table.to_numpy(dtype=float).mean(1))
+        for p, table in zip(checkpoints, tables, strict=True)
+        if table.size
     ]
-    if not known:
+    if not selection:
         return None
-    seen = np.stack([means for _, means in known])
-    others = seen if seen.shape[1] == 1 else seen.sum(1, keepdims=True) - seen
-    return Best(known[int(seen.sum(1).argmax())][0], [known[place][0] for place in others.argmax(0)])
+    means = np.stack([each for _, each in selection])
+    others = means if means.shape[1] == 1 else means.sum(1, keepdims=True) - means
+    return Best(selection[int(means.sum(1).argmax())][0], [selection[place][0] for place in others.argmax(0)])
 
 
 def gained(f: Findings, cell: Configuration, then: Sequence[Point], metric: str | None) -> Estimate | None:
@@ -85,11 +90,11 @@ def gained(f: Findings, cell: Configuration, then: Sequence[Point], metric: str 
         return None
     # A seed's end and its checkpoint are one training: their difference has one spread between seeds.
     base = np.concatenate([table[shared].to_numpy(dtype=float) for table in was])
-    found = crossed_mean([now[shared].to_numpy(dtype=float) - base])
-    return share_difference(found) if f.results.metrics[metric].unit == "share" else found
+    difference = crossed_mean([now[shared].to_numpy(dtype=float) - base])
+    return share_difference(difference) if f.results.metrics[metric].unit == "share" else difference
 
 
-def _said(f: Findings, cells: Sequence[Configuration]) -> list[str]:
+def _sentences(f: Findings, cells: Sequence[Configuration]) -> list[str]:
     sign, count, better, gaps = -1.0 if f.direction == "lower" else 1.0, 0, [], []
     for cell in cells:
         best = best_earlier(f, cell)
@@ -99,7 +104,7 @@ def _said(f: Findings, cells: Sequence[Configuration]) -> list[str]:
         count, name = count + 1, f"{cell.variant} at β {best.point.label}"
         if sign * lost.value < 0 and lost.low * lost.high > 0:
             better.append(f"{name} ({interval(lost.value, lost.low, lost.high, 3, signed=True)} by the end)")
-        farther, paid = gained(f, cell, best.of, LOG_RATIO), gained(f, cell, best.of, GOLD)
+        farther, paid = gained(f, cell, best.of, LOG_RATIO), gained(f, cell, best.of, REWARD)
         if farther is not None and paid is not None and farther.low > 0 and paid.high < 0:
             gaps.append(name)
     return [*_better(f, count, better), *_gaps(gaps)] if count else []
@@ -108,7 +113,7 @@ def _said(f: Findings, cells: Sequence[Configuration]) -> list[str]:
 def _better(f: Findings, count: int, better: Sequence[str]) -> list[str]:
     metric = f.results.label(f.ranking or "")
     alone = all(len(c.done) == 1 for c in f.configurations if c.done)
-    whose = "With one seed this is said of these trainings, not of the methods. " if alone else ""
+    whose = "With one seed this holds for these trainings, not for the methods. " if alone else ""
     if not better:
         return [f"No cell of {count} is shown to have had a better {metric} before its end than at it. {whose}".strip()]
     return [
@@ -122,7 +127,7 @@ def _gaps(gaps: Sequence[str]) -> list[str]:
     if not gaps:
         return []
     return [
-        f"From the checkpoint named to the end, the policy's own reward rose while the judge's fell: {listed(gaps, 6)}. That is "
+        f"From the checkpoint named to the end, the policy's implicit reward rose while the judge's fell: {listed(gaps, 6)}. That is "
         "over-optimisation within a training, both intervals clear of zero and not adjusted. Whether a shorter training would do better "
         "was not tried."
     ]
@@ -137,7 +142,7 @@ def _table(f: Findings, cells: Sequence[Configuration], name: str, title: str) -
         Column(f.results.heading(f.ranking or ""), "ranking", 2, interval=True),
         Column("End less this", "gained", 3, interval=True, signed=True),
         Column(f.results.heading(f.distance or ""), "distance", 2, interval=True),
-        Column("Log-ratio of own answers, nats", "log_ratio", 2, interval=True),
+        Column("Log-ratio of the policy's answers, nats", "log_ratio", 2, interval=True),
         Column("Judge's reward", "reward", 3, interval=True),
         Column(f.results.heading(f.length or ""), "length", 1, interval=True),
         Column("Prompts", "n_prompts", 0),
@@ -145,23 +150,23 @@ def _table(f: Findings, cells: Sequence[Configuration], name: str, title: str) -
     ]
     shown, size = counted(rows, columns, {"n_prompts": "test prompts", "seeds": "seeds"})
     note = size + (
-        "Checkpoints are kept as the training passes them, under the learning rate it had there: one that ended there would have let it "
-        "run down first. The log-ratio of an answer that the policy drew is its implicit reward over β."
+        "Checkpoints are saved within the training, at the learning rate of their step; a training that ended there would have lowered it "
+        "first. The log-ratio of an answer that the policy drew is its implicit reward over β."
     )
     return Table(name, title, pd.DataFrame(rows, dtype=object), shown, note, marked="at_end" if rows else "",
                  hidden=("at_end",))  # fmt: skip
 
 
-def _row(f: Findings, point: Point) -> dict[str, Any]:
-    row: dict[str, Any] = {"variant": point.cell.variant, "beta": f.label(point.cell)}
+def _row(f: Findings, point: Point) -> Row:
+    row: Row = {"variant": point.cell.variant, "beta": f.label(point.cell)}
     row |= {"taken": point.steps if point.step is None else point.step, "at_end": point.step is None}
-    found = point.findings.estimate(point.ids, f.ranking)
-    put(row, "ranking", found)
+    estimate = point.findings.estimate(point.ids, f.ranking)
+    put(row, "ranking", estimate)
     before = [point] * len(point.ids)
     put(row, "gained", gained(f, point.cell, before, f.ranking) if point.step is not None else None)
-    for name, metric in (("distance", f.distance), ("log_ratio", LOG_RATIO), ("reward", GOLD), ("length", f.length)):
+    for name, metric in (("distance", f.distance), ("log_ratio", LOG_RATIO), ("reward", REWARD), ("length", f.length)):
         put(row, name, point.findings.estimate(point.ids, metric))
-    return row | {"n_prompts": found.n_prompts if found else 0, "seeds": len(point.ids)}
+    return row | {"n_prompts": estimate.n_prompts if estimate else 0, "seeds": len(point.ids)}
 
 
 def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
@@ -170,10 +175,10 @@ def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
     for cell in cells:
         ways = [*earlier(f, cell), end(f, cell)]
         style, selected = look(f, cell.variant), f.chosen.get(cell.variant) == cell
-        strength = {"lw": 1.6, "alpha": 0.95} if selected else {"lw": 0.7, "alpha": 0.35}
+        line = {"lw": 1.6, "alpha": 0.95} if selected else {"lw": 0.7, "alpha": 0.35}
         label = entry(f, cell.variant) if selected else "_nolegend_"
-        shown += _path(f, path, ways, style | strength | {"label": label}, selected)
-        _along(f, along, ways, style | strength, selected)
+        shown += _path(f, path, ways, style | line | {"label": label}, selected)
+        _along(f, along, ways, style | line, selected)
     base = f.estimate([REFERENCE], f.ranking)
     if base is not None:
         path.axhline(base.value, color=GREY, lw=1.2, label=REFERENCE, zorder=1)
@@ -191,8 +196,8 @@ def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
 
 def _path(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> list[float]:
     """Draw value against distance; returns the distances."""
-    found = [[p.findings.estimate(p.ids, metric) for metric in (f.distance, f.ranking)] for p in ways]
-    at = [(x.value, y.value) for x, y in found if x is not None and y is not None and x.value > 0]
+    estimates = [[p.findings.estimate(p.ids, metric) for metric in (f.distance, f.ranking)] for p in ways]
+    at = [(x.value, y.value) for x, y in estimates if x is not None and y is not None and x.value > 0]
     if at:
         axis.plot(*zip(*at, strict=True), **(style | {"marker": ""}))
         sizes = {"ms": 6.5 if selected else 3, "ls": "", "label": "_nolegend_"}
@@ -201,17 +206,17 @@ def _path(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any],
 
 
 def _paid(f: Findings) -> str:
-    return GOLD if f.results.groups(GOLD) else f.ranking or ""
+    return REWARD if f.results.groups(REWARD) else f.ranking or ""
 
 
 def _along(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> None:
-    shares, found = [0.0], [(0.0, 0.0, 0.0)]
+    shares, gains = [0.0], [(0.0, 0.0, 0.0)]
     for point in ways:
         one = over_reference(point.findings, point.ids, _paid(f))
         if one is not None:
             shares.append(1.0 if point.step is None else point.step / point.steps)
-            found.append((one.value, one.low, one.high))
-    value, low, high = np.array(found).T
+            gains.append((one.value, one.low, one.high))
+    value, low, high = np.array(gains).T
     axis.plot(shares, value, **(style | {"ms": 4 if selected else 0}))
     if selected:
         axis.fill_between(shares, low, high, color=style["color"], alpha=0.13, lw=0)
