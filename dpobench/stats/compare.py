@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from dpobench.stats.crossed import Array, Estimate, crossed_difference
+from dpobench.stats.crossed import Estimate
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,18 @@ class Comparison:
     """A variant less the control.
 
     Args:
-        variant: who is compared.
-        control: with whom.
+        variant: what is compared with the control.
+        control: the variant that all are compared with.
         estimate: mean difference on the paired prompts, in the unit of the metric.
         low: lower end of its interval, not adjusted for the family.
         high: upper end.
         se: standard error over prompts and seeds.
         df: degrees of freedom.
         n_prompts: paired prompts.
-        seeds: trainings behind the smaller arm.
+        seeds: trainings of the variant or of the control, whichever has fewer.
         p: two-sided p-value of "no difference".
         p_adjusted: the same after Holm over the family.
-        level: "method" with two seeds or more in both arms, else "checkpoint": then nothing is claimed of the methods.
+        level: "method" with two seeds or more of both, else "checkpoint": then nothing is claimed of the methods.
     """
 
     variant: str
@@ -44,34 +44,29 @@ class Comparison:
     level: str
 
     def verdict(self, better: Literal["higher", "lower", "none"], alpha: float = 0.05) -> str:
-        """In words: "better than X", "worse than X", or "no difference shown"; a checkpoint's verdict says that it is one."""
+        """In words: "better than X", "worse than X", or "no difference shown"; at the level of a checkpoint with these words added.
+
+        Args:
+            better: direction of the metric.
+            alpha: level of the family.
+        """
         if self.p_adjusted < alpha and better != "none":
             ahead = (self.estimate > 0) == (better == "higher")
-            said = f"{'better' if ahead else 'worse'} than {self.control}"
+            verdict = f"{'better' if ahead else 'worse'} than {self.control}"
         else:
-            said = "no difference shown"
-        return said if self.level == "method" else f"{said} (this checkpoint only)"
-
-
-def compare_with_control(
-    arms: Mapping[str, Array], control: Array, name: str, confidence: float = 0.95
-) -> dict[str, Comparison]:
-    """Test each arm against the control.
-
-    Args:
-        arms: for each variant an array [S, N].
-        control: array [S', N]; its columns are the same prompts.
-        name: what the control is called.
-        confidence: coverage of each interval.
-
-    Returns: one comparison per variant, in the order given, p-values adjusted over all of them.
-    """
-    found = {variant: crossed_difference([values], [control], confidence) for variant, values in arms.items()}
-    return family(found, name)
+            verdict = "no difference shown"
+        return verdict if self.level == "method" else f"{verdict} (this checkpoint only)"
 
 
 def family(differences: Mapping[str, Estimate], control: str) -> dict[str, Comparison]:
-    """Adjust a family of differences to one control by Holm's method."""
+    """Adjust a family of differences to one control by Holm's method.
+
+    Args:
+        differences: of each variant to the control, by variant.
+        control: name of the control.
+
+    Returns: one comparison per variant, in the order given, p-values adjusted over all of them.
+    """
     adjusted = holm([difference.p for difference in differences.values()])
     return {
         variant: Comparison(
@@ -111,7 +106,7 @@ class Equivalence:
     """Whether a difference lies within a margin of zero.
 
     Args:
-        margin: declared before looking, in the unit of the metric.
+        margin: declared before the scores are known, in the unit of the metric.
         p: p-value of "the difference is the margin or more, either way".
         p_adjusted: the same after Holm over the family.
         level: "method" or "checkpoint", as of the difference.
@@ -127,7 +122,7 @@ class Equivalence:
         return self.p_adjusted < alpha
 
     def verdict(self, p_difference: float, alpha: float = 0.05) -> str:
-        """In words, beside the adjusted p-value of "no difference": a difference may be real and yet too small to matter.
+        """In words, given the adjusted p-value of "no difference": a difference may be real and yet too small to matter.
 
         Args:
             p_difference: adjusted p-value of the test of a difference.
@@ -135,10 +130,10 @@ class Equivalence:
         """
         within = f"within {self.margin:g}"
         if self.shown(alpha):
-            said = f"different, yet {within}" if p_difference < alpha else f"equivalent {within}"
+            verdict = f"different, yet {within}" if p_difference < alpha else f"equivalent {within}"
         else:
-            said = f"different, not shown {within}" if p_difference < alpha else "neither shown"
-        return said if self.level == "method" else f"{said} (this checkpoint only)"
+            verdict = f"different, not shown {within}" if p_difference < alpha else "neither shown"
+        return verdict if self.level == "method" else f"{verdict} (this checkpoint only)"
 
 
 def two_one_sided(difference: Estimate, margin: float = MARGIN, largest: float | None = None) -> float:
@@ -150,7 +145,7 @@ def two_one_sided(difference: Estimate, margin: float = MARGIN, largest: float |
         largest: the most that one prompt's difference can be, where it is known; 1 for shares.
 
     Returns: p; below alpha exactly where the interval of coverage 1 - 2 alpha lies within the margin. Where no prompt differed at all
-        there is no error to go by: if the difference were the margin, a prompt would differ with a chance of margin / largest at
+        there is no standard error: if the difference were the margin, a prompt would differ with a chance of margin / largest at
         least, and none of N would with (1 - margin / largest)^N at most. That is p; where no bound is known it is 1.
 
     Raises:
@@ -176,9 +171,9 @@ def equivalences(
         margin: above zero.
         largest: the most that one prompt's difference can be, where it is known.
     """
-    found = {name: two_one_sided(difference, margin, largest) for name, difference in differences.items()}
-    adjusted = dict(zip(found, holm(list(found.values())), strict=True))
-    return {name: Equivalence(margin, p, adjusted[name], differences[name].level) for name, p in found.items()}
+    p_values = {name: two_one_sided(difference, margin, largest) for name, difference in differences.items()}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {name: Equivalence(margin, p, adjusted[name], differences[name].level) for name, p in p_values.items()}
 
 
 def letters(names: Sequence[str], different: Collection[tuple[str, str]]) -> dict[str, str]:
@@ -199,7 +194,7 @@ def letters(names: Sequence[str], different: Collection[tuple[str, str]]) -> dic
         split = []
         for column in columns:
             split += [column - {first}, column - {second}] if {first, second} <= column else [column]
-        # A column within another says nothing that the other does not.
+        # A column within another adds no information.
         unique = list(dict.fromkeys(split))
         columns = [column for column in unique if not any(column < other for other in unique)]
     columns.sort(key=lambda column: sorted(place[name] for name in column))
@@ -218,10 +213,10 @@ class Candidate:
 
     Args:
         configuration: its key.
-        variant: whose it is.
+        variant: its variant.
         value: mean of the ranking metric.
         se: its standard error.
-        distance: how far from the reference it went; None where nothing measured it.
+        distance: from the reference; None where it was not measured.
         eligible: whether at least one seed finished and none diverged or failed.
         complete: whether every planned seed finished.
     """

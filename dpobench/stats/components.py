@@ -1,4 +1,4 @@
-"""Where the error of a difference comes from, and what would lessen it."""
+"""Components of the error of a difference, and the designs that would lessen it."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ class Components:
 
     Args:
         prompts: between prompts, alike for all variants; a comparison on the same prompts is free of it.
-        method: of one variant's own liking of a prompt (prompt x variant).
+        method: of the interaction of prompt and variant.
         seed: between trainings of one variant; NaN where every variant had one seed.
-        residual: of one answer to one prompt; with one seed it cannot be told from `method`, holds 0, and `method` holds both.
+        residual: of one answer to one prompt; with one seed it cannot be separated from `method`: it is 0, and `method` holds both.
     """
 
     prompts: float
@@ -26,7 +26,7 @@ class Components:
     residual: float
 
     def parts(self, seeds: int, prompts: int, draws: float = 1.0) -> dict[str, float]:
-        """What each adds to the squared standard error of a difference of two variants.
+        """Contribution of each source to the squared standard error of a difference of two variants.
 
         Args:
             seeds: trainings of each variant; with one the seeds' part is 0, for the difference is that of two checkpoints.
@@ -41,38 +41,38 @@ class Components:
         }
 
     def se(self, seeds: int, prompts: int, draws: float = 1.0) -> float:
-        """Standard error of a difference of two variants."""
+        """Standard error of a difference of two variants; arguments as of `parts`."""
         return math.sqrt(sum(self.parts(seeds, prompts, draws).values()))
 
 
-def components(arms: Sequence[Array]) -> Components:
+def components(scores: Sequence[Array]) -> Components:
     """Estimate the variances by the method of moments; none is taken below zero.
 
     Args:
-        arms: one array [S, N] per variant, the same prompts in the same columns, two variants and two prompts at least.
+        scores: one array [S, N] per variant, the same prompts in the same columns, two variants and two prompts at least.
 
     Raises:
-        ValueError: there are fewer than two arms or prompts.
+        ValueError: there are fewer than two variants or prompts.
 
     References: Searle, Casella, McCulloch 1992, Variance Components, ch. 4.
     """
-    if len(arms) < 2 or arms[0].shape[1] < 2:
+    if len(scores) < 2 or scores[0].shape[1] < 2:
         raise ValueError("components need at least two variants and two prompts")
-    several = [np.asarray(x, dtype=np.float64) for x in arms if len(x) > 1]
+    several = [np.asarray(x, dtype=np.float64) for x in scores if len(x) > 1]
     rest = [x - x.mean(0) - x.mean(1, keepdims=True) + x.mean() for x in several]
     freedom = sum((len(x) - 1) * (x.shape[1] - 1) for x in several)
     residual = sum(float((r**2).sum()) for r in rest) / freedom if freedom else 0.0
-    means = np.stack([np.asarray(x).mean(0) for x in arms])
+    means = np.stack([np.asarray(x).mean(0) for x in scores])
     count, prompts = means.shape
-    # One answer's variance over the seeds of an arm, averaged over arms.
-    own = residual * float(np.mean([1 / len(x) for x in arms]))
+    # One answer's variance over the seeds of an arm, averaged over scores.
+    within = residual * float(np.mean([1 / len(x) for x in scores]))
     both = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
     interaction = float((both**2).sum()) / ((count - 1) * (prompts - 1))
     shared = float(means.mean(0).var(ddof=1)) - interaction / count
     spread = [float(x.mean(1).var(ddof=1)) for x in several]
     weights = [len(x) - 1 for x in several]
     seed = float(np.average(spread, weights=weights)) - residual / prompts if several else math.nan
-    return Components(max(shared, 0.0), max(interaction - own, 0.0), max(seed, 0.0) if several else seed, residual)
+    return Components(max(shared, 0.0), max(interaction - within, 0.0), max(seed, 0.0) if several else seed, residual)
 
 
 @dataclass(frozen=True)
@@ -98,33 +98,39 @@ class Alternative:
     answers: float
 
 
-def alternatives(found: Components, seeds: int, prompts: int) -> list[Alternative]:
-    """The present design, and each of seeds, prompts and draws alone doubled and fourfold."""
+def alternatives(variances: Components, seeds: int, prompts: int) -> list[Alternative]:
+    """The present design, and each of seeds, prompts and draws alone doubled and fourfold.
+
+    Args:
+        variances: as estimated by `components`.
+        seeds: of the present design.
+        prompts: of the present design.
+    """
     made = [("as it is", seeds, prompts, 1)]
     for factor, word in ((2, "twice"), (4, "four times")):
         made.append((f"{word} the prompts", seeds, factor * prompts, 1))
-        if seeds > 1 and not math.isnan(found.seed):
+        if seeds > 1 and not math.isnan(variances.seed):
             made.append((f"{word} the answers per prompt", seeds, prompts, factor))
             made.append((f"{word} the seeds", factor * seeds, prompts, 1))
     return [
-        Alternative(change, s, n, d, found.se(s, n, d), s / seeds, s * n * d / (seeds * prompts))
+        Alternative(change, s, n, d, variances.se(s, n, d), s / seeds, s * n * d / (seeds * prompts))
         for change, s, n, d in made
     ]
 
 
-def to_halve(found: Components, seeds: int, prompts: int) -> dict[str, int | None]:
+def to_halve(variances: Components, seeds: int, prompts: int) -> dict[str, int | None]:
     """How many of each, alone, would halve the standard error of a difference; None where no number would.
 
     Args:
-        found: the variances.
+        variances: as estimated by `components`.
         seeds: of the present design.
         prompts: of the present design.
     """
-    goal, parts = found.se(seeds, prompts) ** 2 / 4, found.parts(seeds, prompts)
+    goal, parts = variances.se(seeds, prompts) ** 2 / 4, variances.parts(seeds, prompts)
     seed, method, residual = parts["seed"], parts["prompt x variant"], parts["residual"]
     # Each way shrinks some parts by its factor and leaves the others: what is left must be below the goal.
     ways = {"prompts": (prompts, method + residual, seed)}
-    # With one seed the residual is not known apart, so nothing can be said of further answers or seeds.
+    # With one seed the residual is not known separately, and so is the effect of further answers or seeds.
     if seeds > 1:
         ways |= {"answers per prompt": (1, residual, method + seed), "seeds": (seeds, seed + residual, method)}
     return {
@@ -133,15 +139,15 @@ def to_halve(found: Components, seeds: int, prompts: int) -> dict[str, int | Non
     }
 
 
-def advice(found: Components, seeds: int, prompts: int) -> str:
-    """In words: what the error is made of, and what halves it with the least new training.
+def advice(variances: Components, seeds: int, prompts: int) -> str:
+    """In words: the parts of the error, and the change of the design that halves it with the least new training.
 
     Args:
-        found: the variances.
+        variances: as estimated by `components`.
         seeds: of the present design.
         prompts: of the present design.
     """
-    parts = found.parts(seeds, prompts)
+    parts = variances.parts(seeds, prompts)
     total = sum(parts.values())
     if total == 0:
         return "All variants scored alike on every prompt: there is no error to lessen."
@@ -151,21 +157,21 @@ def advice(found: Components, seeds: int, prompts: int) -> str:
     made = ", ".join(
         f"{100 * part / total:.0f} % from {names[name]}" for name, part in sorted(parts.items(), key=lambda x: -x[1]) if part
     )  # fmt: skip
-    said = f"Of the squared error of a difference, {made}. "
+    text = f"Of the squared error of a difference, {made}. "
     if seeds < 2:
-        said += "With one seed per variant the spread between trainings is unknown: a second seed comes before anything else. "
-    known = to_halve(found, seeds, prompts)
+        text += "With one seed per variant the spread between trainings is unknown: a second seed comes before anything else. "
+    known = to_halve(variances, seeds, prompts)
     ways = {name: number for name, number in known.items() if number is not None}
     # Prompts and answers cost sampling only; trainings are dearer.
     order = [name for name in ("prompts", "answers per prompt", "seeds") if name in ways]
     if not order:
-        return said + "None of seeds, prompts and answers per prompt alone halves the error: more of several is needed."
+        return text + "None of seeds, prompts and answers per prompt alone halves the error: more of several is needed."
     cheap = min(
         (n for n in order if n != "seeds"), key=lambda n: ways[n] / (prompts if n == "prompts" else 1), default="seeds"
     )
-    said += f"The cheapest way to halve the error: {ways[cheap]} {cheap} in place of {_now(cheap, seeds, prompts)}."
+    text += f"The cheapest way to halve the error: {ways[cheap]} {cheap} in place of {_now(cheap, seeds, prompts)}."
     without = [name for name in ("prompts", "answers per prompt", "seeds") if name in known and name not in ways]
-    return said + (f" No number of {' or of '.join(without)} alone would do it." if without else "")
+    return text + (f" No number of {' or of '.join(without)} alone would do it." if without else "")
 
 
 def _now(name: str, seeds: int, prompts: int) -> int:

@@ -1,8 +1,8 @@
 """Means over seeds x prompts: every seed meets every prompt, and both are samples of something larger.
 
-An arm is a list of strata (one for a win-rate, one per task for benchmarks), each an array [S, N]: row s is the s-th seed, column i the
-i-th prompt. Strata weigh equally and hold independent prompts; a seed is the same training in all of them. With the variances
-v_p of prompts, v_s of seeds and v_r of what is left, the mean of one stratum has SE^2 = v_p/N + v_s/S + v_r/(SN), and
+The scores of a variant are a list of strata (one for a win-rate, one per task for benchmarks), each an array [S, N]: row s is the s-th
+seed, column i the i-th prompt. Strata weigh equally and hold independent prompts; a seed is the same training in all of them. With the
+variances v_p of prompts, v_s of seeds and v_r of what is left, the mean of one stratum has SE^2 = v_p/N + v_s/S + v_r/(SN), and
 
     A = SE^2(prompts, on seed averages) = v_p/N + v_r/(SN)
     B = SE^2(seed means)                = v_s/S + v_r/(SN)
@@ -15,10 +15,10 @@ A and C are known well, B is not: a handful of seeds give it f = 1 to 4 degrees 
 few by the *measured* B, and a B that came out small by luck then makes the error small and its degrees of freedom many at once:
 intervals of three seeds covered 91 %, and a family of tests erred in 6.4 %. `Spread` therefore believes only a part (`trust`) of
 the evidence that seeds add little: the smaller, the fewer the seeds and the smaller the level asked for. Where seeds are all that
-matters its limit is Student's quantile over seeds; where B is not above what the residual alone would make it, the prompts' own.
+matters its limit is Student's quantile over seeds; where B is not above what the residual alone would make it, that of the prompts.
 
-A difference takes B from both arms, with Welch's degrees of freedom of variances moved three quarters of the way to their common mean:
-two variances of two or three seeds each say next to nothing about which is the larger. Where only one arm's seeds spread, two seeds
+A difference takes B from both variants, with Welch's degrees of freedom of variances moved three quarters of the way to their common mean:
+two variances of two or three seeds each hardly show which is the larger. Where the seeds of only one variant spread, two seeds
 are therefore too few for a test that keeps its level (docs/statistics.md has the numbers).
 
 References: Searle, Casella, McCulloch 1992, Variance Components, ch. 5; Satterthwaite 1946, https://doi.org/10.2307/3002019;
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from scipy import special
 
 Array = npt.NDArray[np.float64]
-Arm = Sequence[Array]
+Strata = Sequence[Array]
 Value = float | Array
 
 # The usual level; and by how much B must stand out of C to count in full.
@@ -67,7 +67,7 @@ class Spread:
     def df(self, alpha: Value = USUAL) -> Array:
         """Degrees of freedom of the Student quantile at a two-sided level."""
         f = np.maximum(self.seeds_df, 1e-9)
-        # Both lines were found by simulation over 1 to 16 degrees of freedom; they are the narrowest that keep their level there.
+        # Both lines come from simulation over 1 to 16 degrees of freedom; they are the narrowest that keep their level there.
         strict = np.minimum(1.0, np.asarray(alpha) / USUAL)
         trust, edge = np.minimum(1.0, np.square(f) / 6) * strict, np.clip(0.6 * f - 0.4, 0.05, 1.0) * strict
         seeds, prompts = np.asarray(self.seeds), np.maximum(np.asarray(self.sampled) - self.residual, 0.0)
@@ -92,16 +92,16 @@ class Spread:
             both_sides: Array = 2 * special.stdtr(self.df(alpha), -ratio)
             return both_sides
 
-        found = np.asarray(tail(USUAL))
-        if np.all(found >= USUAL):
-            return found
-        low, high = np.log(np.maximum(found, 1e-300)), np.full(found.shape, math.log(USUAL))
+        usual = np.asarray(tail(USUAL))
+        if np.all(usual >= USUAL):
+            return usual
+        low, high = np.log(np.maximum(usual, 1e-300)), np.full(usual.shape, math.log(USUAL))
         # The smaller the level, the larger the tail: they meet once.
         for _ in range(24):
             middle = (low + high) / 2
             larger = tail(np.exp(middle)) > np.exp(middle)
             low, high = np.where(larger, middle, low), np.where(larger, high, middle)
-        return np.where(found < USUAL, tail(np.exp((low + high) / 2)), found)
+        return np.where(usual < USUAL, tail(np.exp((low + high) / 2)), usual)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Estimate:
         se: standard error.
         df: degrees of freedom of the Student quantile behind the interval.
         n_prompts: independent prompts (or documents) behind it.
-        seeds: trainings behind it; 1 where there was one, and then the interval speaks of that checkpoint alone.
+        seeds: trainings behind it; 1 where there was one, and then the interval holds for that checkpoint alone.
         spread: the parts of the standard error; without them, tests take `se` and `df`.
     """
 
@@ -144,31 +144,31 @@ class Estimate:
 
     @property
     def level(self) -> str:
-        """What the interval speaks of: "method" with two seeds or more, else "checkpoint"."""
+        """What the interval holds for: "method" with two seeds or more, else "checkpoint"."""
         return "method" if self.seeds > 1 else "checkpoint"
 
 
-def crossed_mean(arm: Arm, confidence: float = 0.95) -> Estimate:
-    """Mean of one arm.
+def crossed_mean(strata: Strata, confidence: float = 0.95) -> Estimate:
+    """Mean of one variant.
 
     Args:
-        arm: arrays [S, N], one per stratum, no missing values.
-        confidence: coverage asked for.
+        strata: arrays [S, N], one per stratum, no missing values.
+        confidence: nominal coverage.
 
     Returns: the mean, seeds and strata weighing equally, with its interval.
     """
-    return _estimate([arm], [np.asarray(x).mean(0) for x in arm], confidence)
+    return _estimate([strata], [np.asarray(x).mean(0) for x in strata], confidence)
 
 
-def crossed_difference(variant: Arm, control: Arm, confidence: float = 0.95) -> Estimate:
-    """Mean of one arm less the mean of another on the same prompts.
+def crossed_difference(variant: Strata, control: Strata, confidence: float = 0.95) -> Estimate:
+    """Mean of one variant less the mean of another on the same prompts.
 
-    The arms' seeds are treated as independent: equal numbers share the order of the data, which can only make the difference surer.
+    The seeds of both are treated as independent: equal numbers share the order of the data, which can only make the difference surer.
 
     Args:
         variant: arrays [S, N], one per stratum.
         control: arrays [S', N] with the same prompts in the same columns.
-        confidence: coverage asked for.
+        confidence: nominal coverage.
 
     Returns: the difference with its interval; `seeds` is the smaller of S and S'.
     """
@@ -182,7 +182,7 @@ def crossed_ratio(values: Array, base: Array, confidence: float = 0.95) -> Estim
     Args:
         values: shape [S, N].
         base: shape [N], its mean not zero.
-        confidence: coverage asked for.
+        confidence: nominal coverage.
 
     Returns: the ratio, without unit, with its interval.
     """
@@ -194,7 +194,7 @@ def crossed_ratio(values: Array, base: Array, confidence: float = 0.95) -> Estim
 def share_interval(estimate: Estimate, confidence: float = 0.95) -> Estimate:
     """Wilson's interval of a mean of numbers in [0, 1], at the sample size its standard error is worth.
 
-    It never leaves [0, 1], and a share of exactly 0 or 1 still has a width. For one seed and values in {0, 1} this is Wilson's own
+    It never leaves [0, 1], and a share of exactly 0 or 1 still has a width. For one seed and values in {0, 1} this is Wilson's
     interval with Student's quantile.
     """
     p = min(1.0, max(0.0, estimate.value))
@@ -220,20 +220,20 @@ def _quantile(estimate: Estimate, confidence: float) -> float:
     )
 
 
-def _estimate(arms: Sequence[Arm], paired: Sequence[Array], confidence: float) -> Estimate:
+def _estimate(variants: Sequence[Strata], paired: Sequence[Array], confidence: float) -> Estimate:
     strata = len(paired)
     value = sum(float(x.mean()) for x in paired) / strata
     prompts = [_variance(x) / len(x) / strata**2 for x in paired]
-    n_prompts, n_seeds = sum(len(x) for x in paired), min(len(arm[0]) for arm in arms)
+    n_prompts, n_seeds = sum(len(x) for x in paired), min(len(one[0]) for one in variants)
     squares = sum(v**2 / (len(x) - 1) for v, x in zip(prompts, paired, strict=True) if len(x) > 1)
     sampled = sum(prompts)
     sampled_df = sampled**2 / squares if squares > 0 else float(max(1, n_prompts - strata))
     spread = Spread(sampled, sampled_df)
-    # With one seed in an arm nothing is known of the spread between seeds: only the prompts' share is left.
+    # With one seed in a variant nothing is known of the spread between seeds: only the prompts' share is left.
     if n_seeds > 1:
-        between = [_between_seeds(arm) for arm in arms]
-        seeds_df = between_df(between, [len(arm[0]) for arm in arms])
-        spread = Spread(sampled, sampled_df, sum(between), float(seeds_df), sum(map(_residual, arms)))
+        between = [_between_seeds(one) for one in variants]
+        seeds_df = between_df(between, [len(one[0]) for one in variants])
+        spread = Spread(sampled, sampled_df, sum(between), float(seeds_df), sum(map(_residual, variants)))
     se, alpha = math.sqrt(float(spread.variance)), 1 - confidence
     half = float(spread.quantile(alpha)) * se
     return Estimate(value, value - half, value + half, se, float(spread.df(alpha)), n_prompts, n_seeds, spread)
@@ -243,8 +243,8 @@ def between_df(between: Sequence[Value], seeds: Sequence[int]) -> Array:
     """Welch's degrees of freedom of a sum of B, each moved three quarters of the way to what it were if all seeds spread alike.
 
     Args:
-        between: B of each arm.
-        seeds: number of seeds of each arm.
+        between: B of each variant.
+        seeds: number of seeds of each variant.
 
     Returns: between the smallest and the sum of (seeds - 1).
     """
@@ -260,15 +260,15 @@ def _variance(values: Array) -> float:
     return float(values.var(ddof=1)) if len(values) > 1 else 0.0
 
 
-def _between_seeds(arm: Arm) -> float:
-    return _variance(np.mean([x.mean(1) for x in arm], axis=0)) / len(arm[0])
+def _between_seeds(strata: Strata) -> float:
+    return _variance(np.mean([x.mean(1) for x in strata], axis=0)) / len(strata[0])
 
 
-def _residual(arm: Arm) -> float:
-    """C of one arm, over its strata."""
-    found = 0.0
-    for x in arm:
+def _residual(strata: Strata) -> float:
+    """C of one variant, over its strata."""
+    total = 0.0
+    for x in strata:
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
         freedom = (len(x) - 1) * (x.shape[1] - 1)
-        found += float((rest**2).sum() / freedom / x.size / len(arm) ** 2) if freedom else 0.0
-    return found
+        total += float((rest**2).sum() / freedom / x.size / len(strata) ** 2) if freedom else 0.0
+    return total

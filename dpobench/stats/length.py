@@ -3,7 +3,7 @@
 A judge that likes long answers rewards whoever writes more. The verdicts of a variant are regressed on the difference in length,
 as tanh(difference / its standard deviation), and on how hard each prompt is, and the win-rate is read off at a difference of zero
 (after Dubois et al. 2024, Length-Controlled AlpacaEval, https://arxiv.org/abs/2404.04475). A prompt's difficulty is the mean logit of the
-*other* cells' verdicts on it, each less its own slope on length: with its own verdicts in it a cell would explain itself, and with
+*other* cells' verdicts on it, each less its slope on length: with the cell's verdicts in it a cell would explain itself, and with
 their lengths in it difficulty would take over what belongs to length.
 
 The regression is fitted anew in every resample of the prompts; errors that hold its slopes fixed are too small by far. Held are what each
@@ -21,9 +21,9 @@ from dpobench.stats.crossed import Estimate, crossed_mean, share_interval
 from dpobench.stats.resample import prompt_weights
 
 Array = npt.NDArray[np.float64]
-# Verdicts are pulled so far from 0 and 1 before their logit is taken for the difficulty of a prompt.
+# Verdicts are moved to at least this distance from 0 and 1 before their logit is taken for the difficulty of a prompt.
 FLOOR = 0.02
-# Prior precision of the slopes, as much as four even verdicts tell: a slope of 1 is a large one, and where a cell hardly ever wins or
+# Prior precision of the slopes, the information of four even verdicts: a slope of 1 is a large one, and where a cell hardly ever wins or
 # loses, the verdicts alone leave it open.
 SLOPE_PRECISION = 1.0
 EQUAL, FEWEST = 0.1, 8
@@ -34,7 +34,7 @@ class Stratum:
     """Verdicts whose length differences lie in one range.
 
     Args:
-        low: smallest difference, in the unit of the lengths; own less the other's.
+        low: smallest difference, in the unit of the lengths; the answer's less the other's.
         high: largest difference.
         win_rate: mean verdict; None where fewer than eight prompts are left.
         pairs: answers in it.
@@ -63,7 +63,7 @@ def difficulty(verdicts: Sequence[Array], differences: Sequence[Array]) -> list[
         slope = x @ logit / (x @ x) if x.any() else 0.0
         residuals.append(logit - logit.mean() - slope * x)
     total = np.sum(residuals, axis=0)
-    return [_scaled(total - own) for own in residuals]
+    return [_scaled(total - residual) for residual in residuals]
 
 
 def _bounded(difference: Array) -> Array:
@@ -83,7 +83,7 @@ def length_controlled(
 
     Args:
         verdict: shape [S, N], in [0, 1], seeds by prompts.
-        difference: shape [S, N], length of the own answer less the other's.
+        difference: shape [S, N], length of the answer less the other's.
         hardness: shape [N], from `difficulty`; without it the regression has none.
         resamples: of the prompts, with the regression fitted anew in each.
         seed: of the resampling.
@@ -93,7 +93,7 @@ def length_controlled(
     """
     y, x = np.asarray(verdict, dtype=np.float64), _bounded(np.asarray(difference, dtype=np.float64))
     hard = np.zeros(y.shape[1]) if hardness is None else np.asarray(hardness, dtype=np.float64)
-    if np.ptp(y) == 0:  # nothing to regress: everybody won, lost or tied
+    if np.ptp(y) == 0:  # nothing to regress: all answers won, lost or tied
         return share_interval(crossed_mean([y]))
     design = _design(x, hard)
     every = np.full((y.shape[1], 1), 1 / y.shape[1])
@@ -130,21 +130,21 @@ def _fit(design: Array, y: Array, weights: Array, start: Array) -> Array:
     products = (rows[:, :, None] * rows[:, None, :]).reshape(len(rows), -1)
     spread = np.tile(weights, (seeds, 1)) / seeds
     prior = _prior(prompts, count)
-    found = np.repeat(start, weights.shape[1], axis=1)
+    coefficients = np.repeat(start, weights.shape[1], axis=1)
     moving = np.arange(weights.shape[1])
     for _ in range(30):
-        now = found[:, moving]
+        now = coefficients[:, moving]
         chance = special.expit(rows @ now)
         slope = rows.T @ (spread * (target - chance)) - prior[:, None] * now
         bend = (products.T @ (spread * chance * (1 - chance))).T.reshape(-1, count, count) + np.diag(prior)
         step = np.clip(np.linalg.solve(bend, slope.T[:, :, None])[:, :, 0].T, -2.0, 2.0)
-        found[:, moving] = now + step
+        coefficients[:, moving] = now + step
         # The error after a step is of the order of the step's square: a resample that moved so little has arrived.
         on = np.abs(step).max(0) > 1e-5
         moving, spread = moving[on], spread[:, on]
         if not len(moving):
             break
-    return found
+    return coefficients
 
 
 def _prior(prompts: int, count: int) -> Array:
@@ -175,15 +175,15 @@ def _linear_parts(design: Array, y: Array, hard: Array, fit: Array, value: float
     return np.asarray(value + through_fit - through_fit.mean() + (zero - zero.mean())[None])
 
 
-def equal_length(verdict: Array, own: Array, other: Array) -> Stratum:
+def equal_length(verdict: Array, lengths: Array, other: Array) -> Stratum:
     """Win-rate where the answers are equally long, within a tenth of the other's length.
 
     Args:
         verdict: shape [S, N].
-        own: shape [S, N], lengths.
+        lengths: shape [S, N], of the answers.
         other: shape [N] or [S, N], lengths of what it is compared with.
     """
-    difference = np.asarray(own, dtype=np.float64) - other
+    difference = np.asarray(lengths, dtype=np.float64) - other
     near = np.abs(difference) <= EQUAL * np.broadcast_to(np.asarray(other, dtype=np.float64), difference.shape)
     return _stratum(np.asarray(verdict, dtype=np.float64), difference, near)
 
@@ -193,7 +193,7 @@ def by_quintile(verdict: Array, difference: Array) -> list[Stratum]:
 
     Args:
         verdict: shape [S, N].
-        difference: shape [S, N], length of the own answer less the other's.
+        difference: shape [S, N], length of the answer less the other's.
     """
     difference = np.asarray(difference, dtype=np.float64)
     edges = np.unique(np.quantile(difference, [0.2, 0.4, 0.6, 0.8], method="inverted_cdf"))
@@ -202,13 +202,13 @@ def by_quintile(verdict: Array, difference: Array) -> list[Stratum]:
     return [_stratum(y, difference, place == k) for k in range(len(edges) + 1) if (place == k).any()]
 
 
-def _stratum(verdict: Array, difference: Array, kept: npt.NDArray[np.bool_]) -> Stratum:
-    """The mean of the kept verdicts, a ratio of two means over the prompts that have any of them."""
-    columns = kept.any(0)
-    low, high = (float(difference[kept].min()), float(difference[kept].max())) if kept.any() else (np.nan, np.nan)
+def _stratum(verdict: Array, difference: Array, inside: npt.NDArray[np.bool_]) -> Stratum:
+    """The mean of the verdicts inside, a ratio of two means over the prompts that have any of them."""
+    columns = inside.any(0)
+    low, high = (float(difference[inside].min()), float(difference[inside].max())) if inside.any() else (np.nan, np.nan)
     if columns.sum() < FEWEST:
-        return Stratum(low, high, None, int(kept.sum()))
-    mean = float(verdict[kept].mean())
-    share = kept[:, columns]
+        return Stratum(low, high, None, int(inside.sum()))
+    mean = float(verdict[inside].mean())
+    share = inside[:, columns]
     linear = mean + share * (verdict[:, columns] - mean) / share.mean()
-    return Stratum(low, high, share_interval(replace(crossed_mean([linear]), value=mean)), int(kept.sum()))
+    return Stratum(low, high, share_interval(replace(crossed_mean([linear]), value=mean)), int(inside.sum()))

@@ -1,8 +1,8 @@
 """Tests of two checkpoints on the same prompts or documents, without a distribution assumed.
 
-They know prompts only: what they find is of these two checkpoints, not of two methods (`compare` is for that). McNemar's and the
-sign test are for verdicts in categories; on graded scores they and Wilcoxon's test something other than the mean, so there is
-no Wilcoxon here, and the permutation test is of the mean.
+Prompts are their only source of chance: they compare these two checkpoints, not two methods (`compare` does that). McNemar's test is for
+verdicts of 0 and 1. On graded scores the sign test and Wilcoxon's test something other than the mean, so that there is neither here; the
+permutation test is of the mean.
 """
 
 import numpy as np
@@ -43,19 +43,6 @@ def mcnemar(before: npt.ArrayLike, after: npt.ArrayLike) -> float:
     return float(mcnemar_test(table, exact=lost + gained < FEW, correction=False).pvalue)
 
 
-def sign_test(differences: npt.ArrayLike) -> float:
-    """Whether more prompts were won than lost; ties are left out.
-
-    Args:
-        differences: shape [N]; only the sign of each is read.
-
-    Returns: two-sided exact p-value; 1 where all are ties.
-    """
-    signs = np.sign(np.asarray(differences, dtype=np.float64))
-    decided = int((signs != 0).sum())
-    return float(stats.binomtest(int((signs > 0).sum()), decided).pvalue) if decided else 1.0
-
-
 def permutation(differences: npt.ArrayLike, seed: int = 0, *, resamples: int = 9999) -> float:
     """Whether the mean paired difference is zero, by swapping the two sides of each pair.
 
@@ -70,7 +57,7 @@ def permutation(differences: npt.ArrayLike, seed: int = 0, *, resamples: int = 9
     moved = sample[sample != 0]  # a pair without a difference is the same when swapped
     if not len(moved):
         return 1.0
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (moved,),
         _mean,
         permutation_type="samples",
@@ -79,7 +66,7 @@ def permutation(differences: npt.ArrayLike, seed: int = 0, *, resamples: int = 9
         batch=max(1, 2_000_000 // len(moved)),
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def _mean(sample: Array, axis: int = -1) -> Array:

@@ -1,4 +1,4 @@
-"""What a design can see before it is run: smallest detectable effect, power, and what an effect needs."""
+"""Power of a design before it is run: smallest detectable effect, chance to show an effect, and the design that an effect needs."""
 
 import math
 
@@ -13,13 +13,13 @@ MOST_SEEDS, MOST_PROMPTS = 64, 1_000_000
 
 
 def power(
-    effect: float, found: Components, seeds: int, prompts: int, *, comparisons: int = 1, alpha: float = 0.05
+    effect: float, variances: Components, seeds: int, prompts: int, *, comparisons: int = 1, alpha: float = 0.05
 ) -> float:
     """Chance that a true difference is shown by the test the report uses, at Holm's first and hardest step.
 
     Args:
         effect: true difference of a variant to the control, in the unit of the metric.
-        found: the variances.
+        variances: of the metric, as estimated by `components`.
         seeds: trainings of each; with one, the power of a claim about two checkpoints.
         prompts: test prompts.
         comparisons: variants tested against the control.
@@ -27,17 +27,17 @@ def power(
 
     Returns: 0 to 1, by 4000 simulated errors with the normal chance of each computed exactly (standard error below 0.005).
     """
-    half = _half_widths(found, seeds, prompts, alpha / comparisons)
-    return _chance(effect, half, found.se(seeds, prompts))
+    half = _half_widths(variances, seeds, prompts, alpha / comparisons)
+    return _chance(effect, half, variances.se(seeds, prompts))
 
 
 def smallest_effect(
-    found: Components, seeds: int, prompts: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
+    variances: Components, seeds: int, prompts: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
 ) -> float:
     """The difference that is shown with this chance.
 
     Args:
-        found: the variances.
+        variances: of the metric, as estimated by `components`.
         seeds: trainings of each.
         prompts: test prompts.
         comparisons: variants tested against the control.
@@ -46,10 +46,10 @@ def smallest_effect(
 
     Returns: in the unit of the metric; 0 where nothing varies.
     """
-    se = found.se(seeds, prompts)
+    se = variances.se(seeds, prompts)
     if se == 0:
         return 0.0
-    half = _half_widths(found, seeds, prompts, alpha / comparisons)
+    half = _half_widths(variances, seeds, prompts, alpha / comparisons)
     low, high = 0.0, float(half.max()) + 10 * se
     for _ in range(50):
         middle = (low + high) / 2
@@ -58,12 +58,21 @@ def smallest_effect(
 
 
 def seeds_needed(
-    effect: float, found: Components, prompts: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
+    effect: float,
+    variances: Components,
+    prompts: int,
+    *,
+    comparisons: int = 1,
+    alpha: float = 0.05,
+    chance: float = 0.8,
 ) -> int | None:
-    """Fewest seeds, two or more, that show an effect with this chance; None where 64 do not."""
+    """Fewest seeds, two or more, that show an effect with this chance; None where 64 do not.
+
+    Args: as of `power`, and `chance` of showing the effect.
+    """
 
     def shown_by(seeds: int) -> bool:
-        return power(effect, found, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance
+        return power(effect, variances, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance
 
     if not shown_by(MOST_SEEDS):
         return None
@@ -71,12 +80,15 @@ def seeds_needed(
 
 
 def prompts_needed(
-    effect: float, found: Components, seeds: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
+    effect: float, variances: Components, seeds: int, *, comparisons: int = 1, alpha: float = 0.05, chance: float = 0.8
 ) -> int | None:
-    """Fewest prompts that show an effect with this chance, to two figures; None where a million do not."""
+    """Fewest prompts that show an effect with this chance, to two figures; None where a million do not.
+
+    Args: as of `power`, and `chance` of showing the effect.
+    """
 
     def shown_by(prompts: int) -> bool:
-        return power(effect, found, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance
+        return power(effect, variances, seeds, prompts, comparisons=comparisons, alpha=alpha) >= chance
 
     low, high = 2, MOST_PROMPTS
     if not shown_by(high):
@@ -88,18 +100,18 @@ def prompts_needed(
     return math.ceil(high / step) * step
 
 
-def _half_widths(found: Components, seeds: int, prompts: int, alpha: float) -> Array:
+def _half_widths(variances: Components, seeds: int, prompts: int, alpha: float) -> Array:
     """Half widths of the intervals that experiments of this design would print, shape [DRAWS]; the same draws at every call."""
     rng = np.random.default_rng(0)
-    parts = found.parts(seeds, prompts)
+    parts = variances.parts(seeds, prompts)
     residual, seed = parts["residual"], parts["seed"]
     sampled = (parts["prompt x variant"] + residual) * _mean_square(rng, prompts - 1)
     if seeds < 2:
         spread = Spread(sampled, prompts - 1.0)
     else:
-        arms = [(seed + residual) / 2 * _mean_square(rng, seeds - 1) for _ in range(2)]
+        between = [(seed + residual) / 2 * _mean_square(rng, seeds - 1) for _ in range(2)]
         rest = residual * _mean_square(rng, 2 * (seeds - 1) * (prompts - 1))
-        spread = Spread(sampled, prompts - 1.0, sum(arms), between_df(arms, [seeds, seeds]), rest)
+        spread = Spread(sampled, prompts - 1.0, sum(between), between_df(between, [seeds, seeds]), rest)
     return np.asarray(spread.quantile(alpha) * np.sqrt(spread.variance))
 
 

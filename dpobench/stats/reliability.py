@@ -1,13 +1,11 @@
-"""How far a judge agrees with labels, and how far with the length of the answers. Pairs of one prompt are one cluster.
+"""Agreement of a judge with labels and with the length of the answers, and calibration. Pairs of one prompt are one cluster.
 
 Each interval comes from the linear parts of the estimate, summed within prompts: a share through Wilson's at the size it is worth, kappa
 through Student's t, a correlation on Fisher's scale.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +16,13 @@ from dpobench.stats.crossed import Estimate, crossed_mean, share_interval
 Array = npt.NDArray[np.float64]
 
 
-def agreement(verdicts: Sequence[Any], labels: Sequence[Any], clusters: npt.ArrayLike | None = None) -> Estimate:
-    """Share of pairs on which two say the same.
+def agreement(verdicts: npt.ArrayLike, labels: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> Estimate:
+    """Share of pairs on which two verdicts agree.
 
     Args:
         verdicts: shape [N], categories such as "first", "second", "tie".
         labels: shape [N], of the same kind.
-        clusters: shape [N], the prompt of each pair; without it every pair is its own.
+        clusters: shape [N], the prompt of each pair; without it every pair is a cluster.
 
     Returns: the share with a Wilson interval at the size that the clusters leave it.
     """
@@ -33,15 +31,15 @@ def agreement(verdicts: Sequence[Any], labels: Sequence[Any], clusters: npt.Arra
     return share_interval(_around(value, same - value, clusters))
 
 
-def kappa(verdicts: Sequence[Any], labels: Sequence[Any], clusters: npt.ArrayLike | None = None) -> Estimate:
+def kappa(verdicts: npt.ArrayLike, labels: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> Estimate:
     """Cohen's kappa: agreement beyond what the two would have by chance, over what there is to have.
 
     Args:
         verdicts: shape [N], two or more categories.
         labels: shape [N].
-        clusters: shape [N], the prompt of each pair; without it every pair is its own.
+        clusters: shape [N], the prompt of each pair; without it every pair is a cluster.
 
-    Returns: kappa, 1 for full agreement, 0 for none beyond chance; NaN where both always say one and the same thing.
+    Returns: kappa, 1 for full agreement, 0 for none beyond chance; NaN where both always give one and the same verdict.
 
     References: Cohen 1960, https://doi.org/10.1177/001316446002000104.
     """
@@ -65,7 +63,7 @@ def correlation(x: npt.ArrayLike, y: npt.ArrayLike, clusters: npt.ArrayLike | No
     Args:
         x: shape [N].
         y: shape [N].
-        clusters: shape [N], the prompt of each pair; without it every pair is its own.
+        clusters: shape [N], the prompt of each pair; without it every pair is a cluster.
 
     Returns: the correlation; the interval is made on Fisher's scale and asks for no normal distribution. NaN where either is constant.
     """
@@ -93,13 +91,13 @@ def _around(value: float, linear: Array, clusters: npt.ArrayLike | None) -> Esti
 def crossed_correlation(first: Array, second: Array, confidence: float = 0.95) -> Estimate | None:
     """Pearson correlation over prompts, averaged over seeds on Fisher's scale.
 
-    What the correlation of a seed would be without a prompt says what the prompt does to it (the jackknife), so that prompts and seeds
-    are crossed as in `crossed_mean` and nothing need be normal.
+    The correlation of a seed without a prompt gives that prompt's influence (the jackknife), so that prompts and seeds are
+    crossed as in `crossed_mean` and nothing need be normal.
 
     Args:
         first: shape [S, N].
         second: the other measurement of the same answers, shape [S, N].
-        confidence: coverage asked for; measured 93 to 97 % at 95 % (`python -m tests.stats.diagnostics_coverage`).
+        confidence: nominal coverage; measured 93 to 97 % at 95 % (`python -m tests.stats.diagnostics_coverage`).
 
     Returns: the correlation in [-1, 1] with its interval; None with fewer than 8 prompts, or where one of the two varies in no more
         than one prompt: without that prompt there is no correlation.
@@ -110,8 +108,8 @@ def crossed_correlation(first: Array, second: Array, confidence: float = 0.95) -
     whole, without = _fisher(x, y)
     prompts = x.shape[1]
     pseudo = prompts * whole - (prompts - 1) * without
-    seen = crossed_mean([whole + pseudo - pseudo.mean(1, keepdims=True)], confidence)
-    return replace(seen, value=math.tanh(seen.value), low=math.tanh(seen.low), high=math.tanh(seen.high))
+    mean = crossed_mean([whole + pseudo - pseudo.mean(1, keepdims=True)], confidence)
+    return replace(mean, value=math.tanh(mean.value), low=math.tanh(mean.low), high=math.tanh(mean.high))
 
 
 def _varies(values: Array) -> bool:
@@ -124,12 +122,12 @@ def _fisher(x: Array, y: Array) -> tuple[Array, Array]:
     """Correlation on the scale of Fisher of each seed, and the same without each prompt; shape [S, N] both."""
     x, y = (z - z.mean(1, keepdims=True) for z in (x, y))
     products, count = (x * x, y * y, x * y), x.shape[1]
-    found = []
+    scaled = []
     for left in (0.0, 1.0):
         # Sums of squares and products about their mean, one prompt fewer where `left` is 1.
         around = [p.sum(1, keepdims=True) - left * p * count / (count - 1) for p in products]
-        found.append(np.arctanh(np.clip(around[2] / np.sqrt(around[0] * around[1]), -1 + 1e-12, 1 - 1e-12)))
-    return found[0], found[1]
+        scaled.append(np.arctanh(np.clip(around[2] / np.sqrt(around[0] * around[1]), -1 + 1e-12, 1 - 1e-12)))
+    return scaled[0], scaled[1]
 
 
 def spread_between(means: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -137,14 +135,14 @@ def spread_between(means: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
 
     Args:
         means: one number per seed, shape [S], S at least 2.
-        confidence: coverage asked for.
+        confidence: nominal coverage.
 
-    Returns: the deviation, low, high; `spread_between([0, 2])` is (1.414, 0.631, 45.13): two seeds say next to nothing.
+    Returns: the deviation, low, high; `spread_between([0, 2])` is (1.414, 0.631, 45.13): two seeds hardly determine it.
     """
     values = np.asarray(means, dtype=np.float64)
-    df, found = len(values) - 1, float(values.std(ddof=1))
+    df, deviation = len(values) - 1, float(values.std(ddof=1))
     low, high = stats.chi2.ppf([0.5 + confidence / 2, 0.5 - confidence / 2], df)
-    return found, found * math.sqrt(df / float(low)), found * math.sqrt(df / float(high))
+    return deviation, deviation * math.sqrt(df / float(low)), deviation * math.sqrt(df / float(high))
 
 
 @dataclass(frozen=True)
@@ -184,12 +182,12 @@ def calibration(probability: npt.ArrayLike, bins: int = 10) -> Calibration:
     count = np.bincount(place, minlength=bins)
     filled = count > 0
     stated = np.bincount(place, weights=confidence, minlength=bins)[filled] / count[filled]
-    found = np.bincount(place, weights=right, minlength=bins)[filled] / count[filled]
+    right_share = np.bincount(place, weights=right, minlength=bins)[filled] / count[filled]
     return Calibration(
         tuple(stated.tolist()),
-        tuple(found.tolist()),
+        tuple(right_share.tolist()),
         tuple(count[filled].tolist()),
-        float((np.abs(stated - found) * count[filled]).sum() / len(p)),
+        float((np.abs(stated - right_share) * count[filled]).sum() / len(p)),
         float(((1 - p) ** 2).mean()),
     )
 
@@ -228,7 +226,7 @@ def calibration_error(
     Args:
         probability: shape [S, N] (or [N]): of the outcome that happened, seeds by prompts.
         bins: equal widths over [0.5, 1].
-        confidence: coverage asked for; measured 93 to 98 % at 95 % (`python -m tests.stats.diagnostics_coverage`).
+        confidence: nominal coverage; measured 93 to 98 % at 95 % (`python -m tests.stats.diagnostics_coverage`).
         resamples: outcomes drawn for `chance`.
         seed: of these draws.
 
@@ -258,10 +256,10 @@ def _gaps(p: Array, bins: int) -> Array:
 
 def _binned(confidence: Array, right: Array, bins: int) -> Array:
     seeds, prompts = confidence.shape
-    found = np.zeros((prompts, bins))
+    gaps = np.zeros((prompts, bins))
     for stated, outcome in zip(confidence, right, strict=True):
-        found[np.arange(prompts), _places(stated, bins)] += (stated - outcome) / seeds
-    return found
+        gaps[np.arange(prompts), _places(stated, bins)] += (stated - outcome) / seeds
+    return gaps
 
 
 def _by_chance(p: Array, bins: int, resamples: int, seed: int) -> Array:
@@ -271,12 +269,12 @@ def _by_chance(p: Array, bins: int, resamples: int, seed: int) -> Array:
     flat = (_places(confidence, bins) + bins * np.arange(p.shape[1])).ravel()
     mixing = np.zeros((bins, p.size))
     mixing[flat % bins, np.arange(p.size)] = 1 / p.size
-    found = []
+    errors = []
     for drawn in np.array_split(rng.random((resamples, p.shape[1])), max(1, resamples * p.size // 2_000_000)):
         # The favoured side is right where the label drawn for this pair agrees with it.
         right = (drawn[:, None, :] < p) == (p > 0.5)
-        found.append(np.abs((confidence - right).reshape(len(drawn), -1) @ mixing.T).sum(1))
-    return np.concatenate(found)
+        errors.append(np.abs((confidence - right).reshape(len(drawn), -1) @ mixing.T).sum(1))
+    return np.concatenate(errors)
 
 
 def _unfolded(size: Array, error: Array) -> Array:

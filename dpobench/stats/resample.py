@@ -3,7 +3,7 @@
 Drawing two or three seeds with replacement gives a variance too small by (S - 1)/S and quantiles of a normal
 distribution where Student's with S - 1 degrees of freedom are due; and as every resample of the prompts already holds
 the residual of the seeds' answers, it is counted twice. So the mean over seeds of each cell is moved instead, by
-Student's t times the seeds' own deviations, shrunk by what the residual explains of them. Where nothing but seeds
+Student's t times the seeds' deviations, shrunk by what the residual explains of them. Where nothing but seeds
 varies this is Student's interval, where they do not it is the bootstrap over prompts.
 """
 
@@ -22,6 +22,11 @@ CONFIDENCE = 0.95
 def prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
     """How often each prompt is drawn, over the number of prompts.
 
+    Args:
+        prompts: their number.
+        resamples: number of draws.
+        seed: of the draws.
+
     Returns: shape [resamples, prompts]; every row sums to one.
     """
     counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
@@ -29,7 +34,7 @@ def prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
 
 
 def seed_choice(seeds: int, resamples: int, rng: np.random.Generator) -> Array:
-    """The luck of the seeds in every resample, shape [S, resamples]: normal weights, scaled together to Student's t."""
+    """The chance of the seeds in every resample, shape [S, resamples]: normal weights, scaled together to Student's t."""
     if seeds < 2:
         return np.zeros((seeds, resamples))
     student = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, resamples))
@@ -37,7 +42,7 @@ def seed_choice(seeds: int, resamples: int, rng: np.random.Generator) -> Array:
 
 
 def seed_shifts(table: Array, choice: Array) -> Array:
-    """What the choice of seeds does to the means of one cell, over the noise of the prompts.
+    """The shifts of one cell's means by the choice of seeds, beyond the noise of the prompts.
 
     Args:
         table: shape [K, S, N]: K measures of S seeds on the same prompts.
@@ -53,8 +58,8 @@ def seed_shifts(table: Array, choice: Array) -> Array:
     rest = table - table.mean(1, keepdims=True) - deviations[:, :, None]
     residual = (rest**2).sum((1, 2)) / ((seeds - 1) * max(1, prompts - 1)) / prompts
     between = (deviations**2).sum(1) / (seeds - 1)
-    kept = np.sqrt(np.clip(1 - residual / np.where(between > 0, between, 1), 0, 1))
-    directions = deviations * kept[:, None] / np.sqrt(seeds * (seeds - 1))
+    shrinkage = np.sqrt(np.clip(1 - residual / np.where(between > 0, between, 1), 0, 1))
+    directions = deviations * shrinkage[:, None] / np.sqrt(seeds * (seeds - 1))
     return np.asarray(directions @ choice)
 
 
@@ -68,29 +73,29 @@ def draws(
             seeds has S = 1.
         resamples: number of draws.
         seed: of the resampling.
-        trainings: whose seeds those of each cell are; equal ones are drawn together. Without it all are different trainings.
+        trainings: a key of each cell's trainings; seeds of equal keys are drawn together. Without it all are different trainings.
 
     Returns: for each cell its means [K, resamples].
     """
     weights = prompt_weights(cells[0].shape[2], resamples, seed).T
     rng = np.random.default_rng([seed, 1])
     known: dict[Hashable, Array] = {}
-    found = []
-    for cell, whose in zip(cells, range(len(cells)) if trainings is None else trainings, strict=True):
-        if whose not in known:
-            known[whose] = seed_choice(cell.shape[1], resamples, rng)
-        found.append(cell.mean(1) @ weights + seed_shifts(cell, known[whose]))
-    return found
+    means = []
+    for cell, training in zip(cells, range(len(cells)) if trainings is None else trainings, strict=True):
+        if training not in known:
+            known[training] = seed_choice(cell.shape[1], resamples, rng)
+        means.append(cell.mean(1) @ weights + seed_shifts(cell, known[training]))
+    return means
 
 
 def percentiles(value: float, drawn: Array, prompts: int, seeds: int) -> Estimate:
     """The 95 % percentile interval of an estimate.
 
     Args:
-        value: the estimate; infinite where it lies beyond all that was seen.
+        value: the estimate; infinite where it lies beyond all measurements.
         drawn: shape [resamples]; infinite draws are allowed.
-        prompts: behind it.
-        seeds: behind it.
+        prompts: number of prompts.
+        seeds: number of seeds.
 
     Returns: the standard error is the interval's half-width over the normal quantile, so that `p` agrees with the interval.
     """

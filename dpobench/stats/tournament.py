@@ -1,9 +1,9 @@
-"""Everybody against everybody: Bradley-Terry strengths whose errors know that one prompt is in every match.
+"""Round robin: Bradley-Terry strengths whose errors take into account that one prompt is in every match.
 
 The model says that a beats b with the chance sigma(strength a - strength b). It is fitted to the mean score of each
 pair, ties as halves; the errors are the sandwich's, clustered by prompt, and where a player is a method with several
-seeds, its seeds add their own spread, as in `crossed`. Every seed of one player meets every seed of the other: that
-reads the same answers more often, and no seed is paired with a stranger's of equal number as if that meant something.
+seeds, its seeds add their spread, as in `crossed`. Every seed of one player meets every seed of the other: that
+reads the same answers more often; seeds of equal number have nothing in common, so they are not paired.
 
 References: Bradley and Terry 1952, https://doi.org/10.2307/2334029; Ford 1957 on when the strengths are finite,
 https://doi.org/10.1080/00029890.1957.11989117.
@@ -23,13 +23,13 @@ from dpobench.stats.crossed import Estimate, Spread, between_df, crossed_mean, s
 
 Array = npt.NDArray[np.float64]
 Pairs = Mapping[tuple[str, str], Array]
-# Where some never lose, strengths are infinite: then every pair is given so many tied prompts more.
+# Where some players never lose, strengths are infinite: then every pair is given this number of tied prompts.
 TIED_PROMPTS = 0.5
 
 
 @dataclass(frozen=True)
 class Tournament:
-    """Strengths and how far they can be believed.
+    """Strengths with their errors, and how well they fit.
 
     Args:
         players: in the order given.
@@ -38,7 +38,7 @@ class Tournament:
         observed: for each ordered pair that met the mean score with its interval.
         separated: whether some players never lose to the others: then the strengths depend on the tied prompts added, and only their
             order means something.
-        misfit: p-value of "strengths explain all pairs"; None where there are too few players (under three) or prompts to ask.
+        misfit: p-value of "strengths explain all pairs"; None with fewer than three players, or with too few prompts for the test.
         worst: the pair the model explains worst: a, b, observed less expected.
         cycles: triples in which a beats b, b beats c and c beats a.
     """
@@ -62,7 +62,7 @@ def round_robin(rewards: Mapping[str, Array]) -> dict[tuple[str, str], Array]:
     Returns: for each pair (a, b), in the order of the players, an array [S_a, S_b, N]: 1 where a's reward for a draw is greater than
         b's for the same draw, 0 where smaller, 0.5 where equal, averaged over draws; NaN where no draw has both.
     """
-    found = {}
+    scores = {}
     for a, b in combinations(rewards, 2):
         total = np.zeros((len(rewards[a]), len(rewards[b]), rewards[a].shape[1]))
         count = np.zeros_like(total)
@@ -71,8 +71,8 @@ def round_robin(rewards: Mapping[str, Array]) -> dict[tuple[str, str], Array]:
             known = ~np.isnan(difference)
             total += np.where(known, 0.5 + 0.5 * np.sign(difference), 0.0)
             count += known
-        found[a, b] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return found
+        scores[a, b] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return scores
 
 
 def tournament(players: Sequence[str], pairs: Pairs) -> Tournament:
@@ -82,7 +82,7 @@ def tournament(players: Sequence[str], pairs: Pairs) -> Tournament:
         players: the first is the one the others are measured from.
         pairs: for every pair (a, b) of players that met, a before b, an array [S_a, S_b, N] of scores of a in [0, 1], columns the
             same prompts, nothing missing. S = 1 for a player without seeds, such as the reference. Not all must have met, but from
-            everybody a chain of pairs must lead to everybody else.
+            each player a chain of pairs must lead to each other one.
 
     Returns: strengths, chances, intervals, fit.
 
@@ -105,12 +105,12 @@ def tournament(players: Sequence[str], pairs: Pairs) -> Tournament:
     bend = (design * (chance * (1 - chance))[:, None]).T @ design
     step = np.linalg.solve(bend, design.T)  # strengths per score, [players - 1, pairs]
     by_seed = _by_seed(players, played, scores)
-    seeds = {player: arm.shape[1] for player, arm in by_seed.items()}
+    seeds = {player: seeded.shape[1] for player, seeded in by_seed.items()}
     strength = {players[0]: Estimate(0.0, 0.0, 0.0, 0.0, prompts - 1.0, prompts, seeds[players[0]])}
     for place, player in enumerate(players[1:]):
-        arms = {name: np.tensordot(step[place], arm, axes=1) for name, arm in by_seed.items()}
-        strength[player] = _of_arms(
-            float(fitted[place]), step[place] @ _prompt_scores(scores), arms, (player, players[0])
+        by_player = {name: np.tensordot(step[place], seeded, axes=1) for name, seeded in by_seed.items()}
+        strength[player] = _of_players(
+            float(fitted[place]), step[place] @ _prompt_scores(scores), by_player, (player, players[0])
         )
     misfit, worst = _fit(design, scores, chance, list(by_seed.values()))
     return Tournament(
@@ -130,7 +130,7 @@ def _bradley_terry(design: Array, mean: Array) -> Array:
     # Imported here: its models take two seconds that no other statistic needs.
     import statsmodels.api as sm
 
-    # Means that the strengths explain fully, as those of two players, look to it like separation, which was seen to before.
+    # Means that the strengths explain fully, as those of two players, look to it like separation, which is treated above.
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         fitted = sm.GLM(mean, design, family=sm.families.Binomial()).fit(tol=1e-12)
@@ -138,7 +138,7 @@ def _bradley_terry(design: Array, mean: Array) -> Array:
 
 
 def _linked(players: Sequence[str], played: Sequence[tuple[str, str]], mean: Array) -> bool:
-    """Whether from everybody a chain of at least partly lost matches leads to everybody else."""
+    """Whether from each player a chain of at least partly lost matches leads to each other one."""
     lost = np.zeros((len(players), len(players)))
     for (a, b), score in zip(played, mean, strict=True):
         lost[players.index(a), players.index(b)] = score < 1
@@ -162,49 +162,49 @@ def _prompt_scores(scores: Sequence[Array]) -> Array:
 
 def _by_seed(players: Sequence[str], played: Sequence[tuple[str, str]], scores: Sequence[Array]) -> dict[str, Array]:
     """For each player the scores of its pairs, [pairs, S, N], averaged over the opponents' seeds; zeros elsewhere."""
-    found = {}
+    by_player = {}
     for player in players:
         axes = {row: pair.index(player) for row, pair in enumerate(played) if player in pair}
         rows = {row: scores[row].mean(1 - axis) for row, axis in axes.items()}
         first = next(iter(rows.values()))
-        found[player] = np.stack([rows.get(row, np.zeros_like(first)) for row in range(len(played))])
-    return found
+        by_player[player] = np.stack([rows.get(row, np.zeros_like(first)) for row in range(len(played))])
+    return by_player
 
 
-def _of_arms(value: float, parts: Array, arms: Mapping[str, Array], own: tuple[str, str]) -> Estimate:
+def _of_players(value: float, parts: Array, by_player: Mapping[str, Array], compared: tuple[str, str]) -> Estimate:
     """An estimate from its linear parts.
 
     Args:
         value: the estimate.
         parts: over prompts, shape [N].
-        arms: the same parts of each player, shape [S, N]; S = 1 where it has no seeds.
-        own: the two players that are compared, the one that it speaks of first. A seed that is better against everybody moves no other
-            player's strength, so theirs are the degrees of freedom; what the others' seeds add is error all the same.
+        by_player: the same parts of each player, shape [S, N]; S = 1 where it has no seeds.
+        compared: the two players, first the one that the estimate is of. A seed that is better against all players changes no other
+            player's strength, so the degrees of freedom are those of the two; what the others' seeds add is error all the same.
     """
     prompts = crossed_mean([parts[None]])
     assert prompts.spread is not None
-    spread, seeded = prompts.spread, {name: _spread(arm) for name, arm in arms.items() if len(arm) > 1}
-    compared = [name for name in own if name in seeded]
+    spread, seeded = prompts.spread, {name: _spread(scores) for name, scores in by_player.items() if len(scores) > 1}
+    with_seeds = [name for name in compared if name in seeded]
     if seeded:
-        named = compared or list(seeded)
-        df = float(between_df([seeded[name].seeds for name in named], [len(arms[name]) for name in named]))
+        named = with_seeds or list(seeded)
+        df = float(between_df([seeded[name].seeds for name in named], [len(by_player[name]) for name in named]))
         between, rest = (sum(float(getattr(s, part)) for s in seeded.values()) for part in ("seeds", "residual"))
         spread = Spread(spread.sampled, spread.sampled_df, between, df, rest)
     se = float(np.sqrt(spread.variance))
     half = float(spread.quantile()) * se
     # A player trained once is a checkpoint, whatever the other is.
-    seeds = min((len(arms[name]) for name in compared), default=1) if own[0] in compared else 1
+    seeds = min((len(by_player[name]) for name in with_seeds), default=1) if compared[0] in with_seeds else 1
     return Estimate(value, value - half, value + half, se, float(spread.df()), prompts.n_prompts, seeds, spread)
 
 
-def _spread(arm: Array) -> Spread:
-    found = crossed_mean([arm]).spread
-    assert found is not None
-    return found
+def _spread(scores: Array) -> Spread:
+    spread = crossed_mean([scores]).spread
+    assert spread is not None
+    return spread
 
 
 def _fit(design: Array, scores: Sequence[Array], chance: Array, by_seed: Sequence[Array]) -> tuple[float | None, int]:
-    """P-value of what the strengths leave unexplained (Hotelling's test), and the row of the pair they explain worst."""
+    """P-value of the differences that the strengths leave unexplained (Hotelling's test), and the row of the pair they explain worst."""
     left_over = linalg.null_space(design.T)  # combinations of pairs that no strengths change
     values = _prompt_scores(scores)
     prompts, free = values.shape[1], left_over.shape[1]
@@ -228,10 +228,10 @@ def _fit(design: Array, scores: Sequence[Array], chance: Array, by_seed: Sequenc
     )
 
 
-def _seed_covariance(arms: Sequence[Array]) -> Array:
-    """What the seeds of all arms, [K, S, N] each, add to the covariance of the means; not below zero in any direction."""
-    total = np.zeros((len(arms[0]), len(arms[0])))
-    for moved in arms:
+def _seed_covariance(players: Sequence[Array]) -> Array:
+    """Contribution of the players' seeds, [K, S, N] each, to the covariance of the means; not below zero in any direction."""
+    total = np.zeros((len(players[0]), len(players[0])))
+    for moved in players:
         count, prompts = moved.shape[1:]
         if count < 2:
             continue
@@ -248,23 +248,23 @@ def _chance(strength: Mapping[str, Estimate], a: str, b: str) -> float:
 
 
 def _observed(played: Sequence[tuple[str, str]], scores: Sequence[Array]) -> dict[tuple[str, str], Estimate]:
-    found = {}
+    observed = {}
     for (a, b), score in zip(played, scores, strict=True):
-        arms = {a: score.mean(1), b: score.mean(0)}
-        around = share_interval(_of_arms(float(score.mean()), score.mean((0, 1)), arms, (a, b)))
-        found[a, b] = around
-        found[b, a] = replace(around, value=1 - around.value, low=1 - around.high, high=1 - around.low)
-    return found
+        by_player = {a: score.mean(1), b: score.mean(0)}
+        around = share_interval(_of_players(float(score.mean()), score.mean((0, 1)), by_player, (a, b)))
+        observed[a, b] = around
+        observed[b, a] = replace(around, value=1 - around.value, low=1 - around.high, high=1 - around.low)
+    return observed
 
 
 def _cycles(players: Sequence[str], mean: Mapping[tuple[str, str], float]) -> tuple[tuple[str, str, str], ...]:
     def beats(a: str, b: str) -> bool:
         return mean.get((a, b), 0.5) > 0.5 or mean.get((b, a), 0.5) < 0.5
 
-    found = []
+    cycles = []
     for a, b, c in combinations(players, 3):
         if beats(a, b) and beats(b, c) and beats(c, a):
-            found.append((a, b, c))
+            cycles.append((a, b, c))
         elif beats(b, a) and beats(c, b) and beats(a, c):
-            found.append((a, c, b))
-    return tuple(found)
+            cycles.append((a, c, b))
+    return tuple(cycles)

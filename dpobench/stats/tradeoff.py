@@ -26,7 +26,7 @@ def best_weights(by: Array, k: int) -> Array:
     """The chance of each draw to be the best of k, equals sharing.
 
     Args:
-        by: shape [..., n], what the best is picked by.
+        by: shape [..., n], the scores that the best is picked by.
         k: tries, 1 to n.
 
     Returns: shape [..., n], sums to one over the last axis; `best_weights([1, 2, 3], 2)` is [0, 1/3, 2/3].
@@ -37,51 +37,35 @@ def best_weights(by: Array, k: int) -> Array:
     order = np.asarray(by, dtype=np.float64)
     count = order.shape[-1]
     if not 1 <= k <= count:
-        raise ValueError(f"the best of {k} cannot be told from {count} draws; k is 1 to {count}")
+        raise ValueError(f"the best of {k} cannot be estimated from {count} draws; k is 1 to {count}")
     below = (order[..., None, :] < order[..., :, None]).sum(-1)
     upto = (order[..., None, :] <= order[..., :, None]).sum(-1)
     mass = special.binom(upto, k) - special.binom(below, k)
     return np.asarray(mass / (upto - below) / special.binom(count, k))
 
 
-def best_of(values: Array, ks: Sequence[int], by: Array | None = None) -> list[Estimate]:
-    """Expected value of the best of k draws.
-
-    Args:
-        values: shape [N, n], n independent draws for each of N prompts.
-        ks: tries, each 1 to n.
-        by: shape [N, n], what the best is picked by; the values themselves where it is not given. With another judge's scores here the
-            curve shows what is really gained.
-
-    Returns: for each k the mean over prompts, with the interval of a mean over prompts.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    picked_by = sample if by is None else np.asarray(by, dtype=np.float64)
-    return [crossed_mean([(best_weights(picked_by, k) * sample).sum(-1)[None]]) for k in ks]
-
-
-def best_trials(trials: Sequence[Array], seen: Sequence[float], ks: Sequence[int]) -> list[Estimate]:
+def best_trials(trials: Sequence[Array], selection: Sequence[float], ks: Sequence[int]) -> list[Estimate]:
     """Expected value of the best of k trials, picked on the selection prompts and read on the test prompts.
 
     Args:
         trials: for each trial an array [S, N] on the test prompts, columns the same prompts; trials may differ in S.
-        seen: each trial's mean on the selection prompts; the best of k is the one with the greatest.
+        selection: each trial's mean on the selection prompts; the best of k is the one with the greatest.
         ks: tries, each 1 to the number of trials.
 
-    Returns: for each k the estimate with an interval that knows prompts and seeds. The trials are those of the grid: it does not say
-        what another grid would give.
+    Returns: for each k the estimate with an interval over prompts and seeds. The trials are those of the grid: nothing follows for
+        another grid.
     """
-    found = []
+    estimates = []
     seeds = min(len(trial) for trial in trials)
     for k in ks:
-        weights = best_weights(np.asarray(seen, dtype=np.float64), k)
+        weights = best_weights(np.asarray(selection, dtype=np.float64), k)
         # Trials are trained apart, so the spreads of their seeds add; a trial's seeds stand for as many of the shortest one's.
         rows = sum(w * _folded(np.asarray(t, dtype=np.float64), seeds) for w, t in zip(weights, trials, strict=True))
         value = sum(float(w) * float(np.mean(t)) for w, t in zip(weights, trials, strict=True))
         around = crossed_mean([np.asarray(rows)])
         shift = value - around.value
-        found.append(replace(around, value=value, low=around.low + shift, high=around.high + shift))
-    return found
+        estimates.append(replace(around, value=value, low=around.low + shift, high=around.high + shift))
+    return estimates
 
 
 def _folded(values: Array, seeds: int) -> Array:
@@ -116,19 +100,19 @@ class Cell:
     """One configuration of a variant, in the order of its seeds.
 
     Args:
-        variant: whose it is.
+        variant: its variant.
         value: shape [S, N] on the test prompts; more is better.
         distance: shape [S, N], nats, on the same prompts.
-        seen: shape [S], each seed's mean value on the selection prompts.
-        far: shape [S], its mean distance on them, nats.
-        training: cells of one name are points of the same trainings, seed by seed; empty for trainings of its own.
+        selection_value: shape [S], each seed's mean value on the selection prompts.
+        selection_distance: shape [S], its mean distance on them, nats.
+        training: cells of one name are points of the same trainings, seed by seed; empty where no other cell shares its trainings.
     """
 
     variant: str
     value: Array
     distance: Array
-    seen: Array
-    far: Array
+    selection_value: Array
+    selection_distance: Array
     training: str = ""
 
 
@@ -186,7 +170,7 @@ def tradeoff(
         cells: of all variants, with the same test prompts in the same columns.
         base: shape [N], the reference's values on them.
         control: variant whose hypervolume the others' are compared with.
-        target: value whose price in nats is asked.
+        target: value whose price in nats is estimated.
         budgets: nats, ascending. The hypervolume goes to the first of them that no cell lies beyond on the selection prompts, or to
             the last.
         resamples: of the bootstrap.
@@ -198,7 +182,7 @@ def tradeoff(
         (https://arxiv.org/abs/2210.10760) describe how rewards rise.
     """
     base = np.asarray(base, dtype=np.float64)
-    farthest = max(float(cell.far.mean()) for cell in cells)
+    farthest = max(float(cell.selection_distance.mean()) for cell in cells)
     budget = next((b for b in budgets if b >= farthest), budgets[-1])
     whose = [(cell.training or place) for place, cell in enumerate(cells)]
     tables = [np.stack([cell.value, cell.distance]) for cell in cells]
@@ -208,32 +192,41 @@ def tradeoff(
         np.stack([np.r_[cell.distance.mean(), np.maximum(d[1], 0.0)] for cell, d in zip(cells, drawn, strict=False)]),
         np.r_[base.mean(), drawn[-1][0]],
     )
-    owned = {v: [i for i, c in enumerate(cells) if c.variant == v] for v in dict.fromkeys(c.variant for c in cells)}
-    folds = {variant: _folds(cells, own, base) for variant, own in owned.items()}
+    by_variant = {
+        v: [i for i, c in enumerate(cells) if c.variant == v] for v in dict.fromkeys(c.variant for c in cells)
+    }
+    folds = {variant: _folds(cells, places, base) for variant, places in by_variant.items()}
     areas = {variant: _pseudo(read, partial(_area, budget=budget)) for variant, read in folds.items()}
     frontiers = {}
-    for variant, own in owned.items():
-        far = [float(cells[i].far.mean()) for i in own]
+    for variant, places in by_variant.items():
+        far = [float(cells[i].selection_distance.mean()) for i in places]
         near = {b: max(far) >= b / NEAR and min(far) <= b * NEAR for b in budgets}
         at = {b: _pseudo(folds[variant], partial(_at, budget=b)) if near[b] else None for b in budgets}
-        picked = frontier_of([cells[i].far.mean() for i in own], [cells[i].seen.mean() for i in own], base.mean())
-        price = _needed(_along(pooled, [own[i] for i in picked], ()), target)
+        values = [float(cells[i].selection_value.mean()) for i in places]
+        picked = frontier_of(far, values, float(base.mean()))
+        price = _needed(_along(pooled, [places[i] for i in picked], ()), target)
         frontiers[variant] = Frontier(
-            tuple(own[i] for i in picked),
+            tuple(places[i] for i in picked),
             _mean(areas[variant]),
             _difference(areas[variant], areas[control]) if control in areas and variant != control else None,
-            {b: _mean(found) if found else None for b, found in at.items()},
-            percentiles(price[0], price[1:], len(base), min(len(cells[i].value) for i in own)),
+            {b: _mean(pseudo) if pseudo else None for b, pseudo in at.items()},
+            percentiles(price[0], price[1:], len(base), min(len(cells[i].value) for i in places)),
         )
     value, distance = pooled.value[:, 1:], pooled.distance[:, 1:]
     member = np.mean([pareto(distance[:, b], value[:, b]) for b in range(resamples)], axis=0)
     return Tradeoff(budget, frontiers, member, value, distance)
 
 
-def frontier_of(far: Sequence[float], seen: Sequence[float], base: float) -> list[int]:
-    """Places of the cells on a frontier and above the reference, from near to far."""
-    kept = (pareto(far, seen) & (np.asarray(seen) > base)).tolist()
-    return sorted((i for i, on in enumerate(kept) if on), key=lambda i: far[i])
+def frontier_of(distance: Sequence[float], value: Sequence[float], base: float) -> list[int]:
+    """Places of the cells on a frontier and above the reference, from near to far.
+
+    Args:
+        distance: of each cell on the selection prompts, nats.
+        value: of each cell on the selection prompts; more is better.
+        base: value of the reference.
+    """
+    on_frontier = (pareto(distance, value) & (np.asarray(value) > base)).tolist()
+    return sorted((i for i, inside in enumerate(on_frontier) if inside), key=lambda i: distance[i])
 
 
 @dataclass(frozen=True)
@@ -247,7 +240,7 @@ class _Means:
 
 @dataclass(frozen=True)
 class _Path:
-    """A frontier in many samples: knots from near to far [k, M], the reference's values [M], what the selection prompts said [k]."""
+    """A frontier in many samples: knots from near to far [k, M], the reference's values [M], distances on the selection prompts [k]."""
 
     value: Array
     distance: Array
@@ -260,21 +253,21 @@ def _along(means: _Means, picked: Sequence[int], far: Sequence[float]) -> _Path:
     return _Path(means.value[places], means.distance[places], means.base, far)
 
 
-def _folds(cells: Sequence[Cell], own: Sequence[int], base: Array) -> list[_Path]:
+def _folds(cells: Sequence[Cell], places: Sequence[int], base: Array) -> list[_Path]:
     """One path per seed: its means, all prompts and each left out in turn, along the frontier that the other seeds picked."""
-    count = min(len(cells[i].value) for i in own)
+    count = min(len(cells[i].value) for i in places)
     paths = []
     for fold in range(count):
-        held = [np.arange(len(cells[i].value)) % count == fold for i in own]
+        held = [np.arange(len(cells[i].value)) % count == fold for i in places]
         others = [mask if count == 1 else ~mask for mask in held]
-        far = [float(cells[i].far[mask].mean()) for i, mask in zip(own, others, strict=True)]
-        seen = [float(cells[i].seen[mask].mean()) for i, mask in zip(own, others, strict=True)]
+        far = [float(cells[i].selection_distance[mask].mean()) for i, mask in zip(places, others, strict=True)]
+        values = [float(cells[i].selection_value[mask].mean()) for i, mask in zip(places, others, strict=True)]
         means = _Means(
-            np.stack([_left_out(cells[i].value[mask].mean(0)) for i, mask in zip(own, held, strict=True)]),
-            np.stack([_left_out(cells[i].distance[mask].mean(0)) for i, mask in zip(own, held, strict=True)]),
+            np.stack([_left_out(cells[i].value[mask].mean(0)) for i, mask in zip(places, held, strict=True)]),
+            np.stack([_left_out(cells[i].distance[mask].mean(0)) for i, mask in zip(places, held, strict=True)]),
             _left_out(base),
         )
-        picked = frontier_of(far, seen, float(base.mean()))
+        picked = frontier_of(far, values, float(base.mean()))
         paths.append(_along(means, picked, [far[i] for i in picked]))
     return paths
 
@@ -287,17 +280,17 @@ def _left_out(values: Array) -> Array:
 
 def _pseudo(paths: Sequence[_Path], read: Callable[[_Path], Array]) -> tuple[float, Array]:
     """The mean over seeds of a functional, and its pseudo-values [S, N]."""
-    found = np.stack([read(path) for path in paths])
-    count = found.shape[1] - 1
-    return float(found[:, 0].mean()), count * found[:, :1] - (count - 1) * found[:, 1:]
+    values = np.stack([read(path) for path in paths])
+    count = values.shape[1] - 1
+    return float(values[:, 0].mean()), count * values[:, :1] - (count - 1) * values[:, 1:]
 
 
-def _mean(found: tuple[float, Array]) -> Estimate:
-    return _around(found[0], crossed_mean([found[1]]))
+def _mean(functional: tuple[float, Array]) -> Estimate:
+    return _around(functional[0], crossed_mean([functional[1]]))
 
 
-def _difference(found: tuple[float, Array], control: tuple[float, Array]) -> Estimate:
-    return _around(found[0] - control[0], crossed_difference([found[1]], [control[1]]))
+def _difference(functional: tuple[float, Array], control: tuple[float, Array]) -> Estimate:
+    return _around(functional[0] - control[0], crossed_difference([functional[1]], [control[1]]))
 
 
 def _around(value: float, pseudo: Estimate) -> Estimate:
@@ -317,7 +310,7 @@ def _knots(path: _Path) -> tuple[Array, Array]:
 
 
 def _at(path: _Path, budget: float) -> Array:
-    """Value at a distance; beyond the last cell its own."""
+    """Value at a distance; beyond the last cell the value of that cell."""
     x, y = _knots(path)
     left = sum(far <= budget for far in path.far)
     if left == len(path.far):
@@ -331,9 +324,9 @@ def _at(path: _Path, budget: float) -> Array:
 def _needed(path: _Path, target: float) -> Array:
     """The first distance at which the path is as high as the target, infinite where it never is."""
     x, y = _knots(path)
-    found = np.where(path.base >= target, 0.0, np.inf)
+    price = np.where(path.base >= target, 0.0, np.inf)
     for left in range(len(x) - 1):
         rises = (y[left] < target) & (y[left + 1] >= target)
         share = np.where(rises, (target - y[left]) / np.where(rises, y[left + 1] - y[left], 1.0), 0.0)
-        found = np.minimum(found, np.where(rises, x[left] + share * (x[left + 1] - x[left]), np.inf))
-    return np.asarray(found)
+        price = np.minimum(price, np.where(rises, x[left] + share * (x[left + 1] - x[left]), np.inf))
+    return np.asarray(price)

@@ -4,7 +4,7 @@ Normal scores are drawn as their mean squares, which is exact and makes thousand
 and 1 are drawn one by one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from scipy import special, stats
 from dpobench.stats.compare import holm
 from dpobench.stats.crossed import (
     Array,
+    Estimate,
     Spread,
     between_df,
     crossed_difference,
@@ -21,6 +22,7 @@ from dpobench.stats.crossed import (
     share_difference,
     share_interval,
 )
+from dpobench.stats.tradeoff import best_weights
 
 
 @dataclass(frozen=True)
@@ -284,3 +286,19 @@ def familywise_under_partial_truth(design: Design, null: int, real: int, *, repe
     drawn = experiments(design, null + real, repetitions, np.random.default_rng(1))
     p = np.stack([drawn.difference(v)[1].p(drawn.difference(v)[0] + (v > null)) for v in range(1, null + real + 1)], 1)
     return float(np.mean([min(holm(list(row))[:null]) < 0.05 for row in p]))
+
+
+def best_of(values: Array, ks: Sequence[int], by: Array | None = None) -> list[Estimate]:
+    """Expected value of the best of k draws.
+
+    Args:
+        values: shape [N, n], n independent draws for each of N prompts.
+        ks: tries, each 1 to n.
+        by: shape [N, n], what the best is picked by; the values themselves where it is not given. With another judge's scores here the
+            curve shows what is really gained.
+
+    Returns: for each k the mean over prompts, with the interval of a mean over prompts.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    picked_by = sample if by is None else np.asarray(by, dtype=np.float64)
+    return [crossed_mean([(best_weights(picked_by, k) * sample).sum(-1)[None]]) for k in ks]

@@ -3,8 +3,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dpobench.stats.tradeoff import best_of, best_trials, best_weights
+from dpobench.stats.tradeoff import best_trials, best_weights
 from tests.stats.coverage_tradeoffs import best_worlds, shares, trial_worlds
+from tests.stats.simulate import best_of
 
 
 def test_weights_by_hand():
@@ -36,7 +37,7 @@ def test_picked_by_one_judge_and_read_by_another_nothing_is_gained_from_noise():
 
 def test_more_tries_than_draws_are_refused():
     with pytest.raises(ValueError, match="k is 1 to 3"):
-        best_of(np.zeros((4, 3)), [4])
+        best_weights(np.zeros((4, 3)), 4)
 
 
 def test_trials_are_picked_on_other_prompts_than_they_are_read_on():

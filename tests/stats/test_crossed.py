@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpobench.stats.compare import compare_with_control
+from dpobench.stats.compare import family
 from dpobench.stats.crossed import Spread, crossed_difference, crossed_mean, crossed_ratio, share_difference
 
 
@@ -87,17 +87,17 @@ def test_differences_of_shares_stay_within_one():
     assert share_difference(inner) == inner
 
 
-def test_a_failed_seed_leaves_arms_of_unequal_size():
+def test_a_failed_seed_leaves_sides_of_unequal_size():
     rng = np.random.default_rng(3)
     found = crossed_difference([rng.normal(1, 0.1, (2, 50))], [rng.normal(0, 0.1, (3, 50))])
     assert found.seeds == 2
     assert found.low < 1.0 < found.high
 
 
-def test_one_seed_in_either_arm_makes_no_claim_about_the_method():
+def test_one_seed_on_either_side_makes_no_claim_about_the_method():
     rng = np.random.default_rng(4)
-    arms = {"new": rng.normal(1, 0.1, (1, 50))}
-    found = compare_with_control(arms, rng.normal(0, 0.1, (3, 50)), "old")["new"]
+    difference = crossed_difference([rng.normal(1, 0.1, (1, 50))], [rng.normal(0, 0.1, (3, 50))])
+    found = family({"new": difference}, "old")["new"]
     assert found.level == "checkpoint"
     assert found.verdict("higher") == "better than old (this checkpoint only)"
 
