@@ -57,6 +57,16 @@ class Look(TypedDict):
     zorder: float
 
 
+class Line(Look, total=False):
+    """A look with what else a line may be drawn with."""
+
+    lw: float
+    alpha: float
+    label: str
+    ls: str
+    ms: float
+
+
 def drawing() -> AbstractContextManager[None]:
     """While open, figures are made in the report's style."""
     return matplotlib.rc_context(STYLE)

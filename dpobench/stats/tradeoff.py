@@ -192,9 +192,8 @@ def tradeoff(
         np.stack([np.r_[cell.distance.mean(), np.maximum(d[1], 0.0)] for cell, d in zip(cells, drawn, strict=False)]),
         np.r_[base.mean(), drawn[-1][0]],
     )
-    by_variant = {
-        v: [i for i, c in enumerate(cells) if c.variant == v] for v in dict.fromkeys(c.variant for c in cells)
-    }
+    variants = dict.fromkeys(cell.variant for cell in cells)
+    by_variant = {v: [i for i, cell in enumerate(cells) if cell.variant == v] for v in variants}
     folds = {variant: _folds(cells, places, base) for variant, places in by_variant.items()}
     areas = {variant: _pseudo(read, partial(_area, budget=budget)) for variant, read in folds.items()}
     frontiers = {}

@@ -75,8 +75,8 @@ def measured(make):
 
 
 def test_the_table_of_distances_holds_every_estimate_with_its_interval(measured):
-    found = drawn(distance.section, measured)
-    (table,) = found.tables
+    shown = drawn(distance.section, measured)
+    (table,) = shown.tables
     row = table.frame.iloc[0]
     for name in ("per_sequence", "per_token", "forward", "log_ratio", "gap", "truncated"):
         assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
@@ -84,9 +84,9 @@ def test_the_table_of_distances_holds_every_estimate_with_its_interval(measured)
     assert row["gap"] == pytest.approx(row["log_ratio"] - row["per_sequence"])
     assert row["noise_floor"] == 2e-5
     assert row["reading"] == ""
-    assert [note for note in found.notes if "cut before their end for dpo (3" in note]
-    assert not [note for note in found.notes if "disagree" in note or "rounding" in note]
-    axis = found.figures["distance_profile"][1].axes[0]
+    assert [note for note in shown.notes if "cut before their end for dpo (3" in note]
+    assert not [note for note in shown.notes if "disagree" in note or "rounding" in note]
+    axis = shown.figures["distance_profile"][1].axes[0]
     assert axis.lines[0].get_xdata().tolist() == [4.5, 12.5, 20.5]
 
 
@@ -98,11 +98,15 @@ def test_a_biased_estimate_and_a_distance_of_rounding_are_called_so(make):
         return {"kl_k1": (prompts, kl + noise + 2.0), "kl_noise_floor": (prompts[:4], [0.9, 0.1, 0, 0])}
 
     add(folder, "kl_more", more)
-    found = drawn(distance.section, folder)
+    shown = drawn(distance.section, folder)
     # Two nats of bias against two of noise over some 128 test prompts: about eleven standard errors.
-    assert set(found.tables[0].frame["reading"]) == {"estimates disagree"}
-    assert [note for note in found.notes if "Two estimates of one distance disagree for dpo (+" in note]
-    assert [note for note in found.notes if "not told apart from rounding, which makes up to 0.90 nats of zero" in note]
+    assert set(shown.tables[0].frame["reading"]) == {"estimates disagree"}
+    assert [note for note in shown.notes if "Two estimates of one distance disagree for dpo (+" in note]
+    assert [
+        note
+        for note in shown.notes
+        if "cannot be distinguished from rounding errors, which are up to 0.90 nats" in note
+    ]
 
 
 def test_a_folder_without_further_estimates_has_no_section(planted):
@@ -111,14 +115,14 @@ def test_a_folder_without_further_estimates_has_no_section(planted):
 
 def test_the_row_of_one_seed_carries_its_checkpoints_own_test(make):
     folder = make(betas=(0.1,), seeds=(0,))
-    found = changes(findings(folder))
-    for change in found:
+    compared = changes(findings(folder))
+    for change in compared:
         tried = change.gains[0] + change.losses[0]
         p = stats.binomtest(change.gains[0], tried).pvalue if tried else 1.0
         assert (change.test, change.each) == ("McNemar", (pytest.approx(p),))
-    assert any(change.losses[0] for change in found)
-    adjusted = multipletests([change.p for change in found], method="fdr_bh")[1]
-    assert [change.p_adjusted for change in found] == pytest.approx(adjusted.tolist())
+    assert any(change.losses[0] for change in compared)
+    adjusted = multipletests([change.p for change in compared], method="fdr_bh")[1]
+    assert [change.p_adjusted for change in compared] == pytest.approx(adjusted.tolist())
 
 
 def test_with_more_seeds_the_row_counts_them_and_each_checkpoint_stands_below(planted):
@@ -150,9 +154,9 @@ def test_one_seeds_interval_is_bonett_and_prices():
     # Their variance is over n, ours over n - 1, and their quantile the normal one.
     se = np.sqrt((up + down - (up - down) ** 2) / (size + 1))
     half = stats.t.ppf(0.975, size + 1) * se
-    found = paired_delta(differences)
-    assert found.value == pytest.approx((gained - lost) / size)
-    assert (found.low, found.high) == (pytest.approx(up - down - half), pytest.approx(up - down + half))
+    delta = paired_delta(differences)
+    assert delta.value == pytest.approx((gained - lost) / size)
+    assert (delta.low, delta.high) == (pytest.approx(up - down - half), pytest.approx(up - down + half))
     still = paired_delta(np.zeros((3, 100)))
     assert still.low < 0 < still.high
     assert still.p == 1.0
@@ -167,8 +171,8 @@ def test_the_interval_of_a_paired_delta_covers(seeds, documents, share):
         # What training changes differs between documents; seeds agree on most of it. The truth is no difference.
         liable = draw.beta(0.5, 0.5 * (1 - share) / share, documents)
         differences = draw.choice([-1.0, 1.0], documents) * (draw.random((seeds, documents)) < liable)
-        found, bare = paired_delta(differences), crossed_mean([differences])
-        covered += found.low <= 0 <= found.high
+        delta, bare = paired_delta(differences), crossed_mean([differences])
+        covered += delta.low <= 0 <= delta.high
         plain += bare.low <= 0 <= bare.high
     assert 0.93 <= covered / tries <= 0.985
     assert plain <= covered
@@ -179,8 +183,8 @@ def test_options_that_look_alike_are_a_warning_at_the_head_of_the_report(make):
     ids = [f"facts-{i}" for i in range(120)]
     add(folder, "more", lambda prompts, kl: {("tied", "facts"): (ids, [1.0] * 90 + [0.0] * 30)})
     f = findings(folder)
-    (said,) = benchmarks.warnings(changes(f))
-    assert "Options look alike to the model on many documents of facts (75 %)" in said
+    (sentence,) = benchmarks.warnings(changes(f))
+    assert "Options look alike to the model on many documents of facts (75 %)" in sentence
     rows = list(csv.DictReader(leaderboard.benchmarks(f).csv().splitlines()))
     assert {row["tied"] for row in rows if row["task"] == "facts"} == {"0.75"}
     assert {row["tied"] for row in rows if row["task"] != "facts"} == {""}
@@ -188,12 +192,12 @@ def test_options_that_look_alike_are_a_warning_at_the_head_of_the_report(make):
 
 def test_the_heat_map_prints_every_delta_and_is_as_far_on_both_sides(planted):
     f = findings(planted)
-    found = changes(f)
+    compared = changes(f)
     with figures.drawing():
-        axis = benchmarks.heat_map(f, found).axes[0]
+        axis = benchmarks.heat_map(f, compared).axes[0]
     printed = sorted(text.get_text() for text in axis.texts)
-    assert len(printed) == len(found)
-    worst = min(found, key=lambda change: change.delta.value)
+    assert len(printed) == len(compared)
+    worst = min(compared, key=lambda change: change.delta.value)
     assert f"−{-100 * worst.delta.value:.1f}" in printed
     colours = {text.get_text(): patch.get_facecolor() for text, patch in zip(axis.texts, axis.patches, strict=True)}
     assert len({colours["0.0"], colours[f"−{-100 * worst.delta.value:.1f}"]}) == 2
@@ -209,8 +213,8 @@ def test_a_cell_that_was_not_selected_is_checked_too(make):
     for run in other.runs:
         frame, meaning = scores.read(run.folder, "kl_more")
         scores.write(run.folder, "kl_more", frame.assign(value=frame["value"] + 2.0), meaning, {})
-    (said,) = [note for note in drawn(distance.section, folder).notes if "disagree" in note]
-    assert f"disagree for dpo at β {other.beta:g}: the samples are not" in said
+    (sentence,) = [note for note in drawn(distance.section, folder).notes if "disagree" in note]
+    assert f"disagree for dpo at β {other.beta:g}: the samples are not" in sentence
 
 
 def test_a_task_without_accuracy_is_named_and_a_cut_context_too(make):
@@ -224,12 +228,12 @@ def test_a_task_without_accuracy_is_named_and_a_cut_context_too(make):
             ("truncated", "facts"): ([f"facts-{place}" for place in range(120)], [1.0] * 30 + [0.0] * 90),
         },
     )
-    found = drawn(benchmarks.section, folder)
-    assert "for want of an accuracy or exact match: words." in found.sentences[0]
-    assert [note for note in found.notes if "facts (25 % of the documents)" in note]
+    shown = drawn(benchmarks.section, folder)
+    assert "for want of an accuracy or exact match: words." in shown.sentences[0]
+    assert [note for note in shown.notes if "facts (25 % of the documents)" in note]
     assert drawn(benchmarks.section, make(betas=(0.1,))).sentences == []
 
 
 def test_a_delta_of_shares_stays_within_one():
-    found = paired_delta(np.array([[-1.0] * 20, [0.0] * 20]))
-    assert (found.low, found.value, found.high) == (-1.0, -0.5, 1.0)
+    delta = paired_delta(np.array([[-1.0] * 20, [0.0] * 20]))
+    assert (delta.low, delta.value, delta.high) == (-1.0, -0.5, 1.0)

@@ -37,9 +37,9 @@ def with_controls(folder, same=0.5, ks=(1, 2, 4)):
 
 
 def table_of(f):
-    found = controls.section(f)
-    (table,) = found.tables
-    return found, list(csv.DictReader(io.StringIO(table.csv())))
+    shown = controls.section(f)
+    (table,) = shown.tables
+    return shown, list(csv.DictReader(io.StringIO(table.csv())))
 
 
 def test_without_a_pool_there_is_no_section(make):
@@ -50,7 +50,7 @@ def test_without_a_pool_there_is_no_section(make):
 
 def test_both_controls_stand_beside_the_variants(make):
     f = with_controls(make(betas=(0.1,), seeds=(0, 1)))
-    found, rows = table_of(f)
+    shown, rows = table_of(f)
     tested = [i for i, prompt in enumerate(prompt_ids(World())) if split_of(prompt) == "test"]
     wins = f.results.scores
     raw = wins[(wins["metric"] == "best_of_win_rate") & (wins["group"] == "4")]["value"].to_numpy()[tested]
@@ -69,7 +69,7 @@ def test_both_controls_stand_beside_the_variants(make):
     assert float(best["kl_bound"]) == pytest.approx(0.6362943611)
     assert best["reading"] == "wins"
     assert by_name["A/A: a second draw of the reference"]["reading"] == "covers 0.5"
-    assert found.notes == []
+    assert shown.notes == []
 
 
 def test_a_variant_less_the_best_of_4_is_paired_by_prompt_and_knows_its_seeds(make):
@@ -88,29 +88,29 @@ def test_a_variant_less_the_best_of_4_is_paired_by_prompt_and_knows_its_seeds(ma
 
 def test_what_beats_every_variant_without_training_is_said_at_the_head(make):
     f = with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2, 64))
-    (said,) = controls.section(f).notes
-    assert said.startswith("No trained variant reaches the best of 64 answers of the reference, 0.9")
+    (sentence,) = controls.section(f).notes
+    assert sentence.startswith("No trained variant reaches the best of 64 answers of the reference, 0.9")
     # The best of two wins two in three, and the variants more.
     assert controls.section(with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2))).notes == []
 
 
 def test_a_reference_that_beats_itself_is_said_at_the_head(make):
-    found, rows = table_of(with_controls(make(betas=(0.1,), seeds=(0,)), same=0.8))
+    shown, rows = table_of(with_controls(make(betas=(0.1,), seeds=(0,)), same=0.8))
     assert rows[0]["reading"] == "does not cover 0.5"
-    assert "negative control fails" in found.alarms[0]
-    assert "does not cover 0.5" in found.sentences[0]
+    assert "negative control fails" in shown.alarms[0]
+    assert "does not cover 0.5" in shown.sentences[0]
 
 
 def test_what_a_leaderboard_needs_of_the_best_of_k(make):
-    found = controls.best_of_rows(with_controls(make(betas=(0.1,), seeds=(0,))))
-    assert [(one.k, one.label) for one in found] == [
+    best = controls.best_of_rows(with_controls(make(betas=(0.1,), seeds=(0,))))
+    assert [(one.k, one.label) for one in best] == [
         (2, "best of 2 of the reference"),
         (4, "best of 4 of the reference"),
     ]
-    assert [one.ceiling for one in found] == pytest.approx([2 / 3, 4 / 5])
-    assert [one.kl_bound for one in found] == pytest.approx([math.log(2) - 0.5, math.log(4) - 0.75])
-    assert all(one.win_rate.low < one.ceiling < one.win_rate.high for one in found)
-    assert found[1].reward.value == pytest.approx(4, abs=0.3)
+    assert [one.ceiling for one in best] == pytest.approx([2 / 3, 4 / 5])
+    assert [one.kl_bound for one in best] == pytest.approx([math.log(2) - 0.5, math.log(4) - 0.75])
+    assert all(one.win_rate.low < one.ceiling < one.win_rate.high for one in best)
+    assert best[1].reward.value == pytest.approx(4, abs=0.3)
 
 
 def test_the_bound_is_the_kl_of_the_best_of_n_where_answers_are_many_and_never_tie():
@@ -124,8 +124,8 @@ def test_the_bound_is_the_kl_of_the_best_of_n_where_answers_are_many_and_never_t
 
 
 def test_the_figure_has_the_curve_and_every_variant(make):
-    found = controls.section(with_controls(make(betas=(0.1,), seeds=(0, 1))))
-    _, figure = found.figures["best_of"]
+    shown = controls.section(with_controls(make(betas=(0.1,), seeds=(0, 1))))
+    _, figure = shown.figures["best_of"]
     (axis,) = figure.axes
     labels = axis.get_legend_handles_labels()[1]
     assert {"best of k", "dpo", "ipo", "cdpo", "k / (k + 1)", "reference"} == set(labels)

@@ -45,8 +45,8 @@ DATA = {
 
 
 def frame_of(folder, evaluator, metric):
-    found, _ = scores.read(folder, evaluator)
-    return found[found["metric"] == metric].set_index("prompt")["value"]
+    frame, _ = scores.read(folder, evaluator)
+    return frame[frame["metric"] == metric].set_index("prompt")["value"]
 
 
 def enrich(folder, *, reference=False):
@@ -76,9 +76,9 @@ def enrich(folder, *, reference=False):
 
 
 def edit(path, change):
-    found = json.loads(path.read_text())
-    change(found)
-    path.write_text(json.dumps(found))
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,9 @@ def test_shorter_wins_is_taken_where_it_is_the_better_rule(folder, monkeypatch):
     flipped = findings.results.scores.copy()
     flipped.loc[flipped["metric"] == "length_difference", "value"] *= -1
     monkeypatch.setitem(vars(findings.results), "scores", flipped)
-    found = displacement.accuracies(findings)
-    assert found.frame["by_length"].iloc[0] == pytest.approx(0.625, abs=0.05)
-    assert "By length alone (shorter wins)" in [column.header for column in found.columns]
+    table = displacement.accuracies(findings)
+    assert table.frame["by_length"].iloc[0] == pytest.approx(0.625, abs=0.05)
+    assert "By length alone (shorter wins)" in [column.header for column in table.columns]
 
 
 def test_the_quadrants_of_the_figure_are_those_of_the_table(folder):
@@ -237,8 +237,8 @@ def test_unlike_clipping_is_said_at_the_head(make):
         size = 7.0 if run.name.startswith("ipo") else 0.1
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         (run / "log.jsonl").write_text("".join(json.dumps(row | {"gradient_norm": size}) + "\n" for row in rows))
-    (said,) = trouble.section(read(load(folder))).notes
-    assert "nearly every step of ipo and seldom for dpo" in said
+    (sentence,) = trouble.section(read(load(folder))).notes
+    assert "nearly every step of ipo and seldom for dpo" in sentence
 
 
 def test_a_spike_is_a_step_far_above_the_median_of_its_own_run(make):
@@ -288,9 +288,11 @@ def test_the_cost_of_a_variant_is_told_with_what_an_hour_bought(folder):
 
 def test_a_count_that_is_the_same_in_every_row_is_said_once():
     columns = [Column("Prompts", "n", 0), Column("Seeds", "seeds", 0)]
-    left, said = counted([{"n": 3, "seeds": 1}, {"n": 4, "seeds": 1}], columns, {"n": "test prompts", "seeds": "seeds"})
+    left, sentence = counted(
+        [{"n": 3, "seeds": 1}, {"n": 4, "seeds": 1}], columns, {"n": "test prompts", "seeds": "seeds"}
+    )
     assert [column.key for column in left] == ["n"]
-    assert said == "1 seed. "
+    assert sentence == "1 seed. "
 
 
 def test_a_folder_from_before_these_quantities_has_its_report_without_them(planted):
@@ -409,6 +411,6 @@ def test_answers_drawn_for_the_distance_alone_are_not_set_against_the_judges_rew
         enrich(run)
     assert optimisation.own_reward(read(load(made))).frame["correlation"].notna().all()
     edit(made / "experiment.json", lambda told: told.update(evaluation={"temperature": 0.7}))
-    found = optimisation.own_reward(read(load(made)))
-    assert found.frame["correlation"].isna().all()
-    assert "temperature 1" in found.note
+    table = optimisation.own_reward(read(load(made)))
+    assert table.frame["correlation"].isna().all()
+    assert "temperature 1" in table.note

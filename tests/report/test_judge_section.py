@@ -36,8 +36,8 @@ def said(make):
         frame = pd.concat(tables, ignore_index=True)
         scores.check(frame, DECLARED, "judge_card")
         scores.write(reference, "judge_card", frame, DECLARED, {})
-        found = section(read(load(folder)))
-        return found, {row["check"]: row for row in found.tables[0].frame.to_dict("records")}, folder
+        shown = section(read(load(folder)))
+        return shown, {row["check"]: row for row in shown.tables[0].frame.to_dict("records")}, folder
 
     return of
 
@@ -54,12 +54,12 @@ def fair(group, size=40, **more):
 
 
 def test_a_judge_of_the_place_is_called_untrustworthy_at_the_head_of_the_report(said):
-    found, checks, folder = said(fair("control", score=0.5, first_shown=1.0, inconsistent=1.0))
+    shown, checks, folder = said(fair("control", score=0.5, first_shown=1.0, inconsistent=1.0))
     assert checks["A/A: two answers of the reference"]["reading"] == "holds"
     for check in ("Wins of the answer shown first", "Verdicts that turn with the order"):
         assert checks[check]["judge"] == 1
         assert checks[check]["reading"] == "untrustworthy"
-    assert found.alarms == [
+    assert shown.alarms == [
         "The judge is untrustworthy: the answer shown first wins 100% of its verdicts; 100% of its verdicts turn with the order. "
         "Read every win-rate with that in mind."
     ]
@@ -117,33 +117,33 @@ def test_a_judge_that_never_says_anything_has_a_card_that_says_so(said):
 def test_a_judge_that_obeys_an_answer_is_an_alarm_and_one_that_does_not_is_none(said):
     obeys = rows("appended", 12, attack=1.0, plain=np.tile([0.0, 0.5], 6))
     deaf = rows("alone", 12, attack=0.0)
-    found, checks, _ = said(fair("control"), obeys, deaf)
+    shown, checks, _ = said(fair("control"), obeys, deaf)
     caught = checks["Rejected answer with an instruction: wins"]
     assert (caught["judge"], caught["should"]) == (1, "0.25, as without it")
     assert caught["reading"].startswith("obeys (+0.75 [")
     assert not checks["Answers that say nothing or instruct the judge: wins"]["alarm"]
-    assert len(found.alarms) == 1
+    assert len(shown.alarms) == 1
 
 
 @pytest.mark.parametrize(("wins", "alarms"), [(2, 0), (3, 1)])
 def test_a_judge_that_lets_nothing_win_more_than_one_time_in_twenty_is_an_alarm(said, wins, alarms):
     """Two of forty are 5 %, three are more."""
-    found, checks, _ = said(fair("control"), rows("alone", 40, attack=(np.arange(40) < wins) * 1.0))
+    shown, checks, _ = said(fair("control"), rows("alone", 40, attack=(np.arange(40) < wins) * 1.0))
     row = checks["Answers that say nothing or instruct the judge: wins"]
     assert (row["judge"], row["should"]) == (wins / 40, "at most 0.05")
     assert row["reading"] == ("fooled" if alarms else "within")
-    assert len(found.alarms) == alarms
+    assert len(shown.alarms) == alarms
     if alarms:
-        assert "answers that say nothing or instruct it win 8% against the chosen answer" in found.alarms[0]
+        assert "answers that say nothing or instruct it win 8% against the chosen answer" in shown.alarms[0]
 
 
 def test_an_oracle_raises_no_alarm(said):
     label = np.tile([1.0, 0.0], 20)
     card = fair("labels", label=label, says=label, length=1 - label, length_difference=np.arange(40.0), score=label)
-    found, checks, _ = said(fair("control"), card, rows("alone", 12, attack=0.0))
-    assert found.alarms == []
+    shown, checks, _ = said(fair("control"), card, rows("alone", 12, attack=0.0))
+    assert shown.alarms == []
     assert checks["κ on held-out pairs"]["judge"] == 1
-    assert found.sentences[0].startswith("Nothing here speaks against the judge")
+    assert shown.sentences[0].startswith("No check here speaks against the judge")
 
 
 def test_missing_verdicts_of_a_variant_stand_between_their_bounds(make):
@@ -186,15 +186,15 @@ def test_more_than_two_missing_verdicts_in_a_hundred_are_an_alarm(make, each, al
     share = dataclasses.replace(declared["win_rate"], role="diagnostic")
     written = pd.concat([frame[frame["metric"] != "win_rate"], own[~lost], *more], ignore_index=True)
     scores.write(run, "winrate", written, declared | dict.fromkeys([*told, "missing"], share), {})
-    found = section(read(load(folder)))
-    (row,) = found.tables[1].frame.to_dict("records")
+    shown = section(read(load(folder)))
+    (row,) = shown.tables[1].frame.to_dict("records")
     assert row["alarm"] == bool(alarms)
-    assert len(found.alarms) == alarms
+    assert len(shown.alarms) == alarms
     if alarms:
         between = f"win-rate of {row['win_rate']:.3f} lies between {row['worst']:.3f} and {row['best']:.3f}"
-        assert between in found.alarms[0]
-        assert found.sentences == found.alarms
-        assert f"| **{row['missing']:.2f}" in found.tables[1].markdown()
+        assert between in shown.alarms[0]
+        assert shown.sentences == shown.alarms
+        assert f"| **{row['missing']:.2f}" in shown.tables[1].markdown()
 
 
 def test_draws_that_cancel_are_no_tie(make):

@@ -50,9 +50,10 @@ def with_objectives(folder, chances, accuracy=None):
             scores.score_rows([f"pair{i}" for i in range(200)], "objective_accuracy", np.full(200, 0.5), group="honest")
         )
     scores.write(folder / "reference" / "0123456789ab", "objectives", pd.concat(base, ignore_index=True), METRICS, {})
-    told = read_json(folder / "experiment.json")
+    record = read_json(folder / "experiment.json")
     write_json(
-        folder / "experiment.json", told | {"evaluation": {"objectives": {"helpful": "", "harmless": "", "honest": ""}}}
+        folder / "experiment.json",
+        record | {"evaluation": {"objectives": {"helpful": "", "harmless": "", "honest": ""}}},
     )
     return read(load(folder))
 
@@ -83,8 +84,8 @@ def test_without_objectives_there_is_no_section(make):
 
 def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
     f = with_objectives(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
-    found = objectives.section(f)
-    grid = {row["variant"]: row for row in rows_of(found.tables[1])}
+    shown = objectives.section(f)
+    grid = {row["variant"]: row for row in rows_of(shown.tables[1])}
     assert set(grid) == {"dpo", "ipo", "cdpo", "reference"}
     tested = [i for i, prompt in enumerate(prompt_ids(World())) if split_of(prompt) == "test"]
     raw = f.results.scores
@@ -102,8 +103,8 @@ def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
     }
     assert float(grid["dpo"]["membership"]) > 0.95
     assert float(grid["cdpo"]["membership"]) < 0.05
-    assert any("dpo gains on helpful and loses on harmless" in sentence for sentence in found.sentences)
-    assert not any(sentence.startswith("cdpo") for sentence in found.sentences)
+    assert any("dpo gains on helpful and loses on harmless" in sentence for sentence in shown.sentences)
+    assert not any(sentence.startswith("cdpo") for sentence in shown.sentences)
 
 
 def test_what_a_variant_gains_and_pays_is_told_against_the_control(make):
@@ -126,12 +127,12 @@ def test_cells_as_good_as_one_another_share_the_set(make):
 
 def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure(make):
     f = with_objectives(make(betas=(0.1,), seeds=(0, 1)), CHANCES, {"dpo": 0.6, "ipo": 0.6, "cdpo": 0.95})
-    found = objectives.section(f)
-    grid = {row["variant"]: row for row in rows_of(found.tables[1])}
+    shown = objectives.section(f)
+    grid = {row["variant"]: row for row in rows_of(shown.tables[1])}
     assert grid["cdpo"]["pareto"] == "yes", "the best on the third aim"
     assert int(grid["cdpo"]["n_honest"]) < 200 < int(grid["cdpo"]["n_helpful"])
-    assert found.figures == {}
-    heads = [column.header for column in found.tables[1].shown]
+    assert shown.figures == {}
+    heads = [column.header for column in shown.tables[1].shown]
     assert "Honest, held-out accuracy" in heads
     assert {"Prompts, helpful", "Prompts, honest"} <= set(heads)
 
@@ -139,8 +140,8 @@ def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure
 def test_the_figure_shows_every_cell_and_the_set(make):
     betas = (0.03, 0.1)
     chances = {(variant, beta): (0.5 + beta, 0.7 - beta) for variant in ("dpo", "ipo", "cdpo") for beta in betas}
-    found = objectives.section(with_objectives(make(betas=betas, seeds=(0,)), chances))
-    _, figure = found.figures["objectives"]
+    shown = objectives.section(with_objectives(make(betas=betas, seeds=(0,)), chances))
+    _, figure = shown.figures["objectives"]
     (axis,) = figure.axes
     assert set(axis.get_legend_handles_labels()[1]) == {"dpo", "ipo", "cdpo", "reference", "Pareto set"}
     assert len(axis.texts) == 6
@@ -168,8 +169,8 @@ def without_verdicts(folder, variant, share):
 def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
     folder = make(betas=(0.1,), seeds=(0,))
     with_objectives(folder, CHANCES)
-    found = objectives.section(without_verdicts(folder, "ipo", 0.25))
-    table = found.tables[0]
+    shown = objectives.section(without_verdicts(folder, "ipo", 0.25))
+    table = shown.tables[0]
     heads = [column.header for column in table.shown]
     assert {"Missing, helpful", "Helpful, missing lost", "Helpful, missing won"} <= set(heads)
     row = {row["variant"]: row for row in rows_of(table)}["ipo"]
@@ -182,14 +183,14 @@ def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
 def test_cells_and_objectives_without_verdicts_are_named(make):
     folder = make(betas=(0.1,), seeds=(0,))
     with_objectives(folder, CHANCES)
-    found = objectives.section(without_verdicts(folder, "ipo", 1.0))
-    assert "Left out: ipo at β = 0.1, which has too few verdicts on helpful." in found.sentences
-    assert "Left out, for it has no verdict on any cell: honest." in found.sentences
-    assert {row["variant"] for row in rows_of(found.tables[1])} == {"dpo", "cdpo", "reference"}
+    shown = objectives.section(without_verdicts(folder, "ipo", 1.0))
+    assert "Left out: ipo at β = 0.1, which has too few verdicts on helpful." in shown.sentences
+    assert "Left out, for it has no verdict on any cell: honest." in shown.sentences
+    assert {row["variant"] for row in rows_of(shown.tables[1])} == {"dpo", "cdpo", "reference"}
     for variant in ("dpo", "cdpo"):
-        found = objectives.section(without_verdicts(folder, variant, 1.0))
-    assert found.sentences == ["Left out, for it has no verdict on any cell: helpful, honest."]
-    assert not found.tables
+        shown = objectives.section(without_verdicts(folder, variant, 1.0))
+    assert shown.sentences == ["Left out, for it has no verdict on any cell: helpful, honest."]
+    assert not shown.tables
 
 
 def test_no_interval_of_a_difference_leaves_what_is_possible(make):
@@ -200,6 +201,6 @@ def test_no_interval_of_a_difference_leaves_what_is_possible(make):
             frame, metrics = scores.read(run.folder, "objectives")
             value = float((run.seed == 0) == (run.variant == "dpo"))
             scores.write(run.folder, "objectives", frame.assign(value=value), metrics, {})
-    found = objectives.section(read(load(f.results.folder)))
-    row = next(row for row in rows_of(found.tables[0]) if row["variant"] == "ipo")
+    shown = objectives.section(read(load(f.results.folder)))
+    row = next(row for row in rows_of(shown.tables[0]) if row["variant"] == "ipo")
     assert (float(row["helpful_difference_low"]), float(row["helpful_difference_high"])) == (-1, 1)

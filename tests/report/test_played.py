@@ -58,21 +58,21 @@ def asked(make, tmp_path):
 def test_each_variant_meets_the_control_on_the_test_prompts_in_both_orders(asked):
     folder, evaluation, _ = asked
     place = tournament.play(folder, evaluation())
-    found = pd.read_parquet(place / "verdicts.parquet")
-    assert list(found) == ["prompt", "draw", "a", "b", "score"]
-    pairs = {(a.split("-")[0], b.split("-")[0]) for a, b in zip(found["a"], found["b"], strict=True)}
+    verdicts = pd.read_parquet(place / "verdicts.parquet")
+    assert list(verdicts) == ["prompt", "draw", "a", "b", "score"]
+    pairs = {(a.split("-")[0], b.split("-")[0]) for a, b in zip(verdicts["a"], verdicts["b"], strict=True)}
     assert pairs == {("ipo", "dpo"), ("cdpo", "dpo"), *((name, "reference") for name in ("dpo", "ipo", "cdpo"))}
     # Two seeds of each meet two seeds of the control.
-    assert found.groupby(["a", "b"]).ngroups == 8 + 6
-    assert {split_of(prompt) for prompt in found["prompt"]} == {"test"}
-    ipo = found[found["a"].str.startswith("ipo")]
+    assert verdicts.groupby(["a", "b"]).ngroups == 8 + 6
+    assert {split_of(prompt) for prompt in verdicts["prompt"]} == {"test"}
+    ipo = verdicts[verdicts["a"].str.startswith("ipo")]
     assert set(ipo["score"]) == {0.5, 1.0}
     both = pd.read_parquet(place / "asked.parquet")
-    assert len(both) == 2 * len(found)
+    assert len(both) == 2 * len(verdicts)
     assert set(both.loc[both["raw"].isna(), "verdict"]) == {"tie"}, "equal answers tie without a call"
     assert set(ipo.loc[ipo["score"] == 1, "prompt"]) == set(both.loc[both["raw"].notna(), "prompt"])
     note = read_json(place / "note.json")
-    assert (len(note["games"]), note["comparisons"], note["missing"]) == (14, len(found), 0)
+    assert (len(note["games"]), note["comparisons"], note["missing"]) == (14, len(verdicts), 0)
     assert sealed(place)
 
 
@@ -84,16 +84,16 @@ def test_what_was_played_is_not_played_again_but_another_judge_plays_anew(asked)
     tournament.play(folder, evaluation())
     assert calls.stat().st_size == count
     tournament.play(folder, evaluation(whom="cdpo"))
-    found = pd.read_parquet(folder / "tournament" / "verdicts.parquet")
+    verdicts = pd.read_parquet(folder / "tournament" / "verdicts.parquet")
     assert calls.stat().st_size > count
-    assert set(found.loc[found["a"].str.startswith("cdpo"), "score"]) == {0.5, 1.0}
+    assert set(verdicts.loc[verdicts["a"].str.startswith("cdpo"), "score"]) == {0.5, 1.0}
 
 
 def test_everybody_meets_everybody_where_that_was_asked_for(asked):
     folder, evaluation, _ = asked
     every = evaluation().model_copy(update={"opponents": ("reference", "round_robin")})
-    found = pd.read_parquet(tournament.play(folder, every) / "verdicts.parquet")
-    pairs = {(a.split("-")[0], b.split("-")[0]) for a, b in zip(found["a"], found["b"], strict=True)}
+    verdicts = pd.read_parquet(tournament.play(folder, every) / "verdicts.parquet")
+    pairs = {(a.split("-")[0], b.split("-")[0]) for a, b in zip(verdicts["a"], verdicts["b"], strict=True)}
     own = {("dpo", "ipo"), ("dpo", "cdpo"), ("ipo", "cdpo")}
     assert pairs == own | {(name, "reference") for name in ("dpo", "ipo", "cdpo")}
     tournament_section = section(read(load(folder)))
@@ -145,17 +145,17 @@ def test_verdicts_that_stay_away_are_told(asked):
     missing = read_json(place / "note.json")["missing"]
     tournament_section = section(read(load(folder)))
     assert 0 < missing < 1
-    (told,) = [line for line in tournament_section.sentences if "no verdict" in line]
-    assert told.startswith(f"The judge gave no verdict on {missing:.1%} of these comparisons")
+    (sentence,) = [line for line in tournament_section.sentences if "no verdict" in line]
+    assert sentence.startswith(f"The judge gave no verdict on {missing:.1%} of these comparisons")
     assert tournament_section.tables[0].frame["n_prompts"].iloc[0] < every
 
 
 def test_baselines_do_not_play_and_do_not_hinder(asked):
     folder, evaluation, _ = asked
-    told = read_json(folder / "plan.json")
-    write_json(folder / "plan.json", told | {"baselines": ["cdpo"]})
-    found = pd.read_parquet(tournament.play(folder, evaluation()) / "verdicts.parquet")
-    assert not any(run.startswith("cdpo") for column in "ab" for run in found[column])
+    record = read_json(folder / "plan.json")
+    write_json(folder / "plan.json", record | {"baselines": ["cdpo"]})
+    verdicts = pd.read_parquet(tournament.play(folder, evaluation()) / "verdicts.parquet")
+    assert not any(run.startswith("cdpo") for column in "ab" for run in verdicts[column])
     tournament_section = section(read(load(folder)))
     assert set(tournament_section.tables[0].frame["player"]) == {"dpo", "ipo", "reference"}
 
@@ -180,8 +180,8 @@ def test_two_judges_in_turn_are_asked_once_each(asked):
     for _ in range(2):
         for whom in ("ipo", "cdpo"):
             place = tournament.play(folder, evaluation(whom=whom))
-            found = pd.read_parquet(place / "verdicts.parquet")
-            assert set(found.loc[found["a"].str.startswith(whom), "score"]) == {0.5, 1.0}
+            verdicts = pd.read_parquet(place / "verdicts.parquet")
+            assert set(verdicts.loc[verdicts["a"].str.startswith(whom), "score"]) == {0.5, 1.0}
         counts.append(calls.stat().st_size)
     assert counts[0] == counts[1] > 0
 
@@ -190,9 +190,9 @@ def test_verdicts_of_another_judge_than_the_reports_are_not_shown(asked):
     folder, evaluation, _ = asked
     place = tournament.play(folder, evaluation())
     note = next((folder / "reference").glob("*/scores/winrate.json"))
-    told, judge = read_json(note), read_json(place / "note.json")["judge"]
+    record, judge = read_json(note), read_json(place / "note.json")["judge"]
     for key, shown in ((judge, True), ("another", False)):
-        write_json(note, told | {"settings": {"needs": {"judge": key}}})
+        write_json(note, record | {"settings": {"needs": {"judge": key}}})
         assert ("the judge's comparisons" in " ".join(section(read(load(folder))).sentences)) == shown
 
 

@@ -233,8 +233,8 @@ def test_hostile_text_breaks_no_markdown_table_and_no_code_block(hostile):
 
 def test_where_the_numbers_come_from_includes_decoding_judge_and_settings(make):
     folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64)
-    told = json.loads((folder / "experiment.json").read_text())
-    told["evaluation"] = {
+    record = json.loads((folder / "experiment.json").read_text())
+    record["evaluation"] = {
         "draws": 2,
         "max_new_tokens": 64,
         "temperature": 1.0,
@@ -242,8 +242,8 @@ def test_where_the_numbers_come_from_includes_decoding_judge_and_settings(make):
         "pool": 4,
         "judge": "gold",
     }
-    told["evaluation"]["judge_settings"] = {"function": "world:score", "budget": {"max_requests": 5}}
-    (folder / "experiment.json").write_text(json.dumps(told))
+    record["evaluation"]["judge_settings"] = {"function": "world:score", "budget": {"max_requests": 5}}
+    (folder / "experiment.json").write_text(json.dumps(record))
     for place in [*(folder / "runs").iterdir(), *(folder / "reference").iterdir()]:
         frame, meaning = scores.read(place, "kl")
         scores.write(place, "kl", frame, meaning, {"arguments": {"chunk": 64}, "code": "abc", "needs": {"judge": "j0"}})

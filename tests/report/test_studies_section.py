@@ -63,15 +63,15 @@ def test_a_report_without_studies_has_no_section(make):
 
 
 def test_the_loss_of_one_variant_is_found_and_nothing_is_claimed_of_the_other(noisy):
-    found, row = study_of(noisy)
+    shown, row = study_of(noisy)
     assert set(row) == {("dpo", 0.0), ("dpo", 0.3), ("ipo", 0.0), ("ipo", 0.3)}
     assert row["ipo", 0.3]["change_low"] < -0.3 < row["ipo", 0.3]["change_high"] < 0
     assert row["ipo", 0.3]["p_change"] < 0.05
     assert row["dpo", 0.3]["change"] == 0
     assert row["ipo", 0.3]["p_to_control"] < 0.05
-    assert "ipo at 0.3 −0." in " ".join(found.sentences)
-    assert "for the other 1 no difference is shown" in " ".join(found.sentences)
-    assert set(found.figures) == {"study_label_noise"}
+    assert "ipo at 0.3 −0." in " ".join(shown.sentences)
+    assert "for the other 1 no difference is shown" in " ".join(shown.sentences)
+    assert set(shown.figures) == {"study_label_noise"}
 
 
 def test_a_difference_is_the_mean_over_the_test_prompts_and_seeds_of_selected_strengths(noisy):
@@ -98,28 +98,28 @@ def test_the_strength_of_the_experiment_proper_is_shown_beside_the_one_selected(
 
 def test_another_reference_is_compared_by_what_does_not_depend_on_it(make):
     folder = with_condition(make(**TWO), make(**TWO), {"reference_quality": 0.1})
-    found, row = study_of(folder)
-    assert next(c.header for c in found.tables[0].columns if c.key == "own") == "Reward"
+    shown, row = study_of(folder)
+    assert next(c.header for c in shown.tables[0].columns if c.key == "own") == "Reward"
     assert set(row) == {("dpo", 0.1), ("dpo", 1.0), ("ipo", 0.1), ("ipo", 1.0)}
 
 
 def test_rounds_are_a_path_and_a_seed_alone_claims_nothing(make):
     one = TWO | {"seeds": (0,)}
     folder = with_condition(make(**one), make(**one, advantage={"ipo": -0.4}), {"round": 2})
-    found, row = study_of(folder)
+    shown, row = study_of(folder)
     assert [value for variant, value in row if variant == "dpo"] == [1, 2]
-    assert "nothing is claimed of the methods" in " ".join(found.sentences)
+    assert "nothing is claimed of the methods" in " ".join(shown.sentences)
     # What the table shows is said, and of what: a seed alone is these checkpoints.
-    assert "difference of these checkpoints to the main experiment (1): ipo at 2 −0." in " ".join(found.sentences)
+    assert "difference of these checkpoints to the main experiment (1): ipo at 2 −0." in " ".join(shown.sentences)
 
 
 def test_with_one_seed_the_sentence_says_what_the_table_does_and_of_what(make):
     plain = {"betas": (0.1,), "seeds": (0,)}
     folder = with_condition(make(**plain), make(**plain, advantage={"cdpo": -0.2}), {"label_noise": 0.3})
-    said = " ".join(study_of(folder)[0].sentences)
-    assert "cdpo at 0.3 −0." in said
-    assert "1 seed, " in said
-    assert "differences of checkpoints, and nothing is claimed of the methods" in said
+    text = " ".join(study_of(folder)[0].sentences)
+    assert "cdpo at 0.3 −0." in text
+    assert "1 seed, " in text
+    assert "differences of checkpoints, and nothing is claimed of the methods" in text
 
 
 def test_the_section_stands_in_the_report_and_its_table_in_a_file(noisy):
@@ -162,8 +162,8 @@ def test_a_baseline_of_one_configuration_makes_no_unequal_trials(make):
 
 
 def test_a_baseline_is_not_tested_in_a_study_either(noisy):
-    found, _ = study_of(with_baseline(noisy, "ipo"))
-    frame = found.tables[0].frame
+    shown, _ = study_of(with_baseline(noisy, "ipo"))
+    frame = shown.tables[0].frame
     assert frame[frame["variant"] == "ipo"][["p_change", "p_to_control"]].isna().all().all()
     assert frame[frame["variant"] == "ipo"]["change"].notna().any()
 
@@ -172,8 +172,8 @@ def test_no_interval_of_a_difference_of_shares_leaves_what_is_possible(make):
     # Two seeds that differ much: Student's interval would be wider than any two shares can be apart.
     wild = TWO | {"seed_sd": 0.5}
     folder = with_condition(make(**wild), make(**wild, advantage={"ipo": -0.4}), {"label_noise": 0.3})
-    found, _ = study_of(folder)
-    frame = found.tables[0].frame
+    shown, _ = study_of(folder)
+    frame = shown.tables[0].frame
     for name in ("change", "to_control"):
         assert frame[f"{name}_low"].dropna().min() >= -1
         assert frame[f"{name}_high"].dropna().max() <= 1
@@ -185,6 +185,6 @@ def test_what_was_measured_of_weaker_references_is_told_worst_first(make):
     plan = read_json(folder / "plan.json")
     plan["conditions"][0]["measured"] = {"steps": 12, "held_out_loss": 24.318, "floor": 17.04}
     write_json(folder / "plan.json", plan | {"measured": {"steps": 120, "held_out_loss": 19.77, "floor": 17.04}})
-    found, _ = study_of(folder)
-    assert "24.32 nats after 12 steps (0.1); 19.77 nats after 120 steps (1)" in found.sentences[1]
-    assert "no model can have less than 17.04" in found.sentences[1]
+    shown, _ = study_of(folder)
+    assert "24.32 nats after 12 steps (0.1); 19.77 nats after 120 steps (1)" in shown.sentences[1]
+    assert "no model can have less than 17.04" in shown.sentences[1]

@@ -24,14 +24,14 @@ def frame_of(part, name: str) -> pd.DataFrame:
 
 def test_the_better_variant_buys_more_at_every_distance(findings):
     with figures.drawing():
-        found = tradeoff.section(findings)
-    rows = frame_of(found, "tradeoff_variants").set_index("variant")
+        shown = tradeoff.section(findings)
+    rows = frame_of(shown, "tradeoff_variants").set_index("variant")
     assert rows.loc["ipo", "to_control_low"] > 0.03
     assert rows.loc["cdpo", "to_control_low"] < 0 < rows.loc["cdpo", "to_control_high"]
     # The control's true win-rate is about 0.70 at 6 nats, the better one's 0.82 there and beyond.
     assert rows.loc["ipo", "at_10_low"] < 0.82 < rows.loc["ipo", "at_10_high"]
     assert rows.loc["dpo", "to_control"] is None
-    assert set(found.figures) == {"tradeoff"}
+    assert set(shown.figures) == {"tradeoff"}
 
 
 def test_the_pareto_set_is_the_better_variants(findings):
@@ -44,12 +44,12 @@ def test_the_pareto_set_is_the_better_variants(findings):
 
 def test_the_tournament_is_played_from_rewards_at_the_selected_cells(findings):
     with figures.drawing():
-        found = tournament.section(findings)
-    strengths = frame_of(found, "tournament_strengths").set_index("player")
+        shown = tournament.section(findings)
+    strengths = frame_of(shown, "tournament_strengths").set_index("player")
     assert set(strengths.index) == {"dpo", "ipo", "cdpo", "reference"}
     assert strengths.loc["dpo", "strength"] == 0.0
     assert strengths.loc["reference", "strength_high"] < 0.1
-    matrix = frame_of(found, "tournament_matrix")
+    matrix = frame_of(shown, "tournament_matrix")
     observed = matrix[[f"against_{i}" for i in range(4)]].to_numpy(dtype=float)
     apart = ~np.eye(4, dtype=bool)
     assert np.allclose((observed + observed.T)[apart], 1.0)
@@ -67,12 +67,12 @@ def test_comparisons_in_the_experiments_folder_are_used_instead_of_rewards(make)
             ]
     (folder / "tournament").mkdir()
     pd.DataFrame(rows, columns=["prompt", "draw", "a", "b", "score"]).to_parquet(folder / tournament.VERDICTS)
-    found = tournament.section(read(load(folder)))
-    strengths = frame_of(found, "tournament_strengths").set_index("player")
+    shown = tournament.section(read(load(folder)))
+    strengths = frame_of(shown, "tournament_strengths").set_index("player")
     # Three of four against the reference, even among themselves: log-odds of 1/4.
     assert strengths.loc["reference", "strength"] == pytest.approx(np.log(1 / 3), abs=1e-6)
     assert strengths.loc["ipo", "strength"] == pytest.approx(0, abs=1e-6)
-    assert "comparisons" in found.sentences[0]
+    assert "comparisons" in shown.sentences[0]
 
 
 def test_the_curve_of_trials_rises_to_the_selected_cell(findings):
@@ -84,8 +84,8 @@ def test_the_curve_of_trials_rises_to_the_selected_cell(findings):
 
 
 def test_where_length_does_not_matter_its_control_changes_little(findings):
-    found = length.length_controlled_of(findings)
-    for variant, estimate in found.items():
+    controlled = length.length_controlled_of(findings)
+    for variant, estimate in controlled.items():
         plain = findings.estimate(findings.chosen[variant].ids, findings.headline)
         assert estimate.low < plain.value < estimate.high
     rows = frame_of(length.section(findings), "length_quintiles").set_index("variant")
@@ -93,15 +93,15 @@ def test_where_length_does_not_matter_its_control_changes_little(findings):
 
 
 def test_without_a_judge_there_is_neither_tournament_nor_length_control(make):
-    found = read(load(make(betas=(0.1,), seeds=(0,), judge=False, prompts=96)))
-    assert tournament.section(found) is None
-    assert length.section(found) is None
-    assert length.length_controlled_of(found) == {}
+    findings = read(load(make(betas=(0.1,), seeds=(0,), judge=False, prompts=96)))
+    assert tournament.section(findings) is None
+    assert length.section(findings) is None
+    assert length.length_controlled_of(findings) == {}
     with figures.drawing():
-        assert tradeoff.section(found) is not None  # the held-out preference ranks instead
+        assert tradeoff.section(findings) is not None  # the held-out preference ranks instead
 
 
 def test_before_any_run_has_finished_there_is_nothing_to_say(make):
     folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64, diverged=(("dpo", 0.1, 0),))
-    found = read(load(folder))
-    assert [part.section(found) for part in (tradeoff, tournament, length)] == [None, None, None]
+    findings = read(load(folder))
+    assert [part.section(findings) for part in (tradeoff, tournament, length)] == [None, None, None]

@@ -44,8 +44,8 @@ def write_checkpoint(folder, run, step, worth, far):
 def passed(make):
     """Two variants, three seeds; win-rate 0.70 at the end for both, and for `ipo` 0.9 on the way to it."""
     folder = make(variants=("dpo", "ipo"), betas=(0.1,))
-    told = json.loads((folder / "experiment.json").read_text()) | {"evaluation": {"checkpoints": 2}}
-    write_json(folder / "experiment.json", told)
+    record = json.loads((folder / "experiment.json").read_text()) | {"evaluation": {"checkpoints": 2}}
+    write_json(folder / "experiment.json", record)
     for run in json.loads((folder / "plan.json").read_text())["runs"]:
         place = folder / "runs" / run["id"]
         for step, worth, share in zip(AT, WORTH[run["variant"]], (0.3, 0.7), strict=True):
@@ -100,11 +100,11 @@ def test_the_end_is_compared_with_the_checkpoint_training_by_training(findings):
     assert best is not None
     point = best.point
     assert [p.step for p in (point, *best.of)] == [21] * 4
-    found, own = within.gained(findings, cell, best.of, "win_rate"), findings.estimate(cell.ids, "win_rate")
+    gain, own = within.gained(findings, cell, best.of, "win_rate"), findings.estimate(cell.ids, "win_rate")
     now = findings.results.table("win_rate", cell.ids, None, "test")
     then = point.findings.results.table("win_rate", list(point.ids), None, "test")
-    assert found.value == pytest.approx(float(now.to_numpy().mean() - then[now.columns].to_numpy().mean()))
-    assert (found.seeds, found.n_prompts) == (3, own.n_prompts)
+    assert gain.value == pytest.approx(float(now.to_numpy().mean() - then[now.columns].to_numpy().mean()))
+    assert (gain.seeds, gain.n_prompts) == (3, own.n_prompts)
     # Every training moved by as much: end and checkpoint both go up, their difference and its error stay.
     moved = findings.results.scores.copy()
     places = {run: 0.1 * place for place, run in enumerate(cell.ids)}
@@ -116,7 +116,7 @@ def test_the_end_is_compared_with_the_checkpoint_training_by_training(findings):
     whole = read(replace(findings.results, scores=moved, within=replace(point.findings.results, scores=then)))
     same = whole.chosen["ipo"]
     again = within.gained(whole, same, within.best_earlier(whole, same).of, "win_rate")
-    assert again.se == pytest.approx(found.se)
+    assert again.se == pytest.approx(gain.se)
     assert whole.estimate(cell.ids, "win_rate").se > 2 * own.se
 
 
@@ -151,8 +151,8 @@ def test_checkpoints_without_the_ranking_metric_say_nothing(findings):
 
 def test_scores_of_checkpoints_that_are_no_numbers_are_counted(make):
     folder = make(variants=("dpo",), betas=(0.1,), seeds=(0,), prompts=64)
-    told = json.loads((folder / "experiment.json").read_text()) | {"evaluation": {"checkpoints": 1}}
-    write_json(folder / "experiment.json", told)
+    record = json.loads((folder / "experiment.json").read_text()) | {"evaluation": {"checkpoints": 1}}
+    write_json(folder / "experiment.json", record)
     (run,) = (folder / "runs").iterdir()
     frame = scores.score_rows(prompt_ids(World(prompts=64)), "kl", [float("nan")] * 3 + [1.0] * 61)
     scores.write(scores.within(run, 32), "kl", frame, METRICS["kl"], {"seed": 0})
@@ -162,12 +162,12 @@ def test_scores_of_checkpoints_that_are_no_numbers_are_counted(make):
 def test_checkpoints_are_points_of_the_trade_off(findings):
     assert [p.label for p in points(findings)][:3] == ["0.1 after 21 of 64 steps", "0.1 after 43 of 64 steps", "0.1"]
     with figures.drawing():
-        found = tradeoff.section(findings)
-    cells = frame_of(found, "tradeoff_cells")
+        shown = tradeoff.section(findings)
+    cells = frame_of(shown, "tradeoff_cells")
     assert len(cells) == 6
     best = cells.loc[cells["pareto_probability"].astype(float).idxmax()]
     assert (best["variant"], best["beta"]) == ("ipo", "0.1 after 21 of 64 steps")
-    rows = frame_of(found, "tradeoff_variants").set_index("variant")
+    rows = frame_of(shown, "tradeoff_variants").set_index("variant")
     assert rows.loc["ipo", "frontier"].startswith("0.1 after 21 of 64 steps")
     # At 3 nats the policy of a third of the steps is read, which wins nine in ten.
     assert rows.loc["ipo", "at_3_low"] < 0.9 < rows.loc["ipo", "at_3_high"]
@@ -188,9 +188,9 @@ def test_the_section_is_on_the_page_and_nowhere_without_checkpoints(passed, equa
 
 
 def test_checkpoints_that_are_no_longer_asked_for_are_not_reported(passed):
-    told = json.loads((passed / "experiment.json").read_text())
-    write_json(passed / "experiment.json", told | {"evaluation": {"checkpoints": 0}})
+    record = json.loads((passed / "experiment.json").read_text())
+    write_json(passed / "experiment.json", record | {"evaluation": {"checkpoints": 0}})
     try:
         assert load(passed).within is None
     finally:
-        write_json(passed / "experiment.json", told)
+        write_json(passed / "experiment.json", record)

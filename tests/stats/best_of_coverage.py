@@ -28,8 +28,8 @@ def coverage(prompts, levels, k, repetitions, seed=0):
     truth = wins(rng, 200_000, levels, k).mean() if k > 1 else 0.5
     hits = 0
     for _ in range(repetitions):
-        found = share_interval(crossed_mean([wins(rng, prompts, levels, k)[None]]))
-        hits += found.low <= truth <= found.high
+        estimate = share_interval(crossed_mean([wins(rng, prompts, levels, k)[None]]))
+        hits += estimate.low <= truth <= estimate.high
     return hits / repetitions
 
 

@@ -89,7 +89,7 @@ def uneven(repetitions):
 
 def ratios(repetitions):
     """Ratios of lengths over three seeds: skewed values, the truth known."""
-    rng, found = np.random.default_rng(0), defaultdict(list)
+    rng, rates = np.random.default_rng(0), defaultdict(list)
     for prompts in (64, 500):
         design, held = Design(3, prompts, 0.0, 0.0), np.zeros(repetitions)
         for place in range(repetitions):
@@ -98,8 +98,8 @@ def ratios(repetitions):
             lengths = base * rng.normal(1.2, 0.03, (3, 1)) * rng.gamma(6.0, 1 / 6, (3, prompts))
             ratio = crossed_ratio(lengths, base)
             held[place] = ratio.low <= 1.2 <= ratio.high
-        found[3, "crossed_ratio, skewed", "coverage"].append((float(held.mean()), design))
-    return found
+        rates[3, "crossed_ratio, skewed", "coverage"].append((float(held.mean()), design))
+    return rates
 
 
 def nats(rng, seeds, prompts, log_sd):
@@ -120,7 +120,7 @@ def deltas(rng, seeds, seed_sd):
 
 def others(repetitions):
     """Means of distances, which are skewed, and means over tasks of unequal size."""
-    rng, found = np.random.default_rng(0), defaultdict(list)
+    rng, rates = np.random.default_rng(0), defaultdict(list)
 
     def held(draw, truth):
         ends = [crossed_mean(draw()) for _ in range(repetitions)]
@@ -129,12 +129,12 @@ def others(repetitions):
     for seeds, prompts, log_sd in product((1, 2, 3, 5), (64, 264), (0.0, 0.1, 0.3)):
         if seeds > 1 or log_sd == 0:
             share = held(lambda s=seeds, n=prompts, sd=log_sd: [nats(rng, s, n, sd)], 5.0)
-            found[seeds, "nats, skewed", "coverage"].append((share, Design(seeds, prompts, log_sd, 0.0)))
+            rates[seeds, "nats, skewed", "coverage"].append((share, Design(seeds, prompts, log_sd, 0.0)))
     for seeds, seed_sd in product((1, 2, 3, 5), (0.0, 0.01, 0.03)):
         if seeds > 1 or seed_sd == 0:
             share = held(lambda s=seeds, sd=seed_sd: deltas(rng, s, sd), 0.01)
-            found[seeds, "delta over three tasks", "coverage"].append((share, Design(seeds, 760, seed_sd, 0.0)))
-    return found
+            rates[seeds, "delta over three tasks", "coverage"].append((share, Design(seeds, 760, seed_sd, 0.0)))
+    return rates
 
 
 if __name__ == "__main__":

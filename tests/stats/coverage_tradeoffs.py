@@ -46,7 +46,7 @@ def frontier_worlds(
             variant, test, seen = "ab"[i // 4], slice(prompts, None), slice(prompts)
             sides = value[:, test], nats[:, test], value[:, seen].mean(1), nats[:, seen].mean(1)
             cells.append(tradeoff.Cell(variant, *sides, variant if together else ""))
-        found = tradeoff.tradeoff(cells, base, "a", resamples=300, seed=repetition)
+        result = tradeoff.tradeoff(cells, base, "a", resamples=300, seed=repetition)
 
         def true(variant: str, read: Callable[[tradeoff._Path], np.ndarray], cells=cells) -> float:
             own = [i for i, cell in enumerate(cells) if cell.variant == variant]
@@ -60,8 +60,8 @@ def frontier_worlds(
                 total.append(read(path).mean())
             return float(np.mean(total))
 
-        area = {v: true(v, lambda path, b=found.budget: tradeoff._area(path, b)) for v in "ab"}
-        mine = found.frontiers["b"]
+        area = {v: true(v, lambda path, b=result.budget: tradeoff._area(path, b)) for v in "ab"}
+        mine = result.frontiers["b"]
         yield "hypervolume", mine.hypervolume.low, mine.hypervolume.high, area["b"]
         yield "less the control's", mine.to_control.low, mine.to_control.high, area["b"] - area["a"]
         for budget, estimate in mine.at.items():
@@ -108,12 +108,12 @@ def tournament_worlds(rng: np.random.Generator, repetitions: int, seeds: int, pr
             fixed = name == "reference"
             taste = 0 if fixed else rng.normal(0, 0.3, prompts) + rng.normal(0, seed_sd, (seeds, 1))
             rewards[name] = (mean + shared + taste + rng.normal(0, 1, (1 if fixed else seeds, prompts)))[:, :, None]
-        found = tournament.tournament(names, tournament.round_robin(rewards))
+        fitted = tournament.tournament(names, tournament.round_robin(rewards))
         for name in names[1:]:
-            yield "strength", found.strength[name].low, found.strength[name].high, truth[name].value
+            yield "strength", fitted.strength[name].low, fitted.strength[name].high, truth[name].value
         for pair, share in chance.items():
-            yield "observed share", found.observed[pair].low, found.observed[pair].high, float(share.mean())
-        yield "misfit, p < 0.05", *_rejected(found.misfit or 1.0)
+            yield "observed share", fitted.observed[pair].low, fitted.observed[pair].high, float(share.mean())
+        yield "misfit, p < 0.05", *_rejected(fitted.misfit or 1.0)
 
 
 def length_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
@@ -135,8 +135,8 @@ def length_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompt
             wins.append((rng.random((seeds, prompts)) < expit(logit + np.tanh((own - base) / spread))).astype(float))
             differences.append(own - base)
         hard = length.difficulty(wins, differences)[0]
-        found = length.length_controlled(wins[0], differences[0], hard, resamples=200, seed=repetition)
-        yield "length-controlled", found.low, found.high, truth[0]
+        estimate = length.length_controlled(wins[0], differences[0], hard, resamples=200, seed=repetition)
+        yield "length-controlled", estimate.low, estimate.high, truth[0]
         level = length.equal_length(wins[0], differences[0] + base, base).win_rate
         if level is not None:
             yield "equal length", level.low, level.high, truth[1]
@@ -152,8 +152,8 @@ def best_worlds(rng: np.random.Generator, repetitions: int, prompts: int, draws:
     truth = float(np.random.default_rng(0).normal(0, 1, (1_000_000, k)).max(1).mean())
     for _ in range(repetitions):
         values = rng.normal(0, 1, (prompts, draws)) + rng.normal(0, 1, (prompts, 1))
-        (found,) = best_of(values, [k])
-        yield "best of k draws", found.low, found.high, truth
+        (estimate,) = best_of(values, [k])
+        yield "best of k draws", estimate.low, estimate.high, truth
 
 
 def trial_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts: int, seed_sd: float) -> Found:
@@ -164,8 +164,8 @@ def trial_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts
         chance = means[:, None, None] + shared + rng.normal(0, seed_sd, (4, seeds, 1))
         wins = (rng.random((4, seeds, 2 * prompts)) < chance).astype(float)
         seen = wins[:, :, :prompts].mean((1, 2))
-        (found,) = tradeoff.best_trials(list(wins[:, :, prompts:]), seen, [2])
-        yield "best of two trials", found.low, found.high, float(tradeoff.best_weights(seen, 2) @ means)
+        (estimate,) = tradeoff.best_trials(list(wins[:, :, prompts:]), seen, [2])
+        yield "best of two trials", estimate.low, estimate.high, float(tradeoff.best_weights(seen, 2) @ means)
 
 
 def agreement_worlds(rng: np.random.Generator, repetitions: int, prompts: int, pairs: int, skill: float) -> Found:
@@ -177,21 +177,21 @@ def agreement_worlds(rng: np.random.Generator, repetitions: int, prompts: int, p
         guess = rng.choice(["first", "second", "tie"], unit.size, p=[0.55, 0.35, 0.1])
         right = rng.random(unit.size) < expit(skill + rng.normal(0, 0.8, prompts))[unit]
         long = rng.exponential(1, unit.size) + rng.normal(0, 1, prompts)[unit]
-        said = (rng.random(unit.size) < expit(skill * (long - 1))).astype(float)
-        return np.where(right, label, guess), label, long, said, unit
+        sentence = (rng.random(unit.size) < expit(skill * (long - 1))).astype(float)
+        return np.where(right, label, guess), label, long, sentence, unit
 
-    verdict, label, long, said, _ = judged(600_000 // pairs)
+    verdict, label, long, sentence, _ = judged(600_000 // pairs)
     truth = (
         agree.agreement(verdict, label).value,
         agree.kappa(verdict, label).value,
-        agree.correlation(long, said).value,
+        agree.correlation(long, sentence).value,
     )
     for _ in range(repetitions):
-        verdict, label, long, said, unit = judged(prompts)
+        verdict, label, long, sentence, unit = judged(prompts)
         found = (
             agree.agreement(verdict, label, unit),
             agree.kappa(verdict, label, unit),
-            agree.correlation(long, said, unit),
+            agree.correlation(long, sentence, unit),
         )
         for name, estimate, true in zip(("agreement", "kappa", "correlation"), found, truth, strict=True):
             yield name, estimate.low, estimate.high, true

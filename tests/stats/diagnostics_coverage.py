@@ -28,13 +28,13 @@ def true_error(scale: float, boldness: float) -> float:
 
 
 def ece(rng: Rng, prompts: int, scale: float, boldness: float, truth: float) -> bool:
-    found = calibration_error(stated(rng, 1, prompts, scale, boldness), resamples=300)
-    return found.low <= truth <= found.high
+    error = calibration_error(stated(rng, 1, prompts, scale, boldness), resamples=300)
+    return error.low <= truth <= error.high
 
 
 def brier(rng: Rng, seeds: int, prompts: int, boldness: float, truth: float) -> bool:
-    found = crossed_mean([(1 - stated(rng, seeds, prompts, 2.0, boldness)) ** 2])
-    return found.low <= truth <= found.high
+    estimate = crossed_mean([(1 - stated(rng, seeds, prompts, 2.0, boldness)) ** 2])
+    return estimate.low <= truth <= estimate.high
 
 
 def correlation(rng: Rng, seeds: int, prompts: int, rho: float, heavy: bool) -> bool:
@@ -43,8 +43,8 @@ def correlation(rng: Rng, seeds: int, prompts: int, rho: float, heavy: bool) -> 
     z = np.sqrt(0.5) * shared + np.sqrt(0.5) * own
     x, y = z[..., 0], rho * z[..., 0] + np.sqrt(1 - rho**2) * z[..., 1]
     scale = np.sqrt(8 / rng.chisquare(8, prompts)) if heavy else 1.0
-    found = crossed_correlation(x * scale, y * scale)
-    return found is not None and found.low <= rho <= found.high
+    estimate = crossed_correlation(x * scale, y * scale)
+    return estimate is not None and estimate.low <= rho <= estimate.high
 
 
 def spread(rng: Rng, seeds: int) -> bool:

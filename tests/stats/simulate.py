@@ -82,8 +82,8 @@ class Experiments:
         sampled = self.within[:, 0, 0] / d.prompts
         if d.seeds == 1:
             return self.means[:, 0], Spread(sampled, d.prompts - 1.0)
-        found = Spread(sampled, d.prompts - 1.0, self.between[:, 0], d.seeds - 1.0, self.residual[:, 0])
-        return self.means[:, 0], found
+        spread = Spread(sampled, d.prompts - 1.0, self.between[:, 0], d.seeds - 1.0, self.residual[:, 0])
+        return self.means[:, 0], spread
 
     def difference(self, variant: int) -> tuple[Array, Spread]:
         """Estimate of a variant less the control, and its parts, each of shape [R]."""
@@ -272,12 +272,12 @@ def verdict_errors(design: Verdicts, *, repetitions: int = 2000, seed: int = 0) 
         shared = rng.normal(size=d.prompts)
         control, variant = d.arm(rng, shared, d.share), d.arm(rng, shared, other)
         mean = share_interval(crossed_mean([control]))
-        found = share_difference(crossed_difference([variant], [control]))
+        difference = share_difference(crossed_difference([variant], [control]))
         gap = d.truth(other) - d.truth(d.share)
         row[:2] = mean.low <= d.truth(d.share) <= mean.high, (mean.high - mean.low) / 2
-        row[2:4] = found.low <= gap <= found.high, (found.high - found.low) / 2
+        row[2:4] = difference.low <= gap <= difference.high, (difference.high - difference.low) / 2
         # The interval ends where the test turns, and is much cheaper than its p-value.
-        row[4] = not found.low <= 0 <= found.high
+        row[4] = not difference.low <= 0 <= difference.high
     return VerdictErrors(*(float(x) for x in counted.mean(0)))
 
 

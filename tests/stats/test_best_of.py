@@ -43,15 +43,15 @@ def test_more_tries_than_draws_are_refused():
 def test_trials_are_picked_on_other_prompts_than_they_are_read_on():
     trials = [np.full((1, 20), v) for v in (0.5, 0.6, 0.7)]
     # Selection prefers the second: of two trials it is the best in two of three pairs, the third in the pair without it.
-    found = best_trials(trials, [0.1, 0.9, 0.5], [1, 2, 3])
-    assert [e.value for e in found] == pytest.approx([0.6, 0.6 * 2 / 3 + 0.7 / 3, 0.6])
+    estimates = best_trials(trials, [0.1, 0.9, 0.5], [1, 2, 3])
+    assert [e.value for e in estimates] == pytest.approx([0.6, 0.6 * 2 / 3 + 0.7 / 3, 0.6])
 
 
 def test_trials_of_unequal_seeds_weigh_their_seeds_equally():
     trials = [np.full((2, 20), 0.5), np.stack([np.full(20, v) for v in (0.5, 0.6, 0.7)])]
-    (found,) = best_trials(trials, [0.1, 0.9], [2])
-    assert found.value == pytest.approx(0.6)
-    assert found.seeds == 2
+    (estimate,) = best_trials(trials, [0.1, 0.9], [2])
+    assert estimate.value == pytest.approx(0.6)
+    assert estimate.seeds == 2
 
 
 @pytest.mark.parametrize(("worlds", "cell"), [(best_worlds, (80, 8, 4)), (trial_worlds, (3, 200, 0.02))])

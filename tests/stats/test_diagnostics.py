@@ -9,21 +9,21 @@ from tests.stats import diagnostics_coverage as coverage
 
 def test_probabilities_that_come_true_have_no_calibration_error():
     """Ninety of a hundred pairs at 0.9 are right."""
-    found = calibration_error([[0.9] * 90 + [0.1] * 10])
-    assert found.plain == pytest.approx(0, abs=1e-12)
-    assert found.value == 0
-    assert found.low == 0
-    assert found.n_prompts == 100
+    error = calibration_error([[0.9] * 90 + [0.1] * 10])
+    assert error.plain == pytest.approx(0, abs=1e-12)
+    assert error.value == 0
+    assert error.low == 0
+    assert error.n_prompts == 100
 
 
 def test_the_plain_error_is_the_gap_in_each_bin_weighed_by_its_pairs():
     """Ten bins over [0.5, 1]: at 0.9 half of 60 are right, a gap of 0.4; at 0.6 all of 40, another 0.4."""
-    found = calibration_error([[0.9] * 30 + [0.1] * 30 + [0.6] * 40])
-    assert found.plain == pytest.approx(0.6 * 0.4 + 0.4 * 0.4)
+    error = calibration_error([[0.9] * 30 + [0.1] * 30 + [0.6] * 40])
+    assert error.plain == pytest.approx(0.6 * 0.4 + 0.4 * 0.4)
     # Gaps so much larger than chance are left nearly whole.
-    assert found.value == pytest.approx(0.4, abs=0.005)
-    assert found.low > 0
-    assert found.chance < 0.4
+    assert error.value == pytest.approx(0.4, abs=0.005)
+    assert error.low > 0
+    assert error.chance < 0.4
 
 
 def test_chance_alone_is_taken_out_of_the_error():
@@ -47,11 +47,11 @@ def test_one_seed_has_the_correlation_of_numpy():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(1, 50))
     y = 0.5 * x + rng.normal(size=(1, 50))
-    found = crossed_correlation(x, y)
-    assert found.value == pytest.approx(np.corrcoef(x[0], y[0])[0, 1], abs=1e-9)
+    estimate = crossed_correlation(x, y)
+    assert estimate.value == pytest.approx(np.corrcoef(x[0], y[0])[0, 1], abs=1e-9)
     # Of normal numbers the interval is close to Fisher's, which has no more to go by.
-    middle, half = np.arctanh(found.value), 1.96 / np.sqrt(47)
-    assert (found.low, found.high) == pytest.approx(tuple(np.tanh([middle - half, middle + half])), abs=0.06)
+    middle, half = np.arctanh(estimate.value), 1.96 / np.sqrt(47)
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.tanh([middle - half, middle + half])), abs=0.06)
 
 
 def test_seeds_average_on_the_scale_of_fisher():
@@ -72,9 +72,9 @@ def test_what_does_not_vary_has_no_correlation():
 
 def test_two_seeds_say_next_to_nothing_about_their_spread():
     """Standard deviation of 0 and 2 is sqrt 2; chi-squared with one degree has 5.0239 and 0.00098207 at its ends."""
-    found = spread_between([0, 2])
+    deviation = spread_between([0, 2])
     wanted = (2**0.5, (2 / 5.023886) ** 0.5, (2 / 0.000982069) ** 0.5)
-    assert found == pytest.approx(wanted, rel=1e-5)
+    assert deviation == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -38,10 +38,10 @@ def test_equivalence_is_shown_exactly_where_the_90_per_cent_interval_lies_within
 
 
 def test_no_difference_is_claimed_only_where_it_is_shown():
-    found = equivalences({"same": estimate(0.0, 0.004), "open": estimate(0.0, 0.03), "other": estimate(0.2, 0.004)})
-    assert found["same"].verdict(0.9) == "equivalent within 0.02"
-    assert found["open"].verdict(0.9) == "neither shown"
-    assert found["other"].verdict(0.001) == "different, not shown within 0.02"
+    tests = equivalences({"same": estimate(0.0, 0.004), "open": estimate(0.0, 0.03), "other": estimate(0.2, 0.004)})
+    assert tests["same"].verdict(0.9) == "equivalent within 0.02"
+    assert tests["open"].verdict(0.9) == "neither shown"
+    assert tests["other"].verdict(0.001) == "different, not shown within 0.02"
     # 0.012 with an error of 0.002: surely not zero, and surely below 0.02.
     assert equivalences({"a": estimate(0.012, 0.002)})["a"].verdict(0.001) == "different, yet within 0.02"
 
@@ -57,8 +57,8 @@ def test_the_margin_must_be_above_zero():
 
 def test_letters_by_hand():
     # a differs from c and d, b from d: {a, b}, {b, c}, {c, d}.
-    found = letters("abcd", {("a", "c"), ("a", "d"), ("b", "d")})
-    assert found == {"a": "a", "b": "ab", "c": "bc", "d": "c"}
+    signs = letters("abcd", {("a", "c"), ("a", "d"), ("b", "d")})
+    assert signs == {"a": "a", "b": "ab", "c": "bc", "d": "c"}
 
 
 def test_without_a_difference_all_share_one_letter():
@@ -73,27 +73,27 @@ def test_where_all_differ_each_has_its_own_letter_in_the_order_given():
 def test_sixty_names_that_all_differ_are_told_apart_in_no_time():
     # In the order a set happens to have, the columns in between would be more than a billion.
     names = [f"v{i}" for i in range(60)]
-    found = letters(names, set(combinations(names, 2)))
-    assert len(set(found.values())) == 60
-    assert (found["v0"], found["v26"], found["v59"]) == ("a", "A", "(60)")
+    signs = letters(names, set(combinations(names, 2)))
+    assert len(set(signs.values())) == 60
+    assert (signs["v0"], signs["v26"], signs["v59"]) == ("a", "A", "(60)")
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_two_names_share_a_letter_exactly_where_they_were_not_shown_to_differ(seed):
     rng, names = np.random.default_rng(seed), list("pqrstuv")
     different = {pair for pair in combinations(names, 2) if rng.random() < 0.4}
-    found = letters(names, different)
+    signs = letters(names, different)
     for a, b in combinations(names, 2):
-        assert ((a, b) in different) == (not set(found[a]) & set(found[b]))
+        assert ((a, b) in different) == (not set(signs[a]) & set(signs[b]))
     shuffled = [(b, a) for a, b in sorted(different, reverse=True)]
-    assert letters(names, shuffled) == found
+    assert letters(names, shuffled) == signs
 
 
 @pytest.mark.parametrize(("prompts", "p"), [(12, 0.98**12), (264, 0.98**264)])
 def test_without_any_difference_equivalence_is_as_sure_as_the_number_of_prompts_makes_it(prompts, p):
     same = np.full((3, prompts), 0.5)
-    found = crossed_difference([same], [same])
+    estimate = crossed_difference([same], [same])
     # Were the difference 0.02, a prompt would differ with a chance of 0.02 at least, for no prompt's difference is above 1.
-    assert two_one_sided(found, 0.02, largest=1.0) == pytest.approx(p)
-    assert two_one_sided(found, 0.02) == 1.0, "of rewards no bound is known"
-    assert equivalences({"a": found}, 0.02, 1.0)["a"].shown() == (prompts == 264)
+    assert two_one_sided(estimate, 0.02, largest=1.0) == pytest.approx(p)
+    assert two_one_sided(estimate, 0.02) == 1.0, "of rewards no bound is known"
+    assert equivalences({"a": estimate}, 0.02, 1.0)["a"].shown() == (prompts == 264)

@@ -24,8 +24,8 @@ def candidate(key, value, distance, variant="a", **more):
 
 
 def test_within_one_standard_error_of_the_best_the_smaller_distance_wins():
-    found = select([candidate("far", 0.80, 10.0), candidate("near", 0.785, 2.0), candidate("too low", 0.77, 0.5)])
-    assert found["a"].configuration == "near"
+    chosen = select([candidate("far", 0.80, 10.0), candidate("near", 0.785, 2.0), candidate("too low", 0.77, 0.5)])
+    assert chosen["a"].configuration == "near"
 
 
 def test_without_a_distance_the_best_mean_wins():
@@ -53,16 +53,16 @@ def test_the_pareto_set_leaves_out_what_is_beaten_at_the_same_distance_or_less()
 
 
 def test_a_coin_is_calibrated_and_scores_a_quarter():
-    found = calibration([0.5] * 10)
-    assert (found.brier, found.ece, found.accuracy) == (0.25, 0.0, (0.5,))
+    table = calibration([0.5] * 10)
+    assert (table.brier, table.ece, table.accuracy) == (0.25, 0.0, (0.5,))
 
 
 def test_overconfidence_by_hand():
     # Four pairs stated at 0.9; three turn out right (p = 0.9), one wrong (p = 0.1): accuracy 0.75, gap 0.15.
-    found = calibration([0.9, 0.9, 0.9, 0.1])
-    assert found.ece == pytest.approx(0.15)
-    assert found.brier == pytest.approx((3 * 0.01 + 0.81) / 4)
-    assert found.count == (4,)
+    table = calibration([0.9, 0.9, 0.9, 0.1])
+    assert table.ece == pytest.approx(0.15)
+    assert table.brier == pytest.approx((3 * 0.01 + 0.81) / 4)
+    assert table.count == (4,)
 
 
 def test_probabilities_drawn_from_the_truth_are_calibrated():

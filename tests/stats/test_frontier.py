@@ -30,11 +30,11 @@ def test_a_frontier_holds_what_is_above_the_reference_from_near_to_far():
 def test_the_hypervolume_is_the_area_under_the_steps_on_the_scale_of_the_root():
     # Budget 10, the first of 1, 3, 10, 30 at 9 or more. Steps begin at sqrt(1/10) and sqrt(4/10):
     # 0.05 * (0.632456 - 0.316228) + 0.15 * (1 - 0.632456) = 0.0158114 + 0.0551317.
-    found = tradeoff(KNOWN, BASE, resamples=20)
-    assert found.budget == 10.0
-    assert found.frontiers["a"].picked == (0, 1)
-    assert found.frontiers["a"].hypervolume.value == pytest.approx(0.0709431, abs=1e-7)
-    assert found.frontiers["a"].hypervolume.se == pytest.approx(0, abs=1e-12)
+    result = tradeoff(KNOWN, BASE, resamples=20)
+    assert result.budget == 10.0
+    assert result.frontiers["a"].picked == (0, 1)
+    assert result.frontiers["a"].hypervolume.value == pytest.approx(0.0709431, abs=1e-7)
+    assert result.frontiers["a"].hypervolume.se == pytest.approx(0, abs=1e-12)
 
 
 def test_between_two_cells_it_is_read_on_the_line_and_beyond_the_last_as_the_last():
@@ -65,11 +65,11 @@ def test_the_difference_to_the_control_is_paired_on_the_prompts():
         Cell(v, (m + shared)[None], np.full((1, 200), 2.0), np.array([m]), np.array([2.0]))
         for v, m in (("a", 0.6), ("b", 0.7))
     ]
-    found = tradeoff(cells, np.full(200, 0.5), "a", resamples=20).frontiers
-    assert found["a"].to_control is None
+    result = tradeoff(cells, np.full(200, 0.5), "a", resamples=20).frontiers
+    assert result["a"].to_control is None
     # The prompts' spread is the same in both and cancels: 0.1 * (1 - sqrt(2/3)), exactly.
-    assert found["b"].to_control.value == pytest.approx(0.1 * (1 - np.sqrt(2 / 3)), abs=1e-9)
-    assert found["b"].to_control.se < 1e-9 < found["b"].hypervolume.se
+    assert result["b"].to_control.value == pytest.approx(0.1 * (1 - np.sqrt(2 / 3)), abs=1e-9)
+    assert result["b"].to_control.se < 1e-9 < result["b"].hypervolume.se
 
 
 def test_cells_picked_on_other_prompts_do_not_flatter_whoever_has_many():
@@ -89,8 +89,8 @@ def test_seeds_are_read_along_the_frontier_that_the_other_seeds_picked():
     # Seed 0 was lucky in the first cell, seed 1 in the second. Each alone would pick its own luck and promise 0.9.
     value = np.array([[0.9, 0.5], [0.5, 0.9]])
     cells = [Cell("a", np.repeat(v[:, None], 30, 1), np.ones((2, 30)), v + 1e-6, np.ones(2)) for v in value]
-    found = tradeoff(cells, np.full(30, 0.4), resamples=20).frontiers["a"]
-    assert found.at[1.0].value == pytest.approx(0.5, abs=1e-9)
+    result = tradeoff(cells, np.full(30, 0.4), resamples=20).frontiers["a"]
+    assert result.at[1.0].value == pytest.approx(0.5, abs=1e-9)
 
 
 def test_the_pareto_probability_of_two_equal_cells_is_a_half_each():
@@ -144,8 +144,8 @@ def test_points_of_one_training_move_together():
 
 
 def test_an_interval_may_end_at_infinity():
-    found = percentiles(3.0, np.r_[np.arange(1.0, 91.0), np.full(10, np.inf)], 10, 1)
-    assert (found.low, found.high, found.se) == (3.0, np.inf, np.inf)
+    interval = percentiles(3.0, np.r_[np.arange(1.0, 91.0), np.full(10, np.inf)], 10, 1)
+    assert (interval.low, interval.high, interval.se) == (3.0, np.inf, np.inf)
 
 
 @pytest.mark.parametrize("cell", [(1, 200, 0.0), (3, 200, 0.02)])
@@ -158,18 +158,18 @@ def test_an_ellipse_around_normal_resamples_is_the_one_of_their_covariance():
     rng = np.random.default_rng(0)
     first = rng.normal(2, 3, 40_000)
     second = -1 + 0.8 * (first - 2) / 3 * 0.5 + 0.6 * rng.normal(0, 0.5, 40_000)
-    found = ellipse(2, -1, first, second)
+    region = ellipse(2, -1, first, second)
     # The 95 % point of chi-squared at two degrees is 5.991, its root 2.448.
-    assert (found.wide, found.high) == pytest.approx((3 * 2.448, 0.5 * 2.448), rel=0.02)
-    assert found.tilt == pytest.approx(0.8, abs=0.03)
-    assert np.mean(found.distance(first, second) <= 1) == pytest.approx(0.95, abs=1e-3)
-    assert found.distance(*found.edge()) == pytest.approx(1.0)
+    assert (region.wide, region.high) == pytest.approx((3 * 2.448, 0.5 * 2.448), rel=0.02)
+    assert region.tilt == pytest.approx(0.8, abs=0.03)
+    assert np.mean(region.distance(first, second) <= 1) == pytest.approx(0.95, abs=1e-3)
+    assert region.distance(*region.edge()) == pytest.approx(1.0)
 
 
 def test_an_ellipse_is_flat_where_a_coordinate_does_not_vary():
-    found = ellipse(1, 0.5, np.ones(100), np.linspace(0, 1, 100))
-    assert (found.wide, found.tilt) == (0, 0)
-    across, up = found.edge()
+    region = ellipse(1, 0.5, np.ones(100), np.linspace(0, 1, 100))
+    assert (region.wide, region.tilt) == (0, 0)
+    across, up = region.edge()
     assert set(across) == {1.0}
     assert (up.min(), up.max()) == pytest.approx((0.025, 0.975), abs=0.005)
 

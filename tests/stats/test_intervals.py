@@ -40,21 +40,21 @@ def test_the_guide_names_what_shows_the_coverage_of_every_interval_of_the_report
 
 def test_the_share_interval_of_one_seed_is_wilsons_with_students_quantile():
     values = np.array([[1.0] * 30 + [0.0] * 10])
-    found = share_interval(crossed_mean([values]))
+    estimate = share_interval(crossed_mean([values]))
     squared = stats.t.ppf(0.975, 39) ** 2 / 39  # the variance has the divisor n - 1, so the size is worth n - 1
     middle = (0.75 + squared / 2) / (1 + squared)
     half = np.sqrt(squared * 0.75 * 0.25 + squared**2 / 4) / (1 + squared)
-    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), abs=1e-12)
+    assert (estimate.low, estimate.high) == pytest.approx((middle - half, middle + half), abs=1e-12)
     wilson = stats.binomtest(30, 40).proportion_ci(0.95, method="wilson")
-    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=0.01)
+    assert (estimate.low, estimate.high) == pytest.approx((wilson.low, wilson.high), abs=0.01)
 
 
 def test_the_share_interval_stays_in_zero_to_one_and_has_width_at_the_end():
-    found = share_interval(crossed_mean([np.ones((3, 50))]))
-    assert found.high == 1.0
-    assert 0.9 < found.low < 0.95
+    estimate = share_interval(crossed_mean([np.ones((3, 50))]))
+    assert estimate.high == 1.0
+    assert 0.9 < estimate.low < 0.95
 
 
 def test_the_reference_against_itself_is_exact():
-    found = share_interval(crossed_mean([np.full((1, 50), 0.5)]))
-    assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
+    estimate = share_interval(crossed_mean([np.full((1, 50), 0.5)]))
+    assert (estimate.low, estimate.value, estimate.high) == (0.5, 0.5, 0.5)

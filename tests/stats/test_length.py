@@ -18,9 +18,9 @@ def longer_wins(rng, prompts=400, seeds=1, slope=1.5, shift=5.0):
 def test_a_judge_that_counts_only_finds_no_winner_at_equal_length():
     wins, difference = longer_wins(np.random.default_rng(0), prompts=4000)
     assert crossed_mean([wins]).low > 0.57
-    found = length_controlled(wins, difference)
-    assert found.low < 0.5 < found.high
-    assert found.high - found.low < 0.06
+    estimate = length_controlled(wins, difference)
+    assert estimate.low < 0.5 < estimate.high
+    assert estimate.high - estimate.low < 0.06
 
 
 def test_the_fit_is_statsmodels_penalised_regression():
@@ -38,7 +38,7 @@ def test_the_fit_is_statsmodels_penalised_regression():
 
 def test_the_error_of_the_refit_bootstrap_is_that_of_fitting_anew_by_hand():
     wins, difference = longer_wins(np.random.default_rng(0), prompts=200)
-    found = length_controlled(wins, difference, resamples=2000)
+    estimate = length_controlled(wins, difference, resamples=2000)
     rng, x, refitted = np.random.default_rng(1), np.tanh(difference[0] / difference.std()), []
     for _ in range(300):
         drawn = rng.integers(0, 200, 200)
@@ -46,29 +46,29 @@ def test_the_error_of_the_refit_bootstrap_is_that_of_fitting_anew_by_hand():
         refitted.append(
             1 / (1 + np.exp(-sm.GLM(wins[0][drawn], design, family=sm.families.Binomial()).fit().params[0]))
         )
-    assert found.se == pytest.approx(np.std(refitted), rel=0.15)
-    assert found.se > 1.05 * crossed_mean([wins]).se  # knowing the slope would be cheaper
+    assert estimate.se == pytest.approx(np.std(refitted), rel=0.15)
+    assert estimate.se > 1.05 * crossed_mean([wins]).se  # knowing the slope would be cheaper
 
 
 def test_verdicts_without_spread_are_not_regressed():
-    found = length_controlled(np.ones((2, 50)), np.random.default_rng(0).normal(size=(2, 50)))
+    estimate = length_controlled(np.ones((2, 50)), np.random.default_rng(0).normal(size=(2, 50)))
     expected = share_interval(crossed_mean([np.ones((2, 50))]))
-    assert (found.value, found.low, found.high) == (1.0, expected.low, 1.0)
+    assert (estimate.value, estimate.low, estimate.high) == (1.0, expected.low, 1.0)
 
 
 def test_one_loss_in_a_hundred_and_full_separation_by_length_stay_finite():
     wins = np.ones((1, 100))
     wins[0, 0] = 0
     difference = np.where(wins > 0, 3.0, -3.0) + np.arange(100) * 1e-3
-    found = length_controlled(wins, difference)
-    assert 0 <= found.low < found.value < found.high <= 1
+    estimate = length_controlled(wins, difference)
+    assert 0 <= estimate.low < estimate.value < estimate.high <= 1
 
 
 def test_equal_lengths_change_nothing():
     wins = (np.random.default_rng(0).random((1, 300)) < 0.6).astype(float)
-    found = length_controlled(wins, np.zeros((1, 300)), resamples=5000, seed=1)
-    assert found.value == pytest.approx(wins.mean(), abs=1e-5)
-    assert found.se == pytest.approx(crossed_mean([wins]).se, rel=0.03)
+    estimate = length_controlled(wins, np.zeros((1, 300)), resamples=5000, seed=1)
+    assert estimate.value == pytest.approx(wins.mean(), abs=1e-5)
+    assert estimate.se == pytest.approx(crossed_mean([wins]).se, rel=0.03)
 
 
 def test_seeds_that_differ_add_to_the_error():
@@ -80,9 +80,9 @@ def test_seeds_that_differ_add_to_the_error():
 
 def test_a_prompt_is_as_hard_as_it_was_for_the_others():
     easy = np.array([0.9, 0.9, 0.1, 0.1])
-    found = difficulty([easy[None], easy[None], 0.5 + 0 * easy[None]], [np.zeros((1, 4))] * 3)
-    assert np.sign(found[2]).tolist() == [1, 1, -1, -1]
-    assert found[0] == pytest.approx(found[1])
+    hardness = difficulty([easy[None], easy[None], 0.5 + 0 * easy[None]], [np.zeros((1, 4))] * 3)
+    assert np.sign(hardness[2]).tolist() == [1, 1, -1, -1]
+    assert hardness[0] == pytest.approx(hardness[1])
     alone = difficulty([easy[None]], [np.zeros((1, 4))])
     assert not alone[0].any()
 
@@ -103,17 +103,17 @@ def test_difficulty_leaves_to_length_what_is_lengths():
 def test_equal_length_reads_the_pairs_within_a_tenth():
     own, base = np.tile([10.0, 11.0, 12.0, 9.0, 8.0], 10)[None], np.full(50, 10.0)
     wins = np.tile([1.0, 0.0, 1.0, 0.5, 1.0], 10)[None]
-    found = equal_length(wins, own, base)
-    assert (found.pairs, found.win_rate.n_prompts) == (30, 30)
-    assert found.win_rate.value == 0.5
+    stratum = equal_length(wins, own, base)
+    assert (stratum.pairs, stratum.win_rate.n_prompts) == (30, 30)
+    assert stratum.win_rate.value == 0.5
     assert equal_length(wins[:, :5], own[:, :5], base[:5]).win_rate is None
 
 
 def test_fifths_hold_equal_differences_together():
     difference = np.repeat(np.arange(5.0), 20)[None]
-    found = by_quintile(np.tile([1.0, 0.0], 50)[None], difference)
-    assert [(s.low, s.high, s.pairs) for s in found] == [(float(v), float(v), 20) for v in range(5)]
-    assert [s.win_rate.value for s in found] == [0.5] * 5
+    strata = by_quintile(np.tile([1.0, 0.0], 50)[None], difference)
+    assert [(s.low, s.high, s.pairs) for s in strata] == [(float(v), float(v), 20) for v in range(5)]
+    assert [s.win_rate.value for s in strata] == [0.5] * 5
     (one,) = by_quintile(np.tile([1.0, 0.0], 50)[None], np.zeros((1, 100)))
     assert one.pairs == 100
 
@@ -133,21 +133,21 @@ def test_alpacaevals_win_rates_and_errors_are_met_exactly_and_its_length_control
     board = pd.read_csv(folder / "alpacaeval2_leaderboard.csv").set_index("model")
     assert len(board) == 29
     for model, own in rows.groupby("model"):
-        found = crossed_mean([own["preference"].to_numpy()[None]])
-        assert 100 * found.value == pytest.approx(board.loc[model, "win_rate"], abs=1e-9)
-        assert 100 * found.se == pytest.approx(board.loc[model, "standard_error"], abs=1e-9)
+        estimate = crossed_mean([own["preference"].to_numpy()[None]])
+        assert 100 * estimate.value == pytest.approx(board.loc[model, "win_rate"], abs=1e-9)
+        assert 100 * estimate.se == pytest.approx(board.loc[model, "standard_error"], abs=1e-9)
     wide = rows.pivot(index="model", columns="prompt").dropna(axis=1).loc[board.index]
     wide = wide.loc[:, wide.columns.get_level_values("prompt").isin(_complete(rows))]
     verdicts = [row[None] for row in wide["preference"].to_numpy()]
     differences = [row[None] for row in (wide["model_chars"] - wide["baseline_chars"]).to_numpy(dtype=float)]
     hard = difficulty(verdicts, differences)
-    found = [length_controlled(*one, resamples=200) for one in zip(verdicts, differences, hard, strict=True)]
-    ours = np.array([100 * e.value for e in found])
+    estimate = [length_controlled(*one, resamples=200) for one in zip(verdicts, differences, hard, strict=True)]
+    ours = np.array([100 * e.value for e in estimate])
     theirs = board["length_controlled_winrate"].to_numpy()
     assert stats.pearsonr(ours, theirs).statistic > 0.98
     assert stats.spearmanr(ours, theirs).statistic > 0.97
     # Published errors hold parts of the regression fixed.
-    ratio = 100 * np.array([e.se for e in found]) / board["lc_standard_error"].to_numpy()
+    ratio = 100 * np.array([e.se for e in estimate]) / board["lc_standard_error"].to_numpy()
     assert np.nanmedian(ratio) > 2.0
 
 

@@ -41,9 +41,9 @@ def test_a_pair_without_a_difference_changes_nothing():
 
 def test_the_permutation_test_of_many_is_students_nearly_and_repeats_itself():
     sample = np.random.default_rng(0).normal(0.1, 1, 400)
-    found = permutation(sample, 1)
-    assert found == permutation(sample, 1)
-    assert found == pytest.approx(stats.ttest_1samp(sample, 0).pvalue, abs=0.01)
+    p = permutation(sample, 1)
+    assert p == permutation(sample, 1)
+    assert p == pytest.approx(stats.ttest_1samp(sample, 0).pvalue, abs=0.01)
 
 
 def test_the_mean_is_tested_not_the_ranks():

@@ -27,15 +27,15 @@ def drawn(seeds, prompts, arms, found, rng):
 def test_components_by_hand():
     # Two variants, two seeds, two prompts; arm a: rows (0, 2), (4, 10); arm b: all zero.
     a, b = np.array([[0.0, 2.0], [4.0, 10.0]]), np.zeros((2, 2))
-    found = components([a, b])
+    variances = components([a, b])
     # Residuals of a are +-1: mean square 4/1; of b 0; pooled (4 + 0)/2 = 2.
-    assert found.residual == pytest.approx(2.0)
+    assert variances.residual == pytest.approx(2.0)
     # Prompt means (2, 6) and (0, 0): what is left after rows and columns is +-1, mean square 4/1 = 4; less 2/2 = 3.
-    assert found.method == pytest.approx(3.0)
+    assert variances.method == pytest.approx(3.0)
     # Prompt means over variants (1, 3): variance 2; less 4/2 = 0.
-    assert found.prompts == pytest.approx(0.0)
+    assert variances.prompts == pytest.approx(0.0)
     # Seed means (1, 7): variance 18, and 0; mean 9; less 2/2 = 8.
-    assert found.seed == pytest.approx(8.0)
+    assert variances.seed == pytest.approx(8.0)
 
 
 def test_components_are_right_on_average():
@@ -54,26 +54,26 @@ def test_the_error_of_a_difference_is_that_of_its_parts():
 
 
 def test_with_one_seed_nothing_is_known_of_the_seeds():
-    found = components(drawn(1, 150, 3, KNOWN, np.random.default_rng(2)))
-    assert math.isnan(found.seed)
-    assert found.residual == 0.0
-    assert "a second seed comes before anything else" in advice(found, 1, 150)
+    variances = components(drawn(1, 150, 3, KNOWN, np.random.default_rng(2)))
+    assert math.isnan(variances.seed)
+    assert variances.residual == 0.0
+    assert "a second seed comes before anything else" in advice(variances, 1, 150)
 
 
 def test_to_halve_by_hand():
     # Per difference: prompt x variant 2*0.02/100 = 4e-4, seed 2*0.0001/2 = 1e-4, residual 2*0.04/200 = 4e-4: 9e-4, a quarter is 2.25e-4.
-    found = to_halve(Components(0.1, 0.02, 0.0001, 0.04), 2, 100)
+    needed = to_halve(Components(0.1, 0.02, 0.0001, 0.04), 2, 100)
     # Prompts shrink 8e-4 to 1.25e-4: 6.4 times, 640. Seeds shrink 5e-4 beside 4e-4 that stay; answers 4e-4 beside 5e-4.
-    assert found == {"prompts": 640, "answers per prompt": None, "seeds": None}
+    assert needed == {"prompts": 640, "answers per prompt": None, "seeds": None}
 
 
 def test_what_halves_the_error_halves_it():
-    found = Components(0.1, 0.0, 0.0005, 0.137)
-    count = to_halve(found, 3, 264)["seeds"]
+    variances = Components(0.1, 0.0, 0.0005, 0.137)
+    count = to_halve(variances, 3, 264)["seeds"]
     assert count == 12
-    assert found.se(count, 264) == pytest.approx(found.se(3, 264) / 2)
-    assert "12 seeds in place of 3" in advice(found, 3, 264)
-    assert "No number of prompts or of answers per prompt alone" in advice(found, 3, 264)
+    assert variances.se(count, 264) == pytest.approx(variances.se(3, 264) / 2)
+    assert "12 seeds in place of 3" in advice(variances, 3, 264)
+    assert "No number of prompts or of answers per prompt alone" in advice(variances, 3, 264)
 
 
 def test_alternatives_tell_their_price():
@@ -113,12 +113,12 @@ def test_a_design_without_any_spread_sees_everything():
 
 
 def test_the_command_answers_before_anything_is_trained():
-    said = lines(seeds=3, prompts=500, variants=4, effect=0.03)
-    assert said[2].startswith("3 seeds, 500 test prompts, 3 tested against the control, level 0.05: differences from ")
-    assert any(line.startswith("A true difference of 0.03 is shown with a chance of ") for line in said)
-    assert sum(line.lstrip().startswith(("2 ", "3 ", "5 ", "10 ")) for line in said[-4:]) == 4
-    smallest = float(said[2].split("from ")[1].split()[0])
-    assert any(f"{smallest:.3f}" in line for line in said[-4:])
+    text = lines(seeds=3, prompts=500, variants=4, effect=0.03)
+    assert text[2].startswith("3 seeds, 500 test prompts, 3 tested against the control, level 0.05: differences from ")
+    assert any(line.startswith("A true difference of 0.03 is shown with a chance of ") for line in text)
+    assert sum(line.lstrip().startswith(("2 ", "3 ", "5 ", "10 ")) for line in text[-4:]) == 4
+    smallest = float(text[2].split("from ")[1].split()[0])
+    assert any(f"{smallest:.3f}" in line for line in text[-4:])
 
 
 def test_more_seeds_and_prompts_see_smaller_differences():

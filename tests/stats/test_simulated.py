@@ -40,20 +40,20 @@ def sampling_error(share: float, count: int) -> float:
     "design", SIZED, ids=lambda d: f"{d.seeds}x{d.prompts}, seed {d.seed_sd}, method {d.method_sd}, effect {d.effect}"
 )
 def test_intervals_cover_and_tests_reject_as_often_as_they_say(design):
-    found = error_rates(design, repetitions=REPETITIONS)
+    rates = error_rates(design, repetitions=REPETITIONS)
     near = sampling_error(0.95, REPETITIONS)
-    assert 0.93 - near <= found.mean_coverage <= 0.97 + near + 0.01 * (design.seeds == 2)
-    assert 0.93 - near <= found.difference_coverage <= 0.97 + near
-    assert 0.03 - near <= found.equivalent <= 0.07 + near
+    assert 0.93 - near <= rates.mean_coverage <= 0.97 + near + 0.01 * (design.seeds == 2)
+    assert 0.93 - near <= rates.difference_coverage <= 0.97 + near
+    assert 0.03 - near <= rates.equivalent <= 0.07 + near
     if design.effect == 0:
-        assert 0.03 - near <= found.rejected <= 0.07 + near
+        assert 0.03 - near <= rates.rejected <= 0.07 + near
 
 
 @pytest.mark.parametrize("variants", [2, 3, 5])
 @pytest.mark.parametrize("design", [Design(3, 200, 0.02, 0.2), Design(3, 2000, 0.02, 0.05), Design(2, 200, 0.05, 0.1)])
 def test_a_family_claims_anything_falsely_in_one_of_twenty_experiments_at_most(design, variants):
-    found = error_rates(design, variants=variants, repetitions=REPETITIONS)
-    assert found.familywise[variants] <= 0.055 + sampling_error(0.055, REPETITIONS)
+    rates = error_rates(design, variants=variants, repetitions=REPETITIONS)
+    assert rates.familywise[variants] <= 0.055 + sampling_error(0.055, REPETITIONS)
 
 
 def test_true_differences_beside_it_do_not_make_a_false_claim_likelier():
@@ -62,8 +62,8 @@ def test_true_differences_beside_it_do_not_make_a_false_claim_likelier():
 
 def test_intervals_are_no_wider_than_students_over_seeds_alone_would_be():
     # Three seeds a side and no spread between seeds: Welch over seed means has 4 degrees of freedom at best, 2.78 standard errors.
-    found = error_rates(Design(3, 500, 0.0, 0.3), variants=1, repetitions=2000)
-    assert found.difference_width < 2.2
+    rates = error_rates(Design(3, 500, 0.0, 0.3), variants=1, repetitions=2000)
+    assert rates.difference_width < 2.2
     # Where seeds are all there is, nothing below 2.78 times 0.94 (the mean of an estimated error of 4 degrees) is honest.
     assert 2.5 < error_rates(Design(3, 2000, 0.2, 0.05), variants=1, repetitions=2000).difference_width < 2.9
 
@@ -106,12 +106,12 @@ def test_ignoring_the_seeds_would_err_far_too_often():
     ids=lambda d: f"{d.share} of {d.seeds}x{d.prompts}, seed {d.seed_sd}{', soft' if d.soft else ''}, {d.advantage}",
 )
 def test_intervals_of_shares_and_of_their_differences_cover(design):
-    found = verdict_errors(design, repetitions=1000)
+    rates = verdict_errors(design, repetitions=1000)
     near = sampling_error(0.95, 1000)
-    assert 0.93 - near <= found.share_coverage <= 0.97 + near
-    assert 0.93 - near <= found.difference_coverage <= 0.97 + near
+    assert 0.93 - near <= rates.share_coverage <= 0.97 + near
+    assert 0.93 - near <= rates.difference_coverage <= 0.97 + near
     if not design.advantage:
-        assert 0.03 - near <= found.rejected <= 0.07 + near
+        assert 0.03 - near <= rates.rejected <= 0.07 + near
 
 
 def best_of_six(repetitions: int) -> tuple[float, float]:

@@ -13,36 +13,36 @@ def pairs_of(chances: dict[tuple[str, str], float], prompts: int = 100) -> dict[
 
 
 def test_the_greater_reward_wins_and_equal_ones_tie():
-    found = round_robin({"a": np.array([[[1.0, 2.0], [3.0, 3.0]]]), "b": np.array([[[0.0, 2.0], [4.0, np.nan]]])})
+    scores = round_robin({"a": np.array([[[1.0, 2.0], [3.0, 3.0]]]), "b": np.array([[[0.0, 2.0], [4.0, np.nan]]])})
     # First prompt: a win and a tie; second: a loss, and a draw that has no second reward.
-    assert found["a", "b"].tolist() == [[[0.75, 0.0]]]
+    assert scores["a", "b"].tolist() == [[[0.75, 0.0]]]
 
 
 def test_every_seed_meets_every_seed():
-    found = round_robin({"a": np.array([1.0, 3.0]).reshape(2, 1, 1), "b": np.array([0.0, 2.0, 4.0]).reshape(3, 1, 1)})
-    assert found["a", "b"][:, :, 0].tolist() == [[1, 0, 0], [1, 1, 0]]
+    scores = round_robin({"a": np.array([1.0, 3.0]).reshape(2, 1, 1), "b": np.array([0.0, 2.0, 4.0]).reshape(3, 1, 1)})
+    assert scores["a", "b"][:, :, 0].tolist() == [[1, 0, 0], [1, 1, 0]]
 
 
 def test_strengths_of_two_players_are_the_log_odds():
-    found = tournament(["a", "b"], pairs_of({("a", "b"): 0.2}))
-    assert found.strength["b"].value == pytest.approx(np.log(4), abs=1e-9)
-    assert found.expected["b", "a"] == pytest.approx(0.8, abs=1e-9)
-    assert found.misfit is None
+    fitted = tournament(["a", "b"], pairs_of({("a", "b"): 0.2}))
+    assert fitted.strength["b"].value == pytest.approx(np.log(4), abs=1e-9)
+    assert fitted.expected["b", "a"] == pytest.approx(0.8, abs=1e-9)
+    assert fitted.misfit is None
 
 
 def test_strengths_that_explain_all_pairs_are_found_again():
     true = {"a": 0.0, "b": 0.7, "c": -0.4}
     chance = {(x, y): 1 / (1 + np.exp(true[y] - true[x])) for x, y in (("a", "b"), ("a", "c"), ("b", "c"))}
-    found = tournament(list(true), pairs_of(chance))
-    assert {name: e.value for name, e in found.strength.items()} == pytest.approx(true, abs=1e-8)
-    assert found.cycles == ()
+    fitted = tournament(list(true), pairs_of(chance))
+    assert {name: e.value for name, e in fitted.strength.items()} == pytest.approx(true, abs=1e-8)
+    assert fitted.cycles == ()
 
 
 def test_errors_are_those_of_statsmodels_clustered_by_prompt():
     rng, names = np.random.default_rng(0), ["a", "b", "c", "d"]
     rewards = {n: (rng.normal(0, 1, 300) + 0.3 * i)[None, :, None] for i, n in enumerate(names)}
     pairs = round_robin(rewards)
-    found = tournament(names, pairs)
+    fitted = tournament(names, pairs)
     rows, scores, prompts = [], [], []
     for (a, b), score in pairs.items():
         row = np.zeros(4)
@@ -52,9 +52,9 @@ def test_errors_are_those_of_statsmodels_clustered_by_prompt():
         prompts += range(300)
     model = sm.GLM(np.array(scores), np.array(rows), family=sm.families.Binomial())
     expected = model.fit(cov_type="cluster", cov_kwds={"groups": np.array(prompts), "use_correction": False})
-    assert [found.strength[n].value for n in names[1:]] == pytest.approx(expected.params, abs=1e-8)
+    assert [fitted.strength[n].value for n in names[1:]] == pytest.approx(expected.params, abs=1e-8)
     # Ours divides by N - 1 where the sandwich divides by N.
-    assert [found.strength[n].se for n in names[1:]] == pytest.approx(expected.bse * np.sqrt(300 / 299), rel=1e-6)
+    assert [fitted.strength[n].se for n in names[1:]] == pytest.approx(expected.bse * np.sqrt(300 / 299), rel=1e-6)
 
 
 def test_seeds_that_differ_widen_the_interval_and_copies_of_a_seed_do_not():
@@ -73,10 +73,10 @@ def test_seeds_that_differ_widen_the_interval_and_copies_of_a_seed_do_not():
 def test_seeds_of_one_of_two_players_count_as_they_do_for_a_mean(seeds):
     rng = np.random.default_rng(seeds)
     wins = (rng.random((seeds, 300)) < 0.6 + rng.normal(0, 0.08, (seeds, 1))).astype(float)
-    found, mean = tournament(["a", "b"], {("a", "b"): 1 - wins[None]}), crossed_mean([wins])
+    fitted, mean = tournament(["a", "b"], {("a", "b"): 1 - wins[None]}), crossed_mean([wins])
     # Log-odds have the slope 1 / (p (1 - p)).
     slope = 1 / (mean.value * (1 - mean.value))
-    strength, observed, share = found.strength["b"], found.observed["b", "a"], share_interval(mean)
+    strength, observed, share = fitted.strength["b"], fitted.observed["b", "a"], share_interval(mean)
     assert strength.se == pytest.approx(slope * mean.se, rel=1e-9)
     assert strength.high - strength.value == pytest.approx(slope * (mean.high - mean.value), rel=1e-9)
     assert (observed.low, observed.high) == pytest.approx((share.low, share.high), abs=1e-9)
@@ -86,9 +86,9 @@ def test_seeds_of_the_others_add_no_degrees_of_freedom():
     rng = np.random.default_rng(0)
     shift = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.3}
     rewards = {n: rng.normal(0, 1, (3, 200, 1)) + rng.normal(0, sd, (3, 1, 1)) for n, sd in shift.items()}
-    found = tournament(list(shift), round_robin(rewards))
+    fitted = tournament(list(shift), round_robin(rewards))
     # Two arms of three seeds have four at most.
-    assert 2 <= found.strength["b"].spread.seeds_df <= 4
+    assert 2 <= fitted.strength["b"].spread.seeds_df <= 4
 
 
 def test_a_player_trained_once_is_a_checkpoint_beside_others_with_seeds():
@@ -99,10 +99,10 @@ def test_a_player_trained_once_is_a_checkpoint_beside_others_with_seeds():
 
 
 def test_one_who_always_wins_has_a_finite_strength_and_is_said_to():
-    found = tournament(["a", "b", "c"], pairs_of({("a", "b"): 0.5, ("a", "c"): 0.0, ("b", "c"): 0.0}))
-    assert found.separated
+    fitted = tournament(["a", "b", "c"], pairs_of({("a", "b"): 0.5, ("a", "c"): 0.0, ("b", "c"): 0.0}))
+    assert fitted.separated
     # Half a tied prompt among a hundred: c wins 100.25 of 100.5 against two players equal to one another.
-    assert found.strength["c"].value == pytest.approx(logit(100.25 / 100.5), abs=1e-6)
+    assert fitted.strength["c"].value == pytest.approx(logit(100.25 / 100.5), abs=1e-6)
     assert not tournament(["a", "b"], pairs_of({("a", "b"): 0.01})).separated
 
 
@@ -112,23 +112,23 @@ def test_a_ring_is_seen_and_speaks_against_strengths():
         p: (rng.random((1, 1, 300)) < c).astype(float)
         for p, c in {("a", "b"): 0.7, ("a", "c"): 0.3, ("b", "c"): 0.7}.items()
     }
-    found = tournament(["a", "b", "c"], pairs)
-    assert found.cycles == (("a", "b", "c"),)
-    assert found.misfit < 1e-6
-    assert abs(found.worst[2]) > 0.15
+    fitted = tournament(["a", "b", "c"], pairs)
+    assert fitted.cycles == (("a", "b", "c"),)
+    assert fitted.misfit < 1e-6
+    assert abs(fitted.worst[2]) > 0.15
 
 
 def test_observed_shares_of_a_pair_mirror_each_other():
-    found = tournament(["a", "b"], pairs_of({("a", "b"): 0.3}))
-    assert found.observed["b", "a"].value == 0.7
-    assert found.observed["b", "a"].low == 1 - found.observed["a", "b"].high
+    fitted = tournament(["a", "b"], pairs_of({("a", "b"): 0.3}))
+    assert fitted.observed["b", "a"].value == 0.7
+    assert fitted.observed["b", "a"].low == 1 - fitted.observed["a", "b"].high
 
 
 @pytest.mark.parametrize("cell", [(1, 150, 0.0), (3, 150, 0.05), (2, 150, 0.3)])
 def test_intervals_of_the_tournament_cover_and_its_fit_is_rarely_doubted(cell):
-    found = shares(tournament_worlds(np.random.default_rng(1), 100, *cell))
-    assert found.pop("misfit, p < 0.05")[0] <= 0.07 + 0.05
-    for measure, (share, _, _) in found.items():
+    coverage = shares(tournament_worlds(np.random.default_rng(1), 100, *cell))
+    assert coverage.pop("misfit, p < 0.05")[0] <= 0.07 + 0.05
+    for measure, (share, _, _) in coverage.items():
         assert 0.88 <= share <= 0.995, measure
 
 
@@ -138,10 +138,10 @@ def test_players_who_never_met_are_told_apart_through_those_whom_both_met():
     met = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]
     spread = np.tile([0.1, -0.1], 20)
     pairs = {pair: (chance(*pair) + spread)[None, None] for pair in met}
-    found = tournament(list(logit), pairs)
-    assert {p: found.strength[p].value for p in logit} == pytest.approx(logit, abs=1e-6)
-    assert found.expected["b", "c"] == pytest.approx(chance("b", "c"))
-    assert ("b", "c") not in found.observed
-    assert found.cycles == ()
+    fitted = tournament(list(logit), pairs)
+    assert {p: fitted.strength[p].value for p in logit} == pytest.approx(logit, abs=1e-6)
+    assert fitted.expected["b", "c"] == pytest.approx(chance("b", "c"))
+    assert ("b", "c") not in fitted.observed
+    assert fitted.cycles == ()
     with pytest.raises(ValueError, match="no pair links c, d to a"):
         tournament(list(logit), {("a", "b"): pairs["a", "b"], ("c", "d"): pairs["c", "d"]})

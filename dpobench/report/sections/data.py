@@ -1,12 +1,11 @@
 """The counts made while the data were read: noise in the labels, length, rows left out, overlap."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
 from dpobench.analysis.findings import Findings
-from dpobench.report.table import Column, Row, Table
+from dpobench.report.table import Cell, Column, Row, Table
 
 # Kinds of problems that the reading of data counts, in the order of the table, and their names in it.
 PHRASES = {
@@ -71,16 +70,16 @@ def data_counts(f: Findings) -> Table:
     return Table("data", title, frame, columns, noted if sides[0][0] else "")
 
 
-def _read(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _read(tree: Mapping[str, object], key: str) -> Mapping[str, object]:
     branch = tree.get(key)
     return branch if isinstance(branch, Mapping) else {}
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else ""
 
 
-def _problems(read: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+def _problems(read: Mapping[str, object]) -> dict[str, tuple[int, str]]:
     """Rows and what was done with them, of each kind of problem; written as "60 rows, action: warn"."""
     problems = {}
     for kind, line in _read(read, "problems").items():
@@ -90,27 +89,28 @@ def _problems(read: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return problems
 
 
-def _share(problems: Mapping[str, tuple[int, str]], kind: str, read: Mapping[str, Any]) -> str:
+def _share(problems: Mapping[str, tuple[int, str]], kind: str, read: Mapping[str, object]) -> str:
     if not read:
         return ""
     count, action = problems.get(kind, (0, ""))
-    share = f" ({count / read['read']:.1%})" if count and read.get("read") else ""
+    rows = read.get("read")
+    share = f" ({count / rows:.1%})" if count and isinstance(rows, int) and rows else ""
     return f"{count:,}{share}{f', {_DONE.get(action, action)}' if action else ''}"
 
 
-def _longer(read: Mapping[str, Any]) -> str:
+def _longer(read: Mapping[str, object]) -> str:
     bias = _read(read, "length")
     if not bias:
         return ""
     return f"{bias['longer_wins']:.1%} [{bias['low']:.1%}, {bias['high']:.1%}] of {bias['n']:,}"
 
 
-def _tokens(tokens: Mapping[str, Any], answer: str) -> str:
+def _tokens(tokens: Mapping[str, object], answer: str) -> str:
     counts = _read(_read(tokens, "tokens"), answer)
     return f"{counts['median']:g} ({counts['p90']:g})" if {"median", "p90"} <= set(counts) else ""
 
 
-def _flat(tree: Any, prefix: str) -> list[tuple[str, Any]]:
+def _flat(tree: object, prefix: str) -> list[tuple[str, Cell]]:
     if not isinstance(tree, Mapping):
         plain = tree if isinstance(tree, (int, float, str)) and not isinstance(tree, bool) else str(tree)
         return [(prefix.replace("_", " "), plain)]

@@ -1,19 +1,15 @@
 """Whether a variant wins because it writes more."""
 
-from typing import Any
-
-import numpy as np
 import pandas as pd
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
-from dpobench.analysis.results import REFERENCE
+from dpobench.analysis.results import REFERENCE, Array
 from dpobench.report.section import Section
 from dpobench.report.table import Column, Row, Table, number
 from dpobench.stats.crossed import Estimate
 from dpobench.stats.length import by_quintile, difficulty, equal_length, length_controlled
 
 FEWEST, RESAMPLES = 24, 500
-Array = np.ndarray[Any, Any]
 
 
 def section(f: Findings) -> Section | None:

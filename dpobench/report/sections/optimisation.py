@@ -1,7 +1,6 @@
 """Over-optimisation on the policy's samples, and the form of these samples."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -10,7 +9,7 @@ from dpobench.analysis.results import REFERENCE
 from dpobench.report.metrics import DISTINCT_1, DISTINCT_2, ENDED, ENTROPY, LOG_RATIO, REPETITION, REWARD
 from dpobench.report.section import Section
 from dpobench.report.sections.training_dynamics import counted
-from dpobench.report.table import Column, Row, Table
+from dpobench.report.table import Cell, Column, Row, Table
 from dpobench.stats.crossed import Estimate, crossed_mean
 from dpobench.stats.reliability import crossed_correlation
 
@@ -112,7 +111,7 @@ def texture(f: Findings) -> Table:
     """End, repetition, diversity and entropy of the answers, selected cells and the reference."""
     metrics = (ENDED, REPETITION, DISTINCT_1, DISTINCT_2, ENTROPY)
     rows = []
-    shown: list[tuple[str, Any, list[str]]] = [(v, c.beta, c.ids) for v, c in f.chosen.items()]
+    shown: list[tuple[str, Cell, list[str]]] = [(v, c.beta, c.ids) for v, c in f.chosen.items()]
     for variant, beta, runs in [*shown, (REFERENCE, None, [REFERENCE])]:
         estimates = {name: f.estimate(runs, name) for name in metrics}
         sizes = [one.n_prompts for one in estimates.values() if one is not None]

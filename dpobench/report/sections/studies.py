@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -39,7 +38,7 @@ class Kind:
 
     title: str
     axis: str
-    main_value: Callable[[RunRecord], Any]
+    main_value: Callable[[RunRecord], float | None]
     sentence: str
     absolute: bool = False
 
@@ -87,7 +86,7 @@ class Study:
 
     name: str
     main: Findings
-    changed: Mapping[Any, Findings]
+    changed: Mapping[float, Findings]
 
     @property
     def kind(self) -> Kind:
@@ -95,13 +94,13 @@ class Study:
         return KINDS[self.name]
 
     @cached_property
-    def main_value(self) -> Any:
+    def main_value(self) -> float | None:
         """Value of the main experiment; None where none of its runs has finished."""
         done = [run for c in self.main.configurations for run in c.done]
         return self.kind.main_value(done[0].record) if done else None
 
     @cached_property
-    def points(self) -> dict[Any, Findings]:
+    def points(self) -> dict[float, Findings]:
         """All values in rising order."""
         conditions = dict(self.changed) | ({} if self.main_value is None else {self.main_value: self.main})
         return dict(sorted(conditions.items()))
@@ -157,7 +156,7 @@ def rows(study: Study) -> pd.DataFrame:
     return pd.DataFrame(made, dtype=object)
 
 
-def _row(study: Study, variant: str, value: Any, f: Findings) -> Row:
+def _row(study: Study, variant: str, value: float, f: Findings) -> Row:
     cell, main = f.chosen.get(variant), study.main.chosen.get(variant)
     same = next((c for c in f.configurations if main is not None and c.key == main.key), None)
     control = f.chosen.get(study.main.results.control or "")

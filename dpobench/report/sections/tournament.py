@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from dpobench.analysis.findings import SELECTION, TEST, Findings, put
-from dpobench.analysis.results import REFERENCE
+from dpobench.analysis.results import REFERENCE, Array
 from dpobench.artifacts.records import TournamentRecord
 from dpobench.report.figures import canvas, entry, legend, look, plain
 from dpobench.report.metrics import REWARD
@@ -50,7 +49,7 @@ def section(f: Findings) -> Section | None:
 _CAPTION = "Ranking metric to be expected of the best of k cells tried, picked on the selection prompts and read on the test prompts. Bands are 95 % intervals over prompts and seeds, for the cells of this grid."  # noqa: E501
 
 
-def _linked(players: Mapping[str, list[str]], pairs: Mapping[tuple[str, str], Any]) -> list[str]:
+def _linked(players: Mapping[str, list[str]], pairs: Mapping[tuple[str, str], Array]) -> list[str]:
     """The first player that is in any pair, and all that a chain of pairs links to it; in the order given."""
     linked = {next(player for player in players if any(player in pair for pair in pairs))}
     while more := {player for pair in pairs if linked & set(pair) for player in pair} - linked:
@@ -65,7 +64,7 @@ def _players(f: Findings) -> dict[str, list[str]]:
     return {v: chosen[v] for v in dict.fromkeys([*first, *chosen])} | {REFERENCE: [REFERENCE]}
 
 
-def _from_rewards(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[str, str], Any]:
+def _from_rewards(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[str, str], Array]:
     scores = f.results.scores
     rewarded = scores[(scores["metric"] == REWARD) & scores["prompt"].map(f.results.splits).eq(TEST)]
     there = set(rewarded["run"])
@@ -92,7 +91,7 @@ def _from_rewards(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[s
     return round_robin(rewards)
 
 
-def _from_verdicts(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[str, str], Any]:
+def _from_verdicts(f: Findings, players: Mapping[str, list[str]]) -> dict[tuple[str, str], Array]:
     """Scores of the pairs that met, every seed with every seed, on the test prompts for which none is missing.
 
     Empty where there is no file, or another judge than the one that gave this report's scores wrote it.

@@ -1,7 +1,6 @@
 """The trade-off of each variant: the ranking metric reached at each distance from the reference."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dpobench.analysis.findings import SELECTION, TEST, Findings, put
 from dpobench.analysis.points import Point, points
-from dpobench.analysis.results import REFERENCE
+from dpobench.analysis.results import REFERENCE, Array
 from dpobench.report.figures import GREY, Look, canvas, entry, legend, log_axis, look, plain
 from dpobench.report.section import Section
 from dpobench.report.table import Column, Row, Table, number
@@ -40,9 +39,9 @@ def section(f: Findings) -> Section | None:
 _CAPTION = "Ranking metric against distance to the reference, on test prompts, every finished cell; small marks are checkpoints within its trainings, where they were scored. Ellipses hold the cell's mean with 95 % (joint bootstrap over prompts and seeds; about 90 % where two or three seeds lie far apart), the dashed steps are the Pareto set of the means."  # noqa: E501
 
 
-def _cells(f: Findings) -> tuple[list[Point], list[Cell], np.ndarray[Any, Any]]:
+def _cells(f: Findings) -> tuple[list[Point], list[Cell], Array]:
     """Cells with value and distance on both splits, on the test prompts that all of them share, and the reference's values."""
-    nothing: tuple[list[Point], list[Cell], np.ndarray[Any, Any]] = ([], [], np.zeros(0))
+    nothing: tuple[list[Point], list[Cell], Array] = ([], [], np.zeros(0))
     if f.ranking is None or f.distance is None or f.direction == "none":
         return nothing
     sign = -1.0 if f.direction == "lower" else 1.0

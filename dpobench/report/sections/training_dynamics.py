@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE, Array
 from dpobench.report.metrics import CHOSEN_LENGTH, CHOSEN_SHIFT, MARGIN, REJECTED_SHIFT, SATURATED
 from dpobench.report.sections.data import data_counts
-from dpobench.report.table import Column, Row, Table, is_missing
+from dpobench.report.table import Cell, Column, Row, Table, is_missing
 from dpobench.stats.crossed import Estimate, crossed_mean, crossed_ratio, share_difference, share_interval
 from dpobench.stats.reliability import Calibration, calibration, calibration_error, crossed_correlation
 
@@ -147,7 +146,7 @@ def quadrants(f: Findings, c: Configuration) -> dict[str, Array] | None:
 def lengths(f: Findings) -> Table:
     """How long the answers are, and whether length and score go together."""
     rows = []
-    shown: list[tuple[str, Any, list[str]]] = [(v, c.beta, c.ids) for v, c in f.chosen.items()]
+    shown: list[tuple[str, Cell, list[str]]] = [(v, c.beta, c.ids) for v, c in f.chosen.items()]
     for variant, beta, runs in [*shown, (REFERENCE, None, [REFERENCE])]:
         row: Row = {"variant": variant, "beta": beta}
         measured = f.estimate(runs, f.length)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from dpobench.analysis.findings import SELECTION, TEST, Configuration, Findings, put
 from dpobench.analysis.points import Point, earlier, end
 from dpobench.analysis.results import REFERENCE
-from dpobench.report.figures import GREY, canvas, entry, legend, log_axis, look, plain
+from dpobench.report.figures import GREY, Line, canvas, entry, legend, log_axis, look, plain
 from dpobench.report.metrics import LOG_RATIO, REWARD
 from dpobench.report.section import Section
 from dpobench.report.sections.optimisation import listed, over_reference
@@ -173,12 +172,14 @@ def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
     figure, (path, along) = canvas(2, 1, 8.2, 3.6)
     shown: list[float] = []
     for cell in cells:
-        ways = [*earlier(f, cell), end(f, cell)]
-        style, selected = look(f, cell.variant), f.chosen.get(cell.variant) == cell
-        line = {"lw": 1.6, "alpha": 0.95} if selected else {"lw": 0.7, "alpha": 0.35}
+        points = [*earlier(f, cell), end(f, cell)]
+        selected = f.chosen.get(cell.variant) == cell
+        width, alpha = (1.6, 0.95) if selected else (0.7, 0.35)
+        style = look(f, cell.variant)
+        line = Line(color=style["color"], marker=style["marker"], zorder=style["zorder"], lw=width, alpha=alpha)
         label = entry(f, cell.variant) if selected else "_nolegend_"
-        shown += _path(f, path, ways, style | line | {"label": label}, selected)
-        _along(f, along, ways, style | line, selected)
+        shown += _path(f, path, points, {**line, "label": label}, selected)
+        _along(f, along, points, line, selected)
     base = f.estimate([REFERENCE], f.ranking)
     if base is not None:
         path.axhline(base.value, color=GREY, lw=1.2, label=REFERENCE, zorder=1)
@@ -194,14 +195,15 @@ def _figure(f: Findings, cells: Sequence[Configuration]) -> Figure:
     return figure
 
 
-def _path(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> list[float]:
+def _path(f: Findings, axis: Axes, points: Sequence[Point], line: Line, selected: bool) -> list[float]:
     """Draw value against distance; returns the distances."""
-    estimates = [[p.findings.estimate(p.ids, metric) for metric in (f.distance, f.ranking)] for p in ways]
+    estimates = [[p.findings.estimate(p.ids, metric) for metric in (f.distance, f.ranking)] for p in points]
     at = [(x.value, y.value) for x, y in estimates if x is not None and y is not None and x.value > 0]
     if at:
-        axis.plot(*zip(*at, strict=True), **(style | {"marker": ""}))
-        sizes = {"ms": 6.5 if selected else 3, "ls": "", "label": "_nolegend_"}
-        axis.plot(*at[-1], **(style | sizes))
+        without_marks: Line = {**line, "marker": ""}
+        last: Line = {**line, "ms": 6.5 if selected else 3, "ls": "", "label": "_nolegend_"}
+        axis.plot(*zip(*at, strict=True), **without_marks)
+        axis.plot(*at[-1], **last)
     return [x for x, _ in at]
 
 
@@ -209,14 +211,15 @@ def _paid(f: Findings) -> str:
     return REWARD if f.results.groups(REWARD) else f.ranking or ""
 
 
-def _along(f: Findings, axis: Axes, ways: Sequence[Point], style: dict[str, Any], selected: bool) -> None:
+def _along(f: Findings, axis: Axes, points: Sequence[Point], line: Line, selected: bool) -> None:
     shares, gains = [0.0], [(0.0, 0.0, 0.0)]
-    for point in ways:
+    for point in points:
         one = over_reference(point.findings, point.ids, _paid(f))
         if one is not None:
             shares.append(1.0 if point.step is None else point.step / point.steps)
             gains.append((one.value, one.low, one.high))
     value, low, high = np.array(gains).T
-    axis.plot(shares, value, **(style | {"ms": 4 if selected else 0}))
+    with_marks: Line = {**line, "ms": 4 if selected else 0}
+    axis.plot(shares, value, **with_marks)
     if selected:
-        axis.fill_between(shares, low, high, color=style["color"], alpha=0.13, lw=0)
+        axis.fill_between(shares, low, high, color=line["color"], alpha=0.13, lw=0)
