@@ -7,10 +7,10 @@ from functools import cached_property
 
 import pandas as pd
 
+from dpobench.artifacts.records import Cell
 from dpobench.report import text
 
-# What a row holds: a text, a number (a truth value is one), or nothing. Columns are named by the key.
-Cell = str | float | int | None
+# Columns are named by the key; a truth value is a number.
 Row = dict[str, Cell]
 # Characters that a row of the page holds.
 PAGE = 150

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from dpobench.analysis.findings import Findings
-from dpobench.report.table import Cell, Column, Row, Table
+from dpobench.artifacts.records import Cell
+from dpobench.report.table import Column, Row, Table
 
 # Kinds of problems that the reading of data counts, in the order of the table, and their names in it.
 PHRASES = {

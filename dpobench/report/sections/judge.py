@@ -9,6 +9,7 @@ import pandas as pd
 
 from dpobench.analysis.findings import TEST, Findings, put
 from dpobench.analysis.results import REFERENCE
+from dpobench.artifacts.records import Cell
 from dpobench.report.metrics import (
     FIRST_SHOWN,
     INCONSISTENT,
@@ -30,7 +31,7 @@ from dpobench.report.metrics import (
     WIN_RATE_WORST,
 )
 from dpobench.report.section import Section
-from dpobench.report.table import Cell, Column, Row, Table, interval
+from dpobench.report.table import Column, Row, Table, interval
 from dpobench.stats.crossed import Estimate, crossed_mean, share_interval
 from dpobench.stats.reliability import agreement, correlation, kappa
 

@@ -6,10 +6,11 @@ import pandas as pd
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE
+from dpobench.artifacts.records import Cell
 from dpobench.report.metrics import DISTINCT_1, DISTINCT_2, ENDED, ENTROPY, LOG_RATIO, REPETITION, REWARD
 from dpobench.report.section import Section
 from dpobench.report.sections.training_dynamics import counted
-from dpobench.report.table import Cell, Column, Row, Table
+from dpobench.report.table import Column, Row, Table
 from dpobench.stats.crossed import Estimate, crossed_mean
 from dpobench.stats.reliability import crossed_correlation
 

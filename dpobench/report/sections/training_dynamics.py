@@ -10,9 +10,10 @@ from scipy import special
 
 from dpobench.analysis.findings import TEST, Configuration, Findings, put
 from dpobench.analysis.results import REFERENCE, Array
+from dpobench.artifacts.records import Cell
 from dpobench.report.metrics import CHOSEN_LENGTH, CHOSEN_SHIFT, MARGIN, REJECTED_SHIFT, SATURATED
 from dpobench.report.sections.data import data_counts
-from dpobench.report.table import Cell, Column, Row, Table, is_missing
+from dpobench.report.table import Column, Row, Table, is_missing
 from dpobench.stats.crossed import Estimate, crossed_mean, crossed_ratio, share_difference, share_interval
 from dpobench.stats.reliability import Calibration, calibration, calibration_error, crossed_correlation
 
