@@ -73,7 +73,7 @@ _ORDER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),
     (
         "over-optimisation",
-        "Over-optimisation, and the form of the policy's answers",
+        "Over-optimisation, and the form of sampled answers",
         "Over-optimisation",
         ("table:over_optimisation", "section:within", "section:policy-answers"),
     ),
