@@ -1,9 +1,10 @@
 """Fixtures that several rooms' tests share; what is heavy is imported when a test needs it."""
 
+import fcntl
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,35 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def built_once(common_folder: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Builds a folder in the first process that needs it: `built_once(name, build)` calls `build(folder)` and returns the folder."""
+
+    def built(name: str, build: Callable[[Path], object]) -> Path:
+        folder, done = common_folder / name, common_folder / f"{name}.done"
+        with (common_folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                build(folder)
+                done.touch()
+        return folder
+
+    return built
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache_of_the_tests(common_folder: Path) -> Iterator[None]:
     """No test reads or fills the cache of whoever runs it."""
+    (common_folder / "cache").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPOBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DPOBENCH_CACHE", str(common_folder / "cache"))
         yield
 
 
@@ -52,7 +77,7 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def dpobench(_a_cache_of_its_own, tmp_path_factory):
+def dpobench(_cache_of_the_tests, tmp_path_factory):
     """The command line: `dpobench("status", folder)` runs it to its end, `dpobench.start(...)` does not wait."""
     from tests.commands import commands
 

@@ -24,6 +24,7 @@ from dpobench.artifacts.records import (
     RunRecord,
 )
 from dpobench.artifacts.scores import Metric, ScoreSettings
+from dpobench.report.write import write_report
 from dpobench.training.run import HARNESS
 
 METRICS = {
@@ -205,9 +206,17 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def planted(make: Callable[..., Path]) -> Path:
-    """Three seeds; the second variant is truly better by 0.12; one run diverged."""
-    return make(advantage={"ipo": 0.12}, diverged=(("cdpo", 0.03, 1),))
+def planted(built_once: Callable[..., Path]) -> Path:
+    """Three seeds; the second variant is truly better by 0.12; one run diverged. Read by several files, changed by none."""
+    world = World(advantage={"ipo": 0.12}, diverged=(("cdpo", 0.03, 1),))
+    return built_once("planted", lambda folder: fabricate(folder, world))
+
+
+@pytest.fixture(scope="session")
+def planted_report(built_once: Callable[..., Path], planted: Path) -> Path:
+    """The same with its report."""
+    built_once("planted-report", lambda _: write_report(planted))
+    return planted
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,11 @@ import pytest
 from dpobench.report import layout
 from dpobench.report.section import Section
 from dpobench.report.table import Column, Table
-from dpobench.report.write import write_report
 
 
-@pytest.fixture(scope="module")
-def page(planted):
-    write_report(planted)
-    return planted / "report"
+@pytest.fixture
+def page(planted_report):
+    return planted_report / "report"
 
 
 def test_every_table_and_every_figure_stands_on_both_pages_once(page):

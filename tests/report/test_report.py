@@ -48,12 +48,6 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def planted_report(planted):
-    write_report(planted)
-    return planted
-
-
-@pytest.fixture(scope="module")
 def single(make):
     folder = make(seeds=(0,), betas=(0.1,), advantage={"ipo": 0.2}, variants=("dpo", "ipo"))
     write_report(folder)
