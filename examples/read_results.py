@@ -15,19 +15,20 @@ def main(folder: str) -> None:
     results = dpobench.load(folder)
     print(results.leaderboard.to_string(index=False))
 
-    # A row per run, prompt, draw and metric; the empty condition is the main experiment.
-    scores = results.scores
+    # A row per run, metric, group, prompt and draw. The empty condition is the main experiment. Of several opponents only one may be averaged: the reference.
+    scores = results.scores.query("split == 'test' and condition == ''")
+    against_reference = (scores["metric"] == "win_rate") & (scores["group"] == "reference")
     means = (
-        scores[scores["metric"].isin(["win_rate", "kl"])]
+        scores[against_reference | (scores["metric"] == "kl")]
         .groupby(["variant", "beta", "metric"])["value"]
         .mean()
         .unstack("metric")
         .sort_values("kl")
     )
-    print("\nMean over prompts and seeds; KL in nats per answer:")
+    print("\nMean over test prompts and seeds; KL in nats per answer:")
     print(means.round(3).to_string())
 
-    wins = scores[scores["metric"] == "win_rate"]
+    wins = scores[against_reference & (scores["variant"] != "reference")]
     best = wins.groupby("variant")["value"].mean().idxmax()
     by_prompt = wins[wins["variant"] == best].groupby("prompt")["value"].mean().sort_values()
     print(f"\nPrompts on which {best} loses most often to the reference:")

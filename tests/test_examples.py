@@ -52,7 +52,6 @@ def test_your_loss_is_compared_with_dpo(experiment):
 
 @pytest.mark.slow
 def test_results_are_read_in_pandas(experiment):
-    pytest.importorskip("dpobench.api")
     command = [sys.executable, str(EXAMPLES / "read_results.py"), str(experiment)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
