@@ -1,14 +1,14 @@
-"""What the judge must see if it sees anything: the best of several answers of the reference wins, a second draw does not."""
+"""Two controls of the judge: the best of several answers of the reference must win, a second draw must not."""
 
-from collections.abc import Sequence
 from math import comb
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, evaluator, score_rows
+from dpobench import Checkpoint, HeldOut, Metric, evaluator, score_rows
 from dpobench.artifacts.scores import COLUMNS
+from dpobench.evaluation.heldout import judge_answers
 
 
 @evaluator(
@@ -30,12 +30,12 @@ def best_of(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
 
     Args:
         checkpoint: the reference; nothing of it is computed here.
-        held_out: the reference's own answers, the pool, and a judge that scores one answer at a time; none under a judge that
+        held_out: the reference's answers, the pool, and a judge that scores one answer at a time; none under a judge that
             compares answers.
 
-    Returns: `best_of_reward`, one row per prompt; `best_of_win_rate`, one row per prompt and own answer, a tie counting one half;
-        `same_win_rate`, one draw of the pool against the own answer of the same number, 0.5 in expectation. Answers without a
-        verdict (NaN) are left out, and so is what they leave too few for.
+    Returns: `best_of_reward`, in the judge's unit, one row per prompt; `best_of_win_rate`, in [0, 1], one row per prompt and answer
+        of the reference, a tie counting one half; `same_win_rate`, one draw of the pool against the reference's answer of the same
+        number, 0.5 in expectation. Answers without a verdict (NaN) are left out, and so is what they leave too few for.
 
     Raises:
         DpobenchError: the judge did not return a score per answer.
@@ -43,25 +43,35 @@ def best_of(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
     References: Beirami et al. 2024, arXiv:2401.01879 (win-rate and KL of best-of-n); Chen et al. 2021, arXiv:2107.03374 (the
         estimator over subsets).
     """
-    pool, own = held_out.pool, held_out.reference_samples
-    if held_out.judge is None or not len(pool):
-        return pd.DataFrame({name: [] for name in COLUMNS})
-    pool, own = (frame[["prompt", "draw", "text"]].reset_index(drop=True) for frame in (pool, own))
-    judged = _scores(held_out, pd.concat([pool, own], ignore_index=True))
-    pool, own = pool.assign(score=judged[: len(pool)]), own.assign(score=judged[len(pool) :])
-    tables = [_same(pool, own)]
-    pooled = {str(prompt): np.sort(part.dropna().to_numpy()) for prompt, part in pool.groupby("prompt")["score"]}
+    empty = pd.DataFrame({name: [] for name in COLUMNS})
+    if held_out.judge is None or not len(held_out.pool):
+        return empty
+    pool, reference = (
+        frame[["prompt", "draw", "text"]].reset_index(drop=True)
+        for frame in (held_out.pool, held_out.reference_samples)
+    )
+    both = pd.concat([pool, reference], ignore_index=True)
+    answers = list(zip(both["prompt"], both["text"], strict=True))
+    # Equal answers to one prompt are judged once.
+    distinct = list(dict.fromkeys(answers))
+    table = judge_answers(held_out.judge, held_out.prompts_by_id, distinct)
+    score_of = dict(zip(distinct, table["score"].astype(np.float64), strict=True))
+    scores = np.array([score_of[answer] for answer in answers])
+    pool, reference = pool.assign(score=scores[: len(pool)]), reference.assign(score=scores[len(pool) :])
+
+    same = reference.merge(pool, on=["prompt", "draw"], suffixes=("", "_other")).dropna(subset=["score", "score_other"])
+    wins = (np.sign(same["score_other"] - same["score"]) + 1) / 2
+    tables = [score_rows(same["prompt"].tolist(), "same_win_rate", wins, draws=same["draw"].tolist())]
+    sorted_scores = {str(prompt): np.sort(part.dropna().to_numpy()) for prompt, part in pool.groupby("prompt")["score"]}
     for k in _sizes(int(pool.groupby("prompt").size().max())):
-        enough = {prompt: scores for prompt, scores in pooled.items() if len(scores) >= k}
+        enough = {prompt: scores for prompt, scores in sorted_scores.items() if len(scores) >= k}
         rewards = [expected_best(scores, k) for scores in enough.values()]
         tables.append(score_rows(list(enough), "best_of_reward", rewards, group=str(k)))
-        asked = own[own["prompt"].isin(enough) & own["score"].notna()]
-        wins = [beats(enough[p], k, s) for p, s in zip(asked["prompt"], asked["score"], strict=True)]
-        tables.append(
-            score_rows(asked["prompt"].tolist(), "best_of_win_rate", wins, draws=asked["draw"].tolist(), group=str(k))
-        )
-    nothing = pd.DataFrame({name: [] for name in COLUMNS})
-    return pd.concat([table for table in tables if len(table)] or [nothing], ignore_index=True)
+        rivals = reference[reference["prompt"].isin(enough) & reference["score"].notna()]
+        prompts = rivals["prompt"].tolist()
+        shares = [beats(enough[p], k, score) for p, score in zip(prompts, rivals["score"], strict=True)]
+        tables.append(score_rows(prompts, "best_of_win_rate", shares, draws=rivals["draw"].tolist(), group=str(k)))
+    return pd.concat([table for table in tables if len(table)] or [empty], ignore_index=True)
 
 
 def _sizes(most: int) -> list[int]:
@@ -69,36 +79,32 @@ def _sizes(most: int) -> list[int]:
     return sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
 
 
-def expected_best(scores: np.ndarray, k: int) -> float:
-    """Mean of the maximum over all subsets of size k of the sorted scores; `expected_best([1, 2, 4], 2)` is 10/3."""
+def expected_best(scores: npt.NDArray[np.float64], k: int) -> float:
+    """Mean of the maximum over all subsets of size k.
+
+    Args:
+        scores: m scores, sorted from the lowest.
+        k: 1 to m.
+
+    Example:
+        >>> round(expected_best(np.array([1.0, 2.0, 4.0]), 2), 4)  # (2 + 4 + 4) / 3
+        3.3333
+    """
     weights = [comb(place, k - 1) for place in range(len(scores))]
     return float(np.dot(scores, weights) / comb(len(scores), k))
 
 
-def beats(scores: np.ndarray, k: int, other: float) -> float:
-    """Share of the subsets of size k of the sorted scores whose maximum is above the other score, equal ones counted half."""
+def beats(scores: npt.NDArray[np.float64], k: int, other: float) -> float:
+    """Share of the subsets of size k whose maximum is above another score, equal ones counted half.
+
+    Args:
+        scores: m scores, sorted from the lowest.
+        k: 1 to m.
+        other: the score to beat.
+
+    Example:
+        >>> round(beats(np.array([1.0, 2.0, 4.0]), 2, 2.0), 4)  # one maximum is equal, two are above: (1 / 2 + 2) / 3
+        0.8333
+    """
     below, up_to = int(np.searchsorted(scores, other, "left")), int(np.searchsorted(scores, other, "right"))
     return 1 - (comb(below, k) + comb(up_to, k)) / (2 * comb(len(scores), k))
-
-
-def _same(pool: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
-    """A draw of the pool against the reference's own answer of the same number."""
-    both = own.merge(pool, on=["prompt", "draw"], suffixes=("", "_other")).dropna(subset=["score", "score_other"])
-    values = (np.sign(both["score_other"] - both["score"]) + 1) / 2
-    return score_rows(both["prompt"].tolist(), "same_win_rate", values, draws=both["draw"].tolist())
-
-
-def _scores(held_out: HeldOut, answers: pd.DataFrame) -> np.ndarray:
-    """The judge's score of each answer; equal answers to one prompt are asked about once."""
-    prompts: dict[str, Prompt] = {prompt.id: prompt for prompt in held_out.prompts}
-    wanted: Sequence[tuple[str, str]] = list(zip(answers["prompt"], answers["text"], strict=True))
-    distinct = list(dict.fromkeys(wanted))
-    assert held_out.judge is not None
-    found: Any = held_out.judge([prompts[key] for key, _ in distinct], [text for _, text in distinct])
-    if not isinstance(found, pd.DataFrame) or "score" not in found or len(found) != len(distinct):
-        what = f"columns {list(found)}, {len(found)} rows" if isinstance(found, pd.DataFrame) else type(found).__name__
-        raise DpobenchError(
-            f"the judge returned {what} for {len(distinct)} answers; a table with column 'score' and a row per answer is expected"
-        )
-    known = dict(zip(distinct, found["score"].astype(np.float64), strict=True))
-    return np.array([known[answer] for answer in wanted])

@@ -1,14 +1,20 @@
 """Whether the policy ranks held-out pairs as people did, and what happened to the log-probabilities of both sides."""
 
-import hashlib
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, evaluator, score_rows
+from dpobench.evaluation.heldout import pair_prompts
 from dpobench.losses.standalone import loss_preferences
 from dpobench.models.logprobs import score_sequences
+
+Logps: TypeAlias = Sequence[npt.NDArray[np.float32]]
+"""Log-probabilities of the tokens of N completions, nats."""
+Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @evaluator(
@@ -38,17 +44,19 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
     """Implicit-reward accuracy, margins and displacement on held-out pairs.
 
     Args:
-        checkpoint: the policy to score. The reference is not computed again: its margins are zero, its accuracy one half.
+        checkpoint: the policy to score.
         held_out: pairs with the reference's log-probabilities.
         budget: most tokens of a padded batch.
 
     Returns: one row per pair and metric; pairs of one prompt share its hash and are numbered as draws, for they fall on one side
         of the selection/test split and are no independent units. `chosen_shift` and `rejected_shift` are policy minus
-        reference log-probability, `margin` their difference, `mean_margin` the difference of per-token means; `accuracy` and
-        `mean_accuracy` say whether those are positive (1, 0; equal is 0.5); `length_difference` is chosen minus rejected
-        tokens, what a classifier by length alone would go by. `own_accuracy` and `saturated` say what the loss itself makes of the
-        pair (see `dpobench.losses.standalone`): whether it prefers the chosen answer, whether its gradient is gone. They are there for
-        checkpoints whose loss is known and needs log-probabilities only, not for the reference, which has no loss.
+        reference log-probability, nats; `margin` is their difference, nats; `mean_margin` the difference of per-token means, nats
+        per token. For the reference against itself all four are exactly 0. `accuracy` and `mean_accuracy` are 1 where `margin`
+        and `mean_margin` are positive, 0 where they are negative, 0.5 where they are 0, as for the reference. `length_difference`
+        is chosen minus rejected length in tokens, by which a classifier of length alone would decide. `own_accuracy` and
+        `saturated` are 1 where the loss itself prefers the chosen answer and where its gradient has nearly vanished (see
+        `dpobench.losses.standalone`). They exist for checkpoints whose loss is known and needs log-probabilities only, not for the
+        reference, which has no loss.
 
     Raises:
         DpobenchError: a pair comes without the reference's log-probabilities.
@@ -68,7 +76,7 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
     chosen_length = np.array([len(pair.chosen) for pair in pairs])
     rejected_length = np.array([len(pair.rejected) for pair in pairs])
     margin, mean_margin = chosen - rejected, chosen / chosen_length - rejected / rejected_length
-    found = {
+    values = {
         "accuracy": _right(margin),
         "mean_accuracy": _right(mean_margin),
         "margin": margin,
@@ -78,20 +86,22 @@ def preference(checkpoint: Checkpoint, held_out: HeldOut, *, budget: int = 8192)
         "length_difference": chosen_length - rejected_length,
     }
     if not checkpoint.is_reference:
-        policy, reference = (chosen_policy, rejected_policy), (chosen_reference, rejected_reference)
-        by_loss = loss_preferences(checkpoint.run, policy, reference)
-        found |= {"own_accuracy": by_loss.prefers_chosen, "saturated": by_loss.saturated} if by_loss is not None else {}
-    prompts = [hashlib.sha256(pair.prompt.tobytes()).hexdigest()[:12] for pair in pairs]
-    draws = pd.Series(prompts).groupby(prompts).cumcount().tolist()
-    return pd.concat(
-        [score_rows(prompts, metric, values, draws=draws) for metric, values in found.items()], ignore_index=True
-    )
+        by_loss = loss_preferences(
+            checkpoint.run, (chosen_policy, rejected_policy), (chosen_reference, rejected_reference)
+        )
+        values |= (
+            {"own_accuracy": by_loss.prefers_chosen, "saturated": by_loss.saturated} if by_loss is not None else {}
+        )
+    prompts, draws = pair_prompts(pairs)
+    tables = [score_rows(prompts, metric, numbers, draws=draws) for metric, numbers in values.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
-def _shift(policy: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> np.ndarray:
+def _shift(policy: Logps, reference: Logps) -> Array:
     """Policy minus reference log-probability of each completion, nats."""
     return np.array([(p.astype(np.float64) - q).sum() for p, q in zip(policy, reference, strict=True)])
 
 
-def _right(margin: np.ndarray) -> np.ndarray:
+def _right(margin: Array) -> Array:
+    """1 where a margin is positive, 0 where it is negative, 0.5 where it is 0."""
     return np.asarray((np.sign(margin) + 1) / 2)

@@ -1,13 +1,24 @@
 """How often a judge prefers the policy's answer: to the reference's, and to the one the data set calls chosen."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, Prompt, UserError, evaluator, score_rows
-from dpobench.evaluation.pairwise import KEPT, compare, require, summary
+from dpobench import Checkpoint, DpobenchError, HeldOut, Metric, UserError, evaluator, score_rows
+from dpobench.evaluation.heldout import Answer, PointwiseJudge, judge_answers
+from dpobench.evaluation.pairwise import VERDICT_COLUMNS, PairwiseJudge, compare, require_verdicts, summary
+
+# How `summary` calls a metric of this evaluator.
+_METRICS = {
+    "score": "win_rate",
+    "worst": "win_rate_worst",
+    "best": "win_rate_best",
+    "missing": "missing",
+    "tie": "tie",
+    "first_shown": "first_shown",
+    "inconsistent": "inconsistent",
+}
 
 
 @evaluator(
@@ -31,150 +42,132 @@ def winrate(checkpoint: Checkpoint, held_out: HeldOut, *, most_missing: float = 
 
     Opponents (`group`): "reference", its answer to the same prompt in the same draw, and "chosen", the data set's preferred
     answer where the prompt has one. Of a judge that scores, a win is 1, a loss 0, and equal scores tie, 0.5; a judge that
-    compares is asked in both orders, and the mean of the two probabilities counts. Identical texts tie, whatever the judge.
+    compares is called in both orders, and the mean of the two probabilities counts. Identical texts tie, whatever the judge.
 
     Args:
-        checkpoint: whose answers are judged; the reference against itself is a tie throughout.
+        checkpoint: whose answers are judged.
         held_out: prompts, answers of both, and a judge of either kind.
         most_missing: largest share of comparisons with one opponent that may be without a verdict, 0 to 1.
 
-    Returns: `win_rate`; `missing`, 1 where the judge gave no verdict, or none in one of the orders; `win_rate_worst` and
-        `win_rate_best`, with missing verdicts counted as lost and as won. A comparison without a verdict has no `win_rate`
-        row: neither win nor loss. `tie`, 1 where the texts are identical, the scores equal, or the judge tied them in both orders.
-        Of a judge that scores, `reward`, its score of the sample, and `reward_<part>` for the further
-        columns it gave. Of one that compares, `first_shown`, the share of its two verdicts that went to the answer shown first,
-        and `inconsistent`, 1 where the orders named different answers; its verdicts lie in `verdicts.parquet`.
+    Returns: `win_rate`, in [0, 1], 0.5 in every row where the reference meets itself; `missing`, 1 where the judge gave no verdict,
+        or none in one of the orders; `win_rate_worst` and `win_rate_best`, with missing verdicts counted as lost and as won. A
+        comparison without a verdict has no `win_rate` row: neither win nor loss. `tie`, 1 where the texts are identical, the
+        scores equal, or the judge tied them in both orders. Of a judge that scores, `reward`, its score of the sample in the
+        judge's unit, and `reward_<part>` for the further columns it gave. Of one that compares, `first_shown`, the share of its
+        two verdicts that went to the answer shown first (0.5 for a judge without a preference for a place), and `inconsistent`, 1
+        where the orders named different answers; its verdicts lie in `verdicts.parquet`.
 
     Raises:
         UserError: there is no judge, or it left more comparisons without a verdict than `most_missing` allows.
-        DpobenchError: the judge did not return what it must, or the reference did not answer a prompt.
+        DpobenchError: the judge returned something else than verdicts, or the reference did not answer a prompt.
     """
-    if held_out.judge is None and held_out.pairwise is None:
-        raise UserError("win-rate needs a judge; name one, or leave winrate out")
-    own = held_out.samples[["prompt", "draw", "text"]]
-    opponents = {name: frame for name in held_out.opponents if len(frame := _against(name, own, held_out))}
+    samples = held_out.samples[["prompt", "draw", "text"]]
+    opponents = {name: frame for name in held_out.opponents if len(frame := _with_opponent(name, samples, held_out))}
     if held_out.judge is not None:
-        return _scored(own, opponents, held_out, most_missing)
-    return _compared(checkpoint, own, opponents, held_out, most_missing)
+        return _scored(held_out.judge, samples, opponents, held_out, most_missing)
+    if held_out.pairwise is not None:
+        name = str(checkpoint.run.get("id", "reference"))
+        return _compared(held_out.pairwise, name, opponents, held_out, most_missing)
+    raise UserError("win-rate needs a judge; name one, or leave winrate out")
 
 
-def _against(name: str, own: pd.DataFrame, held_out: HeldOut) -> pd.DataFrame:
-    """The checkpoint's answers with an opponent's beside them, column `other`."""
-    if name == "reference":
-        return _against_reference(own, held_out.reference_samples)
+def _with_opponent(name: str, samples: pd.DataFrame, held_out: HeldOut) -> pd.DataFrame:
+    """The checkpoint's answers that an opponent answered, too, its text in column `other`."""
     if name == "chosen":
-        chosen = own.assign(other=own["prompt"].map({p.id: p.chosen for p in held_out.prompts}))
+        chosen = samples.assign(other=samples["prompt"].map({p.id: p.chosen for p in held_out.prompts}))
         return chosen[chosen["other"].notna()]
-    raise DpobenchError(f"there is no opponent called {name!r}; known: reference, chosen")
-
-
-def _scored(
-    own: pd.DataFrame, opponents: Mapping[str, pd.DataFrame], held_out: HeldOut, most_missing: float
-) -> pd.DataFrame:
-    """By a judge that scores one answer at a time."""
-    scores = _scores(own, opponents, held_out)
-    tables = [_rewards(own, scores)]
-    tables += [_verdicts(frame, scores["score"], group, most_missing) for group, frame in opponents.items()]
-    return pd.concat(tables, ignore_index=True)
+    if name != "reference":
+        raise DpobenchError(f"there is no opponent called {name!r}; known: reference, chosen")
+    other = held_out.reference_samples[["prompt", "draw", "text"]].rename(columns={"text": "other"})
+    both = samples.merge(other, on=["prompt", "draw"], how="left", validate="one_to_one")
+    if both["other"].isna().any():
+        prompt, draw = both.loc[both["other"].isna(), ["prompt", "draw"]].iloc[0]
+        raise DpobenchError(
+            f"the reference has no answer {draw} to prompt {prompt}; sample both with the same settings"
+        )
+    return both
 
 
 def _compared(
-    checkpoint: Checkpoint,
-    own: pd.DataFrame,
-    opponents: Mapping[str, pd.DataFrame],
-    held_out: HeldOut,
-    most_missing: float,
+    judge: PairwiseJudge, name: str, opponents: Mapping[str, pd.DataFrame], held_out: HeldOut, most_missing: float
 ) -> pd.DataFrame:
-    """By a judge that compares two answers."""
-    assert held_out.pairwise is not None
-    prompts = {prompt.id: prompt for prompt in held_out.prompts}
-    name = str(checkpoint.run.get("id", "reference"))
-    found, kept = {}, [pd.DataFrame({column: [] for column in KEPT})]
-    for group, frame in opponents.items():
-        asked = [prompts[key] for key in frame["prompt"]]
-        found[group] = compare(held_out.pairwise, asked, frame["text"].tolist(), frame["other"].tolist())
-        shown = frame.iloc[found[group]["at"]].reset_index(drop=True)
-        kept.append(found[group].assign(prompt=shown["prompt"], draw=shown["draw"], a=name, b=group)[list(KEPT)])
-    # Before anything is refused: what was paid for is there to be looked at.
-    held_out.keep("verdicts", pd.concat(kept[1:] or kept, ignore_index=True))
-    tables = [score_rows(own["prompt"].tolist(), "missing", 0.0).head(0)]
-    for group, verdicts in found.items():
-        said = verdicts.loc[verdicts["p_a"].isna(), "raw"]
-        come_to = summary(verdicts)
-        require(come_to["missing"], most_missing, group, said.iloc[0] if len(said) else "")
-        tables.append(_of_opponent(opponents[group], group, come_to))
-    return pd.concat(tables, ignore_index=True)
+    """Rows by a judge that compares two answers."""
+    prompts = held_out.prompts_by_id
+    verdicts, tables = {}, [pd.DataFrame({column: [] for column in VERDICT_COLUMNS})]
+    for opponent, frame in opponents.items():
+        judged_prompts = [prompts[key] for key in frame["prompt"]]
+        compared = compare(judge, judged_prompts, frame["text"].tolist(), frame["other"].tolist())
+        shown = frame.iloc[compared["at"]].reset_index(drop=True)
+        identity = {"prompt": shown["prompt"], "draw": shown["draw"], "a": name, "b": opponent}
+        tables.append(compared.assign(**identity)[list(VERDICT_COLUMNS)])
+        verdicts[opponent] = compared
+    # Before anything is refused: what was paid for can be read.
+    held_out.write_table("verdicts", pd.concat(tables[1:] or tables, ignore_index=True))
+    scores = [score_rows(held_out.samples["prompt"].tolist(), "missing", 0.0).head(0)]
+    for opponent, compared in verdicts.items():
+        unread = compared.loc[compared["p_a"].isna(), "raw"]
+        results = summary(compared)
+        require_verdicts(results["missing"], most_missing, opponent, unread.iloc[0] if len(unread) else "")
+        scores.append(_opponent_rows(opponents[opponent], opponent, results))
+    return pd.concat(scores, ignore_index=True)
 
 
-def _of_opponent(frame: pd.DataFrame, group: str, found: pd.DataFrame) -> pd.DataFrame:
-    """Rows against one opponent; what is NaN has no row."""
-    metrics = {"score": "win_rate", "worst": "win_rate_worst", "best": "win_rate_best", "missing": "missing"}
-    metrics |= {name: name for name in ("tie", "first_shown", "inconsistent") if name in found}
+def _opponent_rows(frame: pd.DataFrame, opponent: str, results: pd.DataFrame) -> pd.DataFrame:
+    """Rows against one opponent from columns as `summary` has them; what is NaN has no row."""
     tables = [
-        score_rows(frame["prompt"].tolist(), metric, found[name], draws=frame["draw"].tolist(), group=group)
-        for name, metric in metrics.items()
+        score_rows(frame["prompt"].tolist(), metric, results[name], draws=frame["draw"].tolist(), group=opponent)
+        for name, metric in _METRICS.items()
+        if name in results
     ]
     return pd.concat(tables, ignore_index=True).dropna(subset="value", ignore_index=True)
 
 
-def _scores(own: pd.DataFrame, opponents: Mapping[str, pd.DataFrame], held_out: HeldOut) -> pd.DataFrame:
-    """Scores of all answers; those of the opponents, which every policy meets, are asked for once."""
+def _scored(
+    judge: PointwiseJudge,
+    samples: pd.DataFrame,
+    opponents: Mapping[str, pd.DataFrame],
+    held_out: HeldOut,
+    most_missing: float,
+) -> pd.DataFrame:
+    """Rows by a judge that scores one answer at a time; each answer is judged once, so that equal answers have equal scores."""
+    prompts = held_out.prompts_by_id
+
+    def judged(answers: tuple[Answer, ...]) -> pd.DataFrame:
+        index = pd.MultiIndex.from_tuples(answers, names=["prompt", "text"])
+        return judge_answers(judge, prompts, answers).set_axis(index).astype(np.float64)
+
+    # The opponents' answers, which every policy meets, are judged once for all checkpoints.
     others = tuple(dict.fromkeys(answer for frame in opponents.values() for answer in _answers(frame, "other")))
-    known = held_out.once(("judged", others), lambda: _judged(held_out, others))
-    new = [answer for answer in dict.fromkeys(_answers(own, "text")) if answer not in known.index]
-    return pd.concat([known, _judged(held_out, new)]) if new else known
+    scores = held_out.compute_once(("judged", others), lambda: judged(others))
+    policy_answers = _answers(samples, "text")
+    new = tuple(answer for answer in dict.fromkeys(policy_answers) if answer not in scores.index)
+    if new:
+        scores = pd.concat([scores, judged(new)])
 
+    def scores_of(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+        return scores.reindex(pd.MultiIndex.from_tuples(_answers(frame, column)))
 
-def _against_reference(own: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    other = reference[["prompt", "draw", "text"]].rename(columns={"text": "other"})
-    found = own.merge(other, on=["prompt", "draw"], how="left", validate="one_to_one")
-    if found["other"].isna().any():
-        prompt, draw = found.loc[found["other"].isna(), ["prompt", "draw"]].iloc[0]
-        raise DpobenchError(
-            f"the reference has no answer {draw} to prompt {prompt}; sample both with the same settings"
-        )
-    return found
-
-
-def _answers(frame: pd.DataFrame, column: str) -> list[tuple[str, str]]:
-    return list(zip(frame["prompt"].tolist(), frame[column].tolist(), strict=True))
-
-
-def _judged(held_out: HeldOut, answers: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Scores by (prompt, text): each answer is judged once, so that equal answers have equal scores."""
-    prompts: dict[str, Prompt] = {prompt.id: prompt for prompt in held_out.prompts}
-    assert held_out.judge is not None
-    found: Any = held_out.judge([prompts[key] for key, _ in answers], [text for _, text in answers])
-    if not isinstance(found, pd.DataFrame) or "score" not in found or len(found) != len(answers):
-        what = f"columns {list(found)}, {len(found)} rows" if isinstance(found, pd.DataFrame) else type(found).__name__
-        raise DpobenchError(
-            f"the judge returned {what} for {len(answers)} answers; a table with column 'score' and a row per answer is expected"
-        )
-    index = pd.MultiIndex.from_tuples(answers, names=["prompt", "text"])
-    return found.set_axis(index).astype(np.float64)
-
-
-def _of(scores: Any, answers: Sequence[tuple[str, str]]) -> Any:
-    return scores.reindex(pd.MultiIndex.from_tuples(answers))
-
-
-def _rewards(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    found = _of(scores, _answers(own, "text"))
     tables = []
-    for column in found:
-        metric = "reward" if column == "score" else f"reward_{column}"
-        tables.append(score_rows(own["prompt"].tolist(), metric, found[column], draws=own["draw"].tolist()))
-    return pd.concat(tables, ignore_index=True).dropna(subset="value", ignore_index=True)
+    for name, rewards in scores_of(samples, "text").items():
+        metric = "reward" if name == "score" else f"reward_{name}"
+        tables.append(score_rows(samples["prompt"].tolist(), metric, rewards, draws=samples["draw"].tolist()))
+    tables = [pd.concat(tables, ignore_index=True).dropna(subset="value", ignore_index=True)]
+    for opponent, frame in opponents.items():
+        policy, other = (scores_of(frame, column)["score"].to_numpy() for column in ("text", "other"))
+        identical = frame["text"].to_numpy() == frame["other"].to_numpy()
+        missing = (np.isnan(policy) | np.isnan(other)) & ~identical
+        require_verdicts(missing, most_missing, opponent)
+        won = np.where(identical | (policy == other), 0.5, (policy > other).astype(np.float64))
+        results = {
+            "score": np.where(missing, np.nan, won),
+            "worst": np.where(missing, 0.0, won),
+            "best": np.where(missing, 1.0, won),
+            "missing": missing.astype(np.float64),
+            "tie": np.where(missing, np.nan, (won == 0.5).astype(np.float64)),
+        }
+        tables.append(_opponent_rows(frame, opponent, pd.DataFrame(results)))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _verdicts(frame: pd.DataFrame, scores: pd.Series, group: str, most_missing: float) -> pd.DataFrame:
-    ours = _of(scores, _answers(frame, "text")).to_numpy()
-    theirs = _of(scores, _answers(frame, "other")).to_numpy()
-    identical = frame["text"].to_numpy() == frame["other"].to_numpy()
-    missing = (np.isnan(ours) | np.isnan(theirs)) & ~identical
-    require(missing, most_missing, group)
-    value = np.where(identical | (ours == theirs), 0.5, (ours > theirs).astype(np.float64))
-    found = {"score": np.where(missing, np.nan, value), "missing": missing.astype(np.float64)}
-    found |= {"worst": np.where(missing, 0.0, value), "best": np.where(missing, 1.0, value)}
-    found["tie"] = np.where(missing, np.nan, (value == 0.5).astype(np.float64))
-    return _of_opponent(frame, group, pd.DataFrame(found))
+def _answers(frame: pd.DataFrame, column: str) -> list[Answer]:
+    return list(zip(frame["prompt"].tolist(), frame[column].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Verdicts that others gave: people, or a judge that ran elsewhere. Read from a file, found again by what was compared.
+"""Verdicts that others gave: people, or a judge that ran elsewhere. Read from a file, looked up by what was compared.
 
 Four layouts are read: our own (CSV, JSON or a JSON object a line), AlpacaEval's `annotations.json`, Arena-Hard's judgements, and
 PandaLM's test set.
@@ -14,16 +14,28 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypedDict, cast
 
 from dpobench.artifacts.files import file_hash
 from dpobench.data.prompts import Prompt
-from dpobench.data.rows import prompt_id
+from dpobench.data.rows import Message, prompt_id
 from dpobench.errors import BadRow, UserError
+
+Row: TypeAlias = Mapping[str, object]
+"""A row of a file, columns unchecked."""
+
+
+class _Game(TypedDict, total=False):
+    """A game of Arena-Hard: the judge's score, and its request in one of two fields."""
+
+    score: str | None
+    user_prompt: str
+    prompt: list[Message]
+
 
 _VERDICTS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _EXPECTED = (
-    "prompt (the text asked) or prompt_id, first, second, and p_first (0 to 1) or verdict (first, second, tie), or a, b, order, and "
+    "prompt (its text) or prompt_id, first, second, and p_first (0 to 1) or verdict (first, second, tie), or a, b, order, and "
     "p_a or verdict (a, b, tie); AlpacaEval's annotations.json, Arena-Hard's judgements and PandaLM's test set are read as they are"
 )
 # How Arena-Hard writes a comparison for its judge.
@@ -39,7 +51,7 @@ class Annotation:
     """One verdict.
 
     Args:
-        prompt: id of the prompt, or the text that was asked.
+        prompt: id of the prompt, or its text.
         first: the answer shown first.
         second: the answer shown second.
         p_first: 1 for the first, 0 for the second, 0.5 for a tie, or a probability between.
@@ -64,25 +76,28 @@ class Annotations:
     rows: tuple[Annotation, ...]
 
     @cached_property
-    def _known(self) -> dict[tuple[str, str, str], list[float]]:
-        found: dict[tuple[str, str, str], list[float]] = {}
+    def _by_comparison(self) -> dict[tuple[str, str, str], list[float]]:
+        verdicts: dict[tuple[str, str, str], list[float]] = {}
         for row in self.rows:
-            found.setdefault(_place(row.prompt, row.first, row.second), []).append(row.p_first)
-        return found
+            verdicts.setdefault(_key(row.prompt, row.first, row.second), []).append(row.p_first)
+        return verdicts
 
     def find(self, prompt: Prompt, first: str, second: str) -> float | None:
-        """The verdict on a comparison as shown; where only the other order was judged, that one turned round; None for none."""
+        """The verdict on a comparison as shown.
+
+        Returns: `p_first`, the mean of several; where only the other order was judged, that one flipped; None where neither was.
+        """
         for name in (prompt.id, prompt.text):
-            if there := self._known.get(_place(name, first, second)):
-                return sum(there) / len(there)
+            if verdicts := self._by_comparison.get(_key(name, first, second)):
+                return sum(verdicts) / len(verdicts)
         for name in (prompt.id, prompt.text):
-            if there := self._known.get(_place(name, second, first)):
-                return 1 - sum(there) / len(there)
+            if verdicts := self._by_comparison.get(_key(name, second, first)):
+                return 1 - sum(verdicts) / len(verdicts)
         return None
 
     def in_order(self, prompt: Prompt, first: str, second: str) -> bool:
         """Whether the comparison was judged in this very order, and not the other one alone."""
-        return any(_place(name, first, second) in self._known for name in (prompt.id, prompt.text))
+        return any(_key(name, first, second) in self._by_comparison for name in (prompt.id, prompt.text))
 
     def comparisons(self, prompts: Mapping[str, Prompt]) -> list[tuple[Prompt, str, str, float]]:
         """Each comparison once, with the mean verdict on it, whichever answer was shown first.
@@ -91,36 +106,36 @@ class Annotations:
             prompts: held-out prompts by id. A row that names its prompt by text needs none of them.
 
         Returns: prompt, first, second and `p_first`, in the order of the file, the answers as the first row on them names them; rows
-            whose prompt id nobody knows are left out.
+            whose prompt id is not among `prompts` are left out.
         """
         texts = {prompt.text.strip(): prompt for prompt in prompts.values()}
         merged: dict[tuple[str, str, str], list[float]] = {}
-        known: dict[str, Prompt] = {}
-        for (name, first, second), verdicts in self._known.items():
+        compared: dict[str, Prompt] = {}
+        for (name, first, second), verdicts in self._by_comparison.items():
             prompt = prompts.get(name) or texts.get(name)
             if prompt is None and re.fullmatch(r"[0-9a-f]{12,64}", name) is None:
                 messages = ({"role": "user", "content": name},)
                 prompt = Prompt(prompt_id(messages), messages)
             if prompt is None:
                 continue
-            known[prompt.id] = prompt
+            compared[prompt.id] = prompt
             if (prompt.id, second, first) in merged:
                 merged[prompt.id, second, first] += [1 - p for p in verdicts]
             else:
                 merged.setdefault((prompt.id, first, second), []).extend(verdicts)
-        return [(known[name], a, b, sum(verdicts) / len(verdicts)) for (name, a, b), verdicts in merged.items()]
+        return [(compared[name], a, b, sum(verdicts) / len(verdicts)) for (name, a, b), verdicts in merged.items()]
 
 
-def _place(prompt: str, first: str, second: str) -> tuple[str, str, str]:
+def _key(prompt: str, first: str, second: str) -> tuple[str, str, str]:
     # Files lose the white space at the ends; nothing else may differ.
     return prompt.strip(), first.strip(), second.strip()
 
 
 def read(file: str) -> Annotations:
-    """Read a file of verdicts, plain or compressed by gzip.
+    """Read a file of verdicts, plain or compressed by gzip; read once while its content stays.
 
     Args:
-        file: `.csv`, `.jsonl` or `.json`, each also with `.gz`.
+        file: `.csv`, `.jsonl` or `.json`, each also with `.gz`, in one of the four layouts.
 
     Raises:
         UserError: there is no such file, or a row holds no verdict in any known layout; row and column are named.
@@ -141,7 +156,7 @@ def _read(path: Path, content: str) -> Annotations:
     return Annotations(path, tuple(rows))
 
 
-def _rows(path: Path) -> list[Any]:
+def _rows(path: Path) -> list[object]:
     raw = path.read_bytes()
     name = path.name.removesuffix(".gz")
     try:
@@ -154,7 +169,7 @@ def _rows(path: Path) -> list[Any]:
         raise UserError(
             f"verdicts {path}: cannot be read ({error}); a CSV or JSONL file in UTF-8 is expected"
         ) from error
-    rows = []
+    rows: list[object] = []
     # Not `splitlines`: it also splits at characters that JSON leaves inside a string.
     for number, line in enumerate(text.split("\n")):
         try:
@@ -164,7 +179,7 @@ def _rows(path: Path) -> list[Any]:
     return rows
 
 
-def _annotations(row: Any, where: str, number: int) -> Iterator[Annotation]:
+def _annotations(row: object, where: str, number: int) -> Iterator[Annotation]:
     if not isinstance(row, dict):
         raise BadRow(where, number, "row", f"is a {type(row).__name__}", f"expected is an object with {_EXPECTED}")
     if "games" in row:
@@ -174,12 +189,13 @@ def _annotations(row: Any, where: str, number: int) -> Iterator[Annotation]:
     elif "response1" in row and "annotator1" in row:
         yield _of_pandalm(row, where, number)
     elif "a" in row and "b" in row:
-        yield from _own(_as_shown(row, where, number), where, number)
+        yield from _of_dpobench(_as_shown(row, where, number), where, number)
     else:
-        yield from _own(row, where, number)
+        yield from _of_dpobench(row, where, number)
 
 
-def _own(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation]:
+def _of_dpobench(row: Row, where: str, number: int) -> Iterator[Annotation]:
+    """`prompt` or `prompt_id`, `first`, `second`, and `p_first` or `verdict`; nothing where there is no verdict."""
     texts = []
     for column in ("prompt", "first", "second"):
         text = row.get(column) if column != "prompt" else row.get("prompt_id") or row.get("prompt")
@@ -187,9 +203,9 @@ def _own(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation
             raise BadRow(where, number, column, f"is {text!r:.40}", f"expected are {_EXPECTED}")
         texts.append(text)
     prompt, first, second = texts
-    given = row.get("p_first")
-    if given not in (None, ""):
-        yield Annotation(prompt, first, second, _share(given, where, number, "p_first"))
+    p_first = row.get("p_first")
+    if p_first not in (None, ""):
+        yield Annotation(prompt, first, second, _share(p_first, where, number, "p_first"))
         return
     verdict = str(row.get("verdict") or "").strip().lower()
     if verdict in _VERDICTS:
@@ -200,22 +216,22 @@ def _own(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation
         )
 
 
-def _as_shown(row: Mapping[str, Any], where: str, number: int) -> dict[str, Any]:
-    """A row of `verdicts.compare`, with the texts as `a` and `b`, as it was shown: with `order` 1, b stood first."""
+def _as_shown(row: Row, where: str, number: int) -> Row:
+    """A row of `pairwise.compare`, with the texts as `a` and `b`, as it was shown: with `order` 1, b stood first."""
     order = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(str(row.get("order") or 0))
     if order is None:
         raise BadRow(where, number, "order", f"is {row['order']!r:.40}", "0 where a was shown first, or 1, is expected")
     first, second = ("b", "a") if order else ("a", "b")
-    p_a, said = row.get("p_a"), str(row.get("verdict") or "").strip().lower()
-    none = p_a in (None, "") or p_a != p_a
-    p_first = None if none else abs(order - _share(p_a, where, number, "p_a"))
-    verdict = {first: "first", second: "second"}.get(said, said)
+    p_a, verdict = row.get("p_a"), str(row.get("verdict") or "").strip().lower()
+    missing = p_a in (None, "") or p_a != p_a
+    p_first = None if missing else abs(order - _share(p_a, where, number, "p_a"))
+    verdict = {first: "first", second: "second"}.get(verdict, verdict)
     return {**row, "first": row[first], "second": row[second], "p_first": p_first, "verdict": verdict}
 
 
-def _share(value: Any, where: str, number: int, column: str) -> float:
+def _share(value: object, where: str, number: int, column: str) -> float:
     try:
-        share = float(value)
+        share = float(cast(str, value))
     except (TypeError, ValueError):
         share = math.nan
     if not 0 <= share <= 1:
@@ -225,7 +241,7 @@ def _share(value: Any, where: str, number: int, column: str) -> float:
     return share
 
 
-def _of_alpaca_eval(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation]:
+def _of_alpaca_eval(row: Row, where: str, number: int) -> Iterator[Annotation]:
     """1 is the first output, 2 the second, between them a probability; 0 and 1.5 are ties, and nothing is no verdict."""
     preference = row["preference"]
     if preference is None or (isinstance(preference, float) and math.isnan(preference)):
@@ -238,12 +254,12 @@ def _of_alpaca_eval(row: Mapping[str, Any], where: str, number: int) -> Iterator
     yield Annotation(_instruction(row), str(row["output_1"]), str(row["output_2"]), p_first)
 
 
-def _instruction(row: Mapping[str, Any]) -> str:
+def _instruction(row: Row) -> str:
     return "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
 
 
-def _of_pandalm(row: Mapping[str, Any], where: str, number: int) -> Annotation:
-    """What most of the people said: 1 the first answer, 2 the second, 0 neither; neither, too, where no two of them agree."""
+def _of_pandalm(row: Row, where: str, number: int) -> Annotation:
+    """The vote of most people: 1 the first answer, 2 the second, 0 neither; neither, too, where no two of them agree."""
     votes = [vote for name, vote in row.items() if re.fullmatch(r"annotator\d+", name)]
     for vote in votes:
         if vote not in (0, 1, 2):
@@ -253,12 +269,13 @@ def _of_pandalm(row: Mapping[str, Any], where: str, number: int) -> Annotation:
     return Annotation(_instruction(row), str(row["response1"]), str(row.get("response2", "")), p_first)
 
 
-def _of_arena_hard(row: Mapping[str, Any], where: str, number: int) -> Iterator[Annotation]:
+def _of_arena_hard(row: Row, where: str, number: int) -> Iterator[Annotation]:
     """Two games a row, the places exchanged in the second; prompt and answers stand in what the judge was shown."""
-    for game in row["games"]:
+    for game in cast(list[_Game | None], row["games"]):
         if not game or not game.get("score"):
             continue
-        shown = game.get("user_prompt") or (game.get("prompt") or [{}])[-1].get("content")
+        messages = game.get("prompt")
+        shown = game.get("user_prompt") or (messages[-1].get("content") if messages else None)
         parts = _ARENA.search(shown) if isinstance(shown, str) else None
         if parts is None:
             raise BadRow(

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 from dpobench.artifacts.files import digest, file_hash
 from dpobench.errors import UserError
@@ -27,7 +27,7 @@ from dpobench.errors import UserError
 STOCK, HERE = "LM_EVAL_TASKS", "HERE"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 _NOT_READ = {"__pycache__", ".ipynb_checkpoints"}
-# Data sets that are files of the user's own.
+# How a definition names data sets that are files on this machine.
 _LOADERS = ("json", "csv", "parquet", "text", "arrow")
 _NAMED = re.compile(rb"^['\"]?(?:task|group)['\"]?[ \t]*:[ \t]*['\"]?([\w.+:()-]+)", re.M)
 _TAGGED = re.compile(rb"^['\"]?tag['\"]?[ \t]*:((?:[ \t]*\n[ \t]*-[ \t]*[^\n]+)+|[^\n]*)", re.M)
@@ -46,23 +46,24 @@ class Definition:
 
     name: str
     file: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, JsonValue]
     unset: tuple[str, ...] = ()
 
     @property
     def members(self) -> list[str]:
         """Names of a group's members; empty for a task."""
         listed = self.settings.get("task") if "group" in self.settings else None
-        named = [one.get("task", one.get("group")) if isinstance(one, Mapping) else one for one in listed or ()]
-        return [str(name) for name in named if isinstance(name, str)]
+        entries = listed if isinstance(listed, list) else []
+        names = [entry.get("task", entry.get("group")) if isinstance(entry, dict) else entry for entry in entries]
+        return [name for name in names if isinstance(name, str)]
 
     @property
     def files(self) -> list[str]:
-        """Data files of the user's own that it names: paths, or patterns of them."""
-        given = self.settings.get("dataset_kwargs") or {}
-        own = str(self.settings.get("dataset_path")) in _LOADERS
-        relative = list(_texts(given.get("data_files"))) if own else []
-        return list(dict.fromkeys([*relative, *(text for text in _texts(given) if os.path.isabs(text))]))
+        """Data files on this machine that it names: paths, or patterns of them."""
+        given = self.settings.get("dataset_kwargs")
+        options = given if isinstance(given, dict) else {}
+        relative = _texts(options.get("data_files")) if str(self.settings.get("dataset_path")) in _LOADERS else []
+        return list(dict.fromkeys([*relative, *(text for text in _texts(options) if os.path.isabs(text))]))
 
 
 class _Reader(yaml.SafeLoader):  # type: ignore[misc] # yaml ships no types
@@ -80,18 +81,18 @@ def shipped() -> tuple[Path, ...]:
 
 def stock_folder() -> Path:
     """Folder of lm-eval's own definitions; lm-eval is not imported."""
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None
-    return Path((found.submodule_search_locations or [""])[0]) / "tasks"
+    package = importlib.util.find_spec("lm_eval")
+    assert package is not None
+    return Path((package.submodule_search_locations or [""])[0]) / "tasks"
 
 
 def definitions(folders: Sequence[Path | str]) -> dict[str, Definition]:
-    """Tasks, groups and tags of some folders by name; of two with one name the later folder's counts, as in lm-eval.
+    """Tasks and groups that the files of some folders define, by name; of two with one name the later folder's counts, as in lm-eval.
 
     Raises:
         UserError: a folder is not there.
     """
-    found: dict[str, Definition] = {}
+    by_name: dict[str, Definition] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(
@@ -100,40 +101,35 @@ def definitions(folders: Sequence[Path | str]) -> dict[str, Definition]:
         for file in _yamls(folder):
             # As lm-eval does: what is no definition is passed over. A name that nothing defines is an error where it is asked for.
             with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
-                found |= _named(file)
-    return found
+                unset: list[str] = []
+                settings = _merged(file, unset)
+                name = settings.get("group") or settings.get("task")
+                if isinstance(name, str):
+                    by_name[name] = Definition(name, file, settings, tuple(dict.fromkeys(unset)))
+    return by_name
 
 
-def _named(file: Path) -> dict[str, Definition]:
-    unset: list[str] = []
-    settings = _merged(file, unset)
-    name = settings.get("group") or settings.get("task")
-    if not isinstance(name, str):
-        return {}
-    return {name: Definition(name, file, settings, tuple(dict.fromkeys(unset)))}
-
-
-def _merged(file: Path, unset: list[str]) -> dict[str, Any]:
+def _merged(file: Path, unset: list[str]) -> dict[str, JsonValue]:
     """A file over those it includes; variables without a value are put down in `unset`."""
-    own = yaml.load(_filled(file, unset), Loader=_Reader)
-    if not isinstance(own, dict):
+    settings = yaml.load(_filled(file, unset), Loader=_Reader)
+    if not isinstance(settings, dict):
         raise ValueError(f"{file}: no mapping")
-    listed = own.pop("include", [])
-    merged: dict[str, Any] = {}
-    for name in listed if isinstance(listed, list) else [listed]:
+    included = settings.pop("include", [])
+    merged: dict[str, JsonValue] = {}
+    for name in included if isinstance(included, list) else [included]:
         if not _VARIABLE.search(str(name)):
             merged |= _merged(file.parent / str(name), unset)
-    return merged | own
+    return merged | settings
 
 
 def _filled(file: Path, unset: list[str]) -> str:
     """Text of a definition, its variables replaced by their values where they have one."""
 
     def value(match: re.Match[str]) -> str:
-        known = os.environ | {STOCK: str(stock_folder()), HERE: str(file.parent.resolve())}
-        if match[1] not in known:
+        variables = os.environ | {STOCK: str(stock_folder()), HERE: str(file.parent.resolve())}
+        if match[1] not in variables:
             unset.append(match[1])
-        return known.get(match[1], match[0])
+        return variables.get(match[1], match[0])
 
     text = file.read_text(encoding="utf-8")
     # A comment may name a variable that nobody needs.
@@ -148,7 +144,7 @@ def _yamls(folder: Path) -> list[Path]:
 def filled(folders: Sequence[Path | str]) -> Iterator[tuple[str, ...]]:
     """While open, folders as lm-eval itself can read them: where a definition has variables, a copy of its folder with them filled in.
 
-    Whatever else lies in such a folder is linked to, so that functions find the files beside them.
+    Whatever else lies in such a folder is linked to, so that functions read the files next to them.
     """
     with tempfile.TemporaryDirectory() as place:
         yield tuple(str(_copied(Path(folder), Path(place) / str(n))) for n, folder in enumerate(folders))
@@ -171,110 +167,120 @@ def _copied(folder: Path, target: Path) -> Path:
 
 @lru_cache(maxsize=1)
 def stock_names() -> frozenset[str]:
-    """Names of lm-eval's own tasks, groups and tags, found by their first words in its files: two seconds, once."""
-    found: set[bytes] = set()
+    """Names of lm-eval's own tasks, groups and tags, read from the first words of lines of its files: two seconds, once."""
+    names: set[bytes] = set()
     # What definitions include holds tags too, and its name has no ending there.
     for file in stock_folder().rglob("*"):
         if not (file.suffix in ("", ".yaml") and file.is_file()):
             continue
         content = file.read_bytes()
-        found.update(_NAMED.findall(content))
-        for listed in _TAGGED.findall(content):
-            found.update(re.findall(rb"[\w.+:()-]+", listed))
-    return frozenset(name.decode() for name in found)
+        names.update(_NAMED.findall(content))
+        for tags in _TAGGED.findall(content):
+            names.update(re.findall(rb"[\w.+:()-]+", tags))
+    return frozenset(name.decode() for name in names)
 
 
-def leaves(name: str, known: Mapping[str, Definition]) -> list[Definition]:
-    """Local definitions behind a name: of a task itself, of a group or tag all of its tasks. Empty where it is not local."""
-    if name in known:
-        own = known[name]
-        below = [leaf for member in own.members if member != name for leaf in leaves(member, known)]
-        return below if own.members else [own]
-    return [one for one in known.values() if name in _texts(one.settings.get("tag"))]
+def leaves(name: str, local: Mapping[str, Definition]) -> list[Definition]:
+    """Local definitions behind a name: of a task itself, of a group or tag all of its tasks.
+
+    Args:
+        name: of a task, group or tag.
+        local: from `definitions`.
+
+    Returns: definitions of tasks; empty where the name is not local.
+    """
+    if name in local:
+        members = local[name].members
+        below = [leaf for member in members if member != name for leaf in leaves(member, local)]
+        return below if members else [local[name]]
+    return [task for task in local.values() if name in _texts(task.settings.get("tag"))]
 
 
-def check_tasks(names: Sequence[str], folders: Sequence[Path | str] = (), beside: Collection[str] = ()) -> None:
+def check_tasks(names: Sequence[str], folders: Sequence[Path | str] = (), later: Collection[str] = ()) -> None:
     """Refuse tasks that cannot be scored, before anything is computed. No data are read.
 
     Args:
         names: tasks, groups or tags.
-        folders: with definitions of the user's own.
-        beside: names whose definitions will be written later.
+        folders: with local definitions, besides those shipped here.
+        later: names whose definitions will be written later.
 
     Raises:
         UserError: nobody knows a name; a definition names a variable without a value, a file that is not there, or a metric
             that lm-eval does not have.
     """
-    known = definitions([*shipped(), *folders])
+    local = definitions([*shipped(), *folders])
     for name in names:
-        if name in beside:
+        if name in later:
             continue
-        found = leaves(name, known)
-        if not found and name not in stock_names():
-            raise _unknown(name, [*known, *beside], folders)
-        for one in found:
-            _check(one)
+        tasks = leaves(name, local)
+        if not tasks and name not in stock_names():
+            raise _unknown(name, [*local, *later], folders)
+        for task in tasks:
+            _check(task)
 
 
-def _check(one: Definition) -> None:
-    if one.unset:
+def _check(task: Definition) -> None:
+    if task.unset:
         raise UserError(
-            f"task {one.name!r} reads ${{{one.unset[0]}}}, which is not set; set it to the folder of the data, "
-            f"as in `export {one.unset[0]}=FOLDER` ({one.file} says which files it looks for)"
+            f"task {task.name!r} reads ${{{task.unset[0]}}}, which is not set; set it to the folder of the data, "
+            f"as in `export {task.unset[0]}=FOLDER` ({task.file} says which files it looks for)"
         )
-    for place in one.files:
+    for place in task.files:
         if "://" not in place and not glob.glob(place):
-            raise UserError(f"task {one.name!r} reads {place}, which is not there; mend the path in {one.file}")
-    _check_metrics(one)
+            raise UserError(f"task {task.name!r} reads {place}, which is not there; mend the path in {task.file}")
+    _check_metrics(task)
 
 
-def _check_metrics(one: Definition) -> None:
-    """A mistyped metric: lm-eval would look for code of that name on the hub, and run it."""
-    listed = one.settings.get("metric_list")
-    own = one.settings.get("process_results")
-    asked = [entry.get("metric") for entry in listed or () if not (entry.get("hf_evaluate") or own)]
-    if not asked:
+def _check_metrics(task: Definition) -> None:
+    """Refuse a mistyped metric: lm-eval would look for code of that name on the hub, and run it."""
+    listed = task.settings.get("metric_list")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    with_function = bool(task.settings.get("process_results"))
+    names = [entry.get("metric") for entry in entries if not (entry.get("hf_evaluate") or with_function)]
+    if not names:
         return
-    from lm_eval.api.registry import metric_registry
-
     importlib.import_module("lm_eval.api.metrics")  # fills the registry
-
-    known = list(metric_registry)
-    for metric in asked:
+    registry: Mapping[str, object] = importlib.import_module("lm_eval.api.registry").metric_registry
+    metrics = list(registry)
+    for name in names:
         # A function stands there as a path.
-        if isinstance(metric, str) and "/" not in metric and "." not in metric and metric not in known:
-            nearest = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
-            guess = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(sorted(known))}"
-            raise UserError(f"task {one.name!r} asks for metric {metric!r}, which lm-eval does not have{guess}")
+        if isinstance(name, str) and "/" not in name and "." not in name and name not in metrics:
+            nearest = difflib.get_close_matches(name, metrics, n=1, cutoff=0.5)
+            guess = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(sorted(metrics))}"
+            raise UserError(f"task {task.name!r} asks for metric {name!r}, which lm-eval does not have{guess}")
 
 
-def _unknown(name: str, own: Sequence[str], folders: Sequence[Path | str]) -> UserError:
+def _unknown(name: str, local: Sequence[str], folders: Sequence[Path | str]) -> UserError:
     stock = difflib.get_close_matches(name, list(stock_names()), n=3, cutoff=0.6)
-    near = [*difflib.get_close_matches(name, own, n=2, cutoff=0.6), *(f"{one}_local" for one in stock)]
-    local = [one for one in dict.fromkeys(near) if one in own]
-    said = [f"{', '.join(map(repr, local))} (local)"] if local else []
-    said += [f"{', '.join(map(repr, stock))} (lm-eval's own, data from the hub)"] if stock else []
-    guess = f" Nearest: {'; '.join(said)}." if said else ""
+    near = [*difflib.get_close_matches(name, local, n=2, cutoff=0.6), *(f"{similar}_local" for similar in stock)]
+    nearest = [similar for similar in dict.fromkeys(near) if similar in local]
+    guesses = [f"{', '.join(map(repr, nearest))} (local)"] if nearest else []
+    guesses += [f"{', '.join(map(repr, stock))} (lm-eval's own, data from the hub)"] if stock else []
+    guess = f" Nearest: {'; '.join(guesses)}." if guesses else ""
     unread = [file for folder in folders for file in sorted(Path(folder).rglob(f"{name}.yaml"))]
     hint = f" {unread[0]} is there, but it holds no task of that name that can be read." if unread else ""
-    looked = ", ".join(map(str, folders)) or "the definitions shipped here"
-    return UserError(f"no task is called {name!r} in {looked} or in lm-eval.{guess}{hint}")
+    places = ", ".join(map(str, folders)) or "the definitions shipped here"
+    return UserError(f"no task is called {name!r} in {places} or in lm-eval.{guess}{hint}")
 
 
 def tasks_key(names: Sequence[str], folders: Sequence[Path | str] = ()) -> str:
-    """Content key of tasks: their definitions, the functions beside them, the data files they name, and lm-eval's version.
+    """Content key of tasks: their definitions, the functions with them, the data files they name, and lm-eval's version.
 
     A task of lm-eval's own counts by name and version: its data come from the hub.
+
+    Args:
+        names: tasks, groups or tags.
+        folders: with local definitions, besides those shipped here.
     """
     places = [*shipped(), *map(Path, folders)]
-    known = definitions(places)
-    named = sorted({place for name in names for one in leaves(name, known) for place in one.files})
-    data = [(Path(file).name, _content(Path(file))) for place in named for file in sorted(glob.glob(place))]
-    beside = [[(file.relative_to(folder).as_posix(), _content(file)) for file in _all(folder)] for folder in places]
-    return digest(list(names), beside, data, importlib.metadata.version("lm_eval"))
+    local = definitions(places)
+    patterns = sorted({pattern for name in names for task in leaves(name, local) for pattern in task.files})
+    data = [(Path(file).name, _content(Path(file))) for pattern in patterns for file in sorted(glob.glob(pattern))]
+    code = [[(file.relative_to(folder).as_posix(), _content(file)) for file in _all(folder)] for folder in places]
+    return digest(list(names), code, data, importlib.metadata.version("lm_eval"))
 
 
-def _content(place: Path) -> Any:
+def _content(place: Path) -> str | list[tuple[str, str]]:
     return file_hash(place) if place.is_file() else [(file.name, file_hash(file)) for file in _all(place)]
 
 
@@ -282,10 +288,10 @@ def _all(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.rglob("*")) if file.is_file() and not _NOT_READ & set(file.parts)]
 
 
-def _texts(found: Any) -> list[str]:
-    """All texts in something that YAML can hold."""
-    if isinstance(found, Mapping):
-        return [text for value in found.values() for text in _texts(value)]
-    if isinstance(found, list | tuple):
-        return [text for value in found for text in _texts(value)]
-    return [found] if isinstance(found, str) else []
+def _texts(value: JsonValue) -> list[str]:
+    """All texts in a value of a YAML file."""
+    if isinstance(value, dict):
+        return [text for entry in value.values() for text in _texts(entry)]
+    if isinstance(value, list):
+        return [text for entry in value for text in _texts(entry)]
+    return [value] if isinstance(value, str) else []

@@ -1,7 +1,7 @@
-"""What judges replied, kept by content, so that nothing is paid for twice; and an account of what was spent.
+"""A cache of judges' replies by content, so that nothing is paid for twice; and an account of the spending.
 
 One sqlite file serves many processes at a time and survives being killed. Keys are hashes of content (weights or model string,
-template, decoding, prompt, answers), never of paths. Replies are kept raw: another way of reading them needs no new call.
+template, decoding, prompt, answers), never of paths. Replies are stored raw: another way of reading them needs no new call.
 """
 
 import contextlib
@@ -16,11 +16,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypedDict, TypeVar, cast
+
+from pydantic import JsonValue
 
 from dpobench.errors import UserError
 
-Reply = dict[str, Any]
+Entry: TypeAlias = Mapping[str, JsonValue]
+"""What the file holds under a key."""
+ReplyT = TypeVar("ReplyT", bound=Mapping[str, object])
+T = TypeVar("T")
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,"
@@ -33,7 +38,7 @@ _PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Spent:
-    """What an account has spent.
+    """The spending of an account.
 
     Args:
         requests: calls made.
@@ -48,15 +53,22 @@ class Spent:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an account may spend in all; infinite where nothing is said."""
+    """What an account may spend in all, in the units of `Spent`; infinite by default."""
 
     requests: float = math.inf
     tokens: float = math.inf
     cost: float = math.inf
 
 
+class _Asked(TypedDict):
+    """An entry of `Replies.get_or_ask`: the last reply to a question, and how many there were."""
+
+    reply: Mapping[str, object]
+    count: int
+
+
 class Replies:
-    """A store of replies and the account that pays for them; safe for many threads and processes.
+    """A cache of replies and the account that pays for them; safe for many threads and processes.
 
     The file must lie on a disk of this machine: sqlite's log in shared memory does not work over a network.
 
@@ -70,23 +82,27 @@ class Replies:
         self._lock = threading.RLock()
         self._open: tuple[int, sqlite3.Connection] | None = None
 
-    def get(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """The replies that are known, by key."""
-        wanted = list(dict.fromkeys(keys))
-        found: dict[str, Reply] = {}
+    def get(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries that the cache holds, by key."""
+        distinct = list(dict.fromkeys(keys))
 
-        def read(connection: sqlite3.Connection) -> None:
-            for start in range(0, len(wanted), _AT_ONCE):
-                part = wanted[start : start + _AT_ONCE]
+        def read(connection: sqlite3.Connection) -> dict[str, Entry]:
+            entries: dict[str, Entry] = {}
+            for start in range(0, len(distinct), _AT_ONCE):
+                part = distinct[start : start + _AT_ONCE]
                 query = f"SELECT key, reply FROM replies WHERE key IN ({','.join('?' * len(part))})"
-                found.update({name: json.loads(reply) for name, reply in connection.execute(query, part)})
+                entries.update({name: json.loads(entry) for name, entry in connection.execute(query, part)})
+            return entries
 
-        self._do(read)
-        return found
+        return self._do(read)
 
-    def put(self, mapping: Mapping[str, Reply]) -> None:
-        """Keep replies, all or none of them; what was known under a key is replaced."""
-        rows = [(key, json.dumps(reply)) for key, reply in mapping.items()]
+    def put(self, entries: Mapping[str, Mapping[str, object]]) -> None:
+        """Store entries, all or none of them; an earlier entry under the same key is replaced.
+
+        Args:
+            entries: by key; each in a form that JSON can hold.
+        """
+        rows = [(key, json.dumps(entry)) for key, entry in entries.items()]
 
         def write(connection: sqlite3.Connection) -> None:
             with _transaction(connection):
@@ -96,16 +112,21 @@ class Replies:
             self._do(write)
 
     def spent(self) -> Spent:
-        """What the account has spent so far, over all processes and restarts."""
-        found: Spent = self._do(lambda connection: _spent(connection, self.account))
-        return found
+        """The account's spending so far, over all processes and restarts."""
+        return self._do(lambda connection: _spent(connection, self.account))
 
     def charge(self, requests: int = 0, tokens: int = 0, cost: float = 0.0, limits: Limits | None = None) -> Spent:
         """Put an amount on the account, or refuse before a limit would be passed.
 
-        Charge an estimate before a call, and the difference to what it came to afterwards, without limits; differences may be negative.
+        Charge an estimate before a call, and the difference to the true amount after it, without limits; differences may be negative.
 
-        Returns: what is spent now.
+        Args:
+            requests: calls.
+            tokens: read and written.
+            cost: in the currency of the prices.
+            limits: which the account must not pass; None for none.
+
+        Returns: the account's spending with this amount.
 
         Raises:
             UserError: the amount would pass a limit; nothing was charged.
@@ -121,50 +142,54 @@ class Replies:
                 connection.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?)", row)
             return after
 
-        after: Spent = self._do(add)
-        return after
+        return self._do(add)
 
-    def answered(
+    def counts(self, keys: Sequence[str]) -> list[int]:
+        """How many replies there were to each question of `get_or_ask` so far."""
+        entries = cast(dict[str, _Asked], self.get(keys))
+        return [entries[key]["count"] if key in entries else 0 for key in keys]
+
+    def get_or_ask(
         self,
         keys: Sequence[str],
-        ask: Callable[[list[int]], Iterable[tuple[int, Reply]]],
-        good: Callable[[Reply], bool] = lambda reply: True,
+        ask: Callable[[list[int]], Iterable[tuple[int, ReplyT]]],
+        usable: Callable[[ReplyT], bool] = lambda reply: True,
         most: int = 2,
-    ) -> list[Reply | None]:
-        """Replies to a list of questions; only what is not known is asked, and every reply is kept as it comes.
+    ) -> list[ReplyT | None]:
+        """Replies to a list of questions; only what the cache does not hold is asked, and every reply is stored as it comes.
 
-        A question whose kept reply is not good is asked again, until `most` replies were had in all: asking twice for a reply
+        A question whose cached reply is not usable is asked again, until there were `most` replies in all: twice for a reply
         that cannot be read, and never a third time, whichever process comes back to it.
 
         Args:
             keys: of each question; equal keys are one question.
-            ask: given the places of the questions to ask in `keys`, yields place and reply, in any order. A place it leaves out
-                has no reply (an error of the moment), which is not kept.
-            good: whether a reply can be used.
-            most: replies had to one question before it is left as it is.
+            ask: given the places in `keys` of the questions to ask, yields place and reply, in any order. A place it leaves out
+                has no reply (an error of the moment), and nothing is stored for it.
+            usable: whether a reply can be read.
+            most: replies to one question before it is left as it is.
 
         Returns: the last reply to each question; None where there is none.
         """
-        known = self.get(keys)
-        asked: dict[str, int] = {}
+        cached = cast(dict[str, _Asked], self.get(keys))
+        to_ask: dict[str, int] = {}
         for place, key in enumerate(keys):
-            kept = known.get(key)
-            if kept is None or (not good(kept["reply"]) and kept["count"] < most):
-                asked.setdefault(key, place)
-        for place, reply in ask(list(asked.values())) if asked else ():
-            had = known.get(keys[place], {"count": 0})["count"]
-            known[keys[place]] = {"reply": reply, "count": had + 1}
-            self.put({keys[place]: known[keys[place]]})
-        return [known[key]["reply"] if key in known else None for key in keys]
+            entry = cached.get(key)
+            if entry is None or (not usable(cast(ReplyT, entry["reply"])) and entry["count"] < most):
+                to_ask.setdefault(key, place)
+        for place, reply in ask(list(to_ask.values())) if to_ask else ():
+            earlier = cached.get(keys[place])
+            cached[keys[place]] = {"reply": reply, "count": 1 + (earlier["count"] if earlier else 0)}
+            self.put({keys[place]: cached[keys[place]]})
+        return [cast(ReplyT, cached[key]["reply"]) if key in cached else None for key in keys]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             if self._open is not None and self._open[0] == os.getpid():
                 self._open[1].close()
             self._open = None
 
-    def _do(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
             try:
                 return work(self._connection())
@@ -180,16 +205,16 @@ class Replies:
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             place = ":memory:" if self.file is None else str(self.file)
-            made = sqlite3.connect(place, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-            self._open = (os.getpid(), made)
-            made.execute("PRAGMA journal_mode=WAL")
-            made.execute("PRAGMA synchronous=NORMAL")
+            connection = sqlite3.connect(place, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+            self._open = (os.getpid(), connection)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
             for table in _TABLES:
-                made.execute(table)
+                connection.execute(table)
         return self._open[1]
 
     def _move_aside(self, error: Exception) -> None:
-        """Begin a new file beside the damaged one, unless another process has done so already."""
+        """Begin a new file in place of the damaged one, unless another process has done so already."""
         assert self.file is not None
         self.close()
         with self.file.with_name(f"{self.file.name}.lock").open("a") as gate:
@@ -204,8 +229,10 @@ class Replies:
                 self.file.with_name(self.file.name + tail).unlink(missing_ok=True)
         logging.getLogger("dpobench").warning(
             "%s is damaged (%s); moved to %s, a new one begins: replies are asked again, and spending is counted from zero",
-            self.file, error, aside.name,
-        )  # fmt: skip
+            self.file,
+            error,
+            aside.name,
+        )
 
 
 @contextlib.contextmanager
@@ -225,12 +252,12 @@ def _spent(connection: sqlite3.Connection, account: str) -> Spent:
 
 
 def _refuse(before: Spent, more: Spent, limits: Limits) -> None:
-    for what in ("requests", "tokens", "cost"):
-        limit, spent, asked = getattr(limits, what), getattr(before, what), getattr(more, what)
-        if spent + asked > limit:
+    for unit in ("requests", "tokens", "cost"):
+        limit, spent, needed = getattr(limits, unit), getattr(before, unit), getattr(more, unit)
+        if spent + needed > limit:
             raise UserError(
-                f"the judge's budget of {limit:g} {what} is used up: {spent:g} spent, {asked:g} more needed for the next call. "
-                "Raise the limit in evaluation.judge_settings and run again: replies so far are kept and cost nothing"
+                f"the judge's budget of {limit:g} {unit} is used up: {spent:g} spent, {needed:g} more needed for the next call. "
+                "Raise the limit in evaluation.judge_settings and run again: replies so far are cached and cost nothing"
             )
 
 
@@ -244,11 +271,14 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-def key(**content: Any) -> str:
-    """Content key of a question, 64 hexadecimal digits. Content is text, numbers, lists and mappings; a path is refused.
+def key(**content: object) -> str:
+    """Content key of a question, 64 hexadecimal digits.
+
+    Args:
+        content: all that decides the reply: text, numbers, lists and mappings of them; never a path.
 
     Raises:
-        TypeError: something else is among it.
+        TypeError: a value is none of these, for example a path.
     """
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -258,7 +288,12 @@ _current = Replies(None, "")
 
 
 def use(file: Path | None, account: str) -> None:
-    """Choose this process's store; a judge finds it by `current`."""
+    """Choose this process's cache; judges get it by `current`.
+
+    Args:
+        file: where it lies; None keeps everything in memory.
+        account: whose spending is counted.
+    """
     global _current
     if (_current.file, _current.account) != (file, account):
         _current.close()
@@ -266,5 +301,5 @@ def use(file: Path | None, account: str) -> None:
 
 
 def current() -> Replies:
-    """This process's store; one in memory where `use` was never called."""
+    """This process's cache; one in memory where `use` was never called."""
     return _current

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpobench.artifacts.code_hash import code_hash, local_modules, module_file
 from dpobench.artifacts.files import digest, file_hash
@@ -12,21 +12,33 @@ from dpobench.artifacts.records import json_values
 from dpobench.artifacts.scores import ScoreSettings
 from dpobench.errors import UserError
 from dpobench.evaluation.benchmark_tasks import tasks_key
-from dpobench.evaluation.objectives import Judge, judge_key, judged, objectives_key
+from dpobench.evaluation.objectives import ConfiguredJudge, judge_key, judged_objectives, objectives_key
 from dpobench.evaluation.registry import evaluators, judges
-from dpobench.evaluation.settings import Evaluation
+from dpobench.evaluation.settings import Evaluation, SettingsTable
 from dpobench.evaluation.spec import Evaluator
 from dpobench.models.checkpoint import known_hash, stamp_of
 
 HELDOUT, SAMPLES, POOL = "heldout.parquet", "samples.parquet", "pool.parquet"
-# Answers of the models' own distributions, beside samples of another temperature; and what an evaluator of them declares to need.
-UNALTERED, OWN_DISTRIBUTION = "unaltered.parquet", "unaltered"
+# File of answers that follow the models' own distributions, next to samples of another temperature; and the need of their evaluators.
+ON_POLICY_SAMPLES, ON_POLICY = "unaltered.parquet", "on_policy"
 # Opponents that a checkpoint is compared with while it is scored; round robin waits until all are there.
 OPPONENTS = ("reference", "chosen")
 
 
+class ConfiguredEvaluator(NamedTuple):
+    """An evaluator with all its settings.
+
+    Args:
+        plugin: the evaluator.
+        settings: every hyper-parameter of it, by name.
+    """
+
+    plugin: Evaluator
+    settings: SettingsTable
+
+
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """Which evaluators run, with which settings.
 
     Args:
@@ -36,28 +48,28 @@ class Plan:
         heldout: content key of the held-out inputs and of how answers are drawn.
         needs: content keys of what evaluators may need: the judge, the tasks, the pool.
         opponents: whose answers a checkpoint's are compared with.
-        objectives: judges of several aims, with their settings.
+        objectives: judges of several objectives, with their settings.
     """
 
-    chosen: Sequence[tuple[Evaluator, Mapping[str, Any]]]
+    chosen: Sequence[ConfiguredEvaluator]
     left_out: Sequence[Mapping[str, str]]
-    judge: Judge | None
+    judge: ConfiguredJudge | None
     heldout: str
     needs: Mapping[str, str]
     opponents: Sequence[str] = OPPONENTS
-    objectives: Mapping[str, Judge] = field(default_factory=dict)
+    objectives: Mapping[str, ConfiguredJudge] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Content key of all that decides the scores of a run beside its checkpoint."""
+        """Content key of all that decides the scores of a run besides its checkpoint."""
         everywhere = [(plugin, arguments) for plugin, arguments in self.chosen if not scores_reference_only(plugin)]
         settings = [(plugin.name, self.settings_of(plugin, arguments)) for plugin, arguments in everywhere]
         return digest([[name, one.model_dump(mode="json")] for name, one in settings])
 
     @property
-    def within(self) -> "Plan":
+    def within(self) -> "ScoringPlan":
         """The same for checkpoints within a training: what is declared for them, against the opponent that tables show."""
-        chosen = [(plugin, arguments) for plugin, arguments in self.chosen if plugin.spec.within]
+        chosen = [evaluator for evaluator in self.chosen if evaluator.plugin.spec.within]
         return replace(self, chosen=chosen, opponents=self.opponents[:1], objectives={})
 
     def settings_of(self, plugin: Evaluator, arguments: Mapping[str, Any], seed: int | None = None) -> ScoreSettings:
@@ -84,34 +96,37 @@ def scores_reference_only(plugin: Evaluator) -> bool:
     return plugin.spec.reference_only
 
 
-def content_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
+def content_hashes(settings: SettingsTable) -> dict[str, str]:
     """Hashes of the files and model folders that settings name, as in `file.py:name` or `module:name`: edited is another setting.
 
-    Settings within tables and lists count as well, and of Python files the local modules that they import.
+    Args:
+        settings: of a judge or an evaluator; settings within tables and lists count as well.
+
+    Returns: hashes by the place of the setting, as in "table.name"; of a Python file the local modules that it imports count, too.
     """
-    found = {}
-    for name, value in _leaves(settings):
-        place = value.rpartition(":")[0] or value
+    hashes = {}
+    for name, text in _texts(settings):
+        place = text.rpartition(":")[0] or text
         file = _expanded(place)
         if not place.endswith(".py") and all(part.isidentifier() for part in place.split(".")):
             file = module_file(place) or file
         if _is_file(file):
-            found[name] = file_hash(file)
+            hashes[name] = file_hash(file)
             if file.suffix == ".py" and local_modules(file):
-                found[name] += f" {code_hash(file)}"
-        elif (folder := _model_folder(value)) is not None:
-            found[name] = known_hash(folder, stamp_of(folder))
-    return found
+                hashes[name] += f" {code_hash(file)}"
+        elif (folder := _model_folder(text)) is not None:
+            hashes[name] = known_hash(folder, stamp_of(folder))
+    return hashes
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _texts(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     """Texts among settings, each with its place."""
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _leaves(one, f"{name}.{key}" if name else str(key))
+        for key, entry in value.items():
+            yield from _texts(entry, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list | tuple):
-        for at, one in enumerate(value):
-            yield from _leaves(one, f"{name}.{at}")
+        for at, entry in enumerate(value):
+            yield from _texts(entry, f"{name}.{at}")
     elif value and isinstance(value, str | Path):
         yield name, str(value)
 
@@ -143,24 +158,30 @@ def _model_folder(name: str) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
-def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
+def scoring_plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> ScoringPlan:
     """Decide which evaluators run.
 
     Args:
-        settings: what was asked for.
-        has_pairs: whether held-out pairs are at hand.
+        settings: the evaluators, the judge and their settings as requested.
+        has_pairs: whether there are held-out pairs.
         heldout: content key of the held-out inputs.
 
     Raises:
-        UserError: an evaluator or judge nobody registered, an unknown setting, or one asked for whose needs are not met.
+        UserError: an evaluator or judge nobody registered, an unknown setting, or a requested evaluator whose needs are not met.
     """
     judge = None
     if settings.judge is not None:
-        named = judges.get(settings.judge)
-        judge = (named, named.arguments(settings.judge_settings))
-    objectives = judged(settings)
-    there = {"judge": judge is not None, "pairs": has_pairs, "tasks": bool(settings.tasks), "pool": settings.pool > 0}
-    there |= {"objectives": bool(settings.objectives), OWN_DISTRIBUTION: True}
+        plugin = judges.get(settings.judge)
+        judge = ConfiguredJudge(plugin, plugin.arguments(settings.judge_settings))
+    objectives = judged_objectives(settings)
+    available = {
+        "judge": judge is not None,
+        "pairs": has_pairs,
+        "tasks": bool(settings.tasks),
+        "pool": settings.pool > 0,
+        "objectives": bool(settings.objectives),
+        ON_POLICY: True,
+    }
     remedies = {
         "judge": "name one with --judge",
         "pairs": "give held-out pairs",
@@ -170,32 +191,26 @@ def plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Plan:
     }
     chosen, left_out = [], []
     for name in settings.evaluators or evaluators.names():
-        plugin = evaluators.get(name)
-        missing = [need for need in plugin.spec.needs if not there.get(need, False)]
+        evaluator = evaluators.get(name)
+        missing = [need for need in evaluator.spec.needs if not available.get(need, False)]
         if missing and name in settings.evaluators:
             raise UserError(f"evaluator {name!r} needs {missing[0]}; {remedies.get(missing[0], 'leave it out')}")
         if missing == ["objectives"]:
-            continue  # never there unless asked for: nobody misses it
+            continue  # only there on request: nobody misses it
         if missing:
             left_out.append({"evaluator": name, "why": f"needs {missing[0]}: {remedies.get(missing[0], '')}"})
         else:
-            chosen.append((plugin, plugin.arguments(settings.settings.get(name, {}))))
+            chosen.append(ConfiguredEvaluator(evaluator, evaluator.arguments(settings.settings.get(name, {}))))
     for name in settings.settings:
         evaluators.get(name)
     needs = {"tasks": tasks_key(settings.tasks, settings.task_folders), "pool": digest(settings.pool)}
-    opponents = _opponents(settings, judge)
+    opponents: tuple[str, ...] = tuple(name for name in OPPONENTS if name in settings.opponents)
+    if not settings.opponents:
+        # Where every comparison costs a call, the reference alone.
+        opponents = OPPONENTS if judge is None or judge.plugin.spec.pointwise else OPPONENTS[:1]
     if judge is not None:
-        told = [opponents] if opponents != OPPONENTS else []
         # Who ranks answers; and, for scores, whose answers are compared with.
         needs["ranking"] = judge_key(judge, content_hashes)
-        needs["judge"] = digest(needs["ranking"], *told)
+        needs["judge"] = digest(needs["ranking"], *([opponents] if opponents != OPPONENTS else []))
     needs["objectives"] = objectives_key(objectives, settings, content_hashes)
-    return Plan(chosen, left_out, judge, heldout, needs, opponents, objectives)
-
-
-def _opponents(settings: Evaluation, judge: Judge | None) -> tuple[str, ...]:
-    """Those asked for; without a word the reference alone where every comparison costs a call, else all."""
-    asked = tuple(getattr(settings, "opponents", ()))
-    if not asked:
-        return OPPONENTS if judge is None or judge[0].spec.pointwise else OPPONENTS[:1]
-    return tuple(name for name in OPPONENTS if name in asked)
+    return ScoringPlan(chosen, left_out, judge, heldout, needs, opponents, objectives)

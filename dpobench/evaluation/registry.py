@@ -23,7 +23,7 @@ def evaluator(
 
     Args:
         metrics: name of each metric to its `Metric` (unit, direction, role); "*" stands for names known only at run time.
-        needs: what must be there: "judge", "pairs", "pool", "tasks", "objectives"; "unaltered" for answers that follow the policy's
+        needs: what must be there: "judge", "pairs", "pool", "tasks", "objectives"; "on_policy" for answers that follow the policy's
             own distribution, drawn where those to be compared do not. An evaluator whose needs are not met is left out, and the
             report says so.
         reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.

@@ -1,4 +1,4 @@
-"""Scoring a checkpoint: draw answers once, then ask every evaluator for its rows."""
+"""Scoring a checkpoint: draw answers once, then run every evaluator on them."""
 
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,15 @@ from dpobench.artifacts.files import digest, file_hash, write_bytes
 from dpobench.artifacts.records import PoolRecord, SamplesRecord
 from dpobench.data.prompts import PROMPTS, Prompt, read_prompts
 from dpobench.data.tokens import read_pairs
-from dpobench.evaluation.heldout import HeldOut, Once
+from dpobench.evaluation.heldout import ComputeOnce, HeldOut, OnPolicySamples
 from dpobench.evaluation.objectives import objective_inputs
 from dpobench.evaluation.plan import (
     HELDOUT,
-    OWN_DISTRIBUTION,
+    ON_POLICY,
+    ON_POLICY_SAMPLES,
     POOL,
     SAMPLES,
-    UNALTERED,
-    Plan,
+    ScoringPlan,
     content_hashes,
     scores_reference_only,
 )
@@ -33,10 +33,20 @@ from dpobench.evaluation.settings import Evaluation
 from dpobench.models.checkpoint import Checkpoint, model_hash
 from dpobench.models.generate import Sampling, sample
 
+T = TypeVar("T")
 
-def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluation, planned: Plan, *,
-          seed: int = 0, progress: Callable[[str], None] = lambda name: None) -> None:  # fmt: skip
-    """Write a checkpoint's samples and scores into its folder; what is there under the same settings is kept.
+
+def score(
+    checkpoint: Checkpoint,
+    folder: Path,
+    heldout: Path,
+    settings: Evaluation,
+    planned: ScoringPlan,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Write a checkpoint's samples and scores into its folder; what is there under the same settings stays as it is.
 
     Args:
         checkpoint: what to score.
@@ -46,21 +56,25 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         planned: evaluators and judge.
         seed: the run's seed, mixed into the draws.
         progress: called with the name of each part as it begins.
+
+    Raises:
+        UserError: an evaluator or its judge cannot work with these settings.
+        DpobenchError: an evaluator returned something else than scores, or its judge something else than verdicts.
     """
     drawn_for = SamplesRecord(heldout=planned.heldout, seed=seed)
     if not (SamplesRecord.lies_in(folder) and SamplesRecord.read(folder) == drawn_for):
-        for name in (SAMPLES, UNALTERED):
+        for name in (SAMPLES, ON_POLICY_SAMPLES):
             (folder / name).unlink(missing_ok=True)
         drawn_for.write(folder)
     prompts = read_prompts(heldout)
     if not (folder / SAMPLES).is_file():
         progress("sampling")
         _draw(checkpoint, prompts, settings.sampling, seed, folder / SAMPLES)
-    if any(OWN_DISTRIBUTION in plugin.spec.needs for plugin, _ in planned.chosen):
-        _draw_unaltered(checkpoint, folder, prompts, settings, seed, progress)
+    if any(ON_POLICY in plugin.spec.needs for plugin, _ in planned.chosen):
+        _draw_on_policy(checkpoint, folder, prompts, settings, seed, progress)
     if folder == heldout:
         _draw_pool(checkpoint, folder, prompts, settings, drawn_for, progress)
-    held_out = _held_out(folder, heldout, prompts, settings, planned, once_for(checkpoint, heldout, planned))
+    held_out = _held_out(folder, heldout, prompts, settings, planned, shared_cache(checkpoint, heldout, planned))
     for plugin, arguments in planned.chosen:
         if scores_reference_only(plugin) and folder != heldout:
             continue
@@ -68,20 +82,20 @@ def score(checkpoint: Checkpoint, folder: Path, heldout: Path, settings: Evaluat
         if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == score_settings:
             continue
         progress(plugin.name)
-        with _own_random_state(seed):
+        with _random_state(seed):
             frame = plugin.function(checkpoint, held_out, **arguments)
         scores.check(frame, plugin.spec.metrics, plugin.name)
         scores.write(folder, plugin.name, frame, plugin.spec.metrics, score_settings)
 
 
 def _draw(checkpoint: Checkpoint, prompts: Sequence[Prompt], how: Sampling, seed: int, file: Path) -> None:
-    """Draw a policy's answers into a file; the random state of whoever asks stays as it was."""
-    with _own_random_state(0):
+    """Draw a policy's answers into a file; the random state of the caller stays as it was."""
+    with _random_state(0):
         drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, seed)
     write_bytes(file, drawn.to_parquet(index=False))
 
 
-def _draw_unaltered(
+def _draw_on_policy(
     checkpoint: Checkpoint,
     folder: Path,
     prompts: Sequence[Prompt],
@@ -90,11 +104,11 @@ def _draw_unaltered(
     progress: Callable[[str], None],
 ) -> None:
     """Answers of the model's own distribution, where those to be compared are drawn from another."""
-    if settings.sampling.is_policy or (folder / UNALTERED).is_file():
+    if settings.sampling.is_policy or (folder / ON_POLICY_SAMPLES).is_file():
         return
     progress("sampling at temperature 1")
     how = replace(settings.sampling, temperature=1.0, top_p=1.0, top_k=0)
-    _draw(checkpoint, prompts, how, seed, folder / UNALTERED)
+    _draw(checkpoint, prompts, how, seed, folder / ON_POLICY_SAMPLES)
 
 
 def _draw_pool(
@@ -118,73 +132,81 @@ def _draw_pool(
     wanted.write(folder)
 
 
-def once_for(checkpoint: Checkpoint, heldout: Path, planned: Plan) -> Once:
-    """What remembers for all checkpoints that this process scores on the same inputs, in the same arithmetic.
+def shared_cache(checkpoint: Checkpoint, heldout: Path, planned: ScoringPlan) -> ComputeOnce:
+    """The cache for all checkpoints that this process scores on the same inputs, in the same arithmetic.
 
     Args:
         checkpoint: what is scored; its reference, device and precision count, its policy does not.
         heldout: folder of the held-out inputs; the content of its files counts, its place does not.
         planned: the judge.
     """
-    files = [file for name in (PROMPTS, HELDOUT, SAMPLES, UNALTERED, POOL) if (file := heldout / name).is_file()]
+    files = [
+        file for name in (PROMPTS, HELDOUT, SAMPLES, ON_POLICY_SAMPLES, POOL) if (file := heldout / name).is_file()
+    ]
     content = [(file.name, file_hash(file)) for file in files]
     reference = checkpoint.reference_hash or model_hash(checkpoint.reference_folder)
-    how = (checkpoint.device, checkpoint.precision, torch.get_num_threads())
-    return partial(_once, _kept(digest(content, reference, how, planned.needs.get("judge"))))
+    arithmetic = (checkpoint.device, checkpoint.precision, torch.get_num_threads())
+    cache = _cache(digest(content, reference, arithmetic, planned.needs.get("judge")))
+
+    def compute_once(key: Hashable, compute: Callable[[], T], /) -> T:
+        if key not in cache:
+            # The seed of no run: a cached value must not depend on which run came first.
+            with _random_state(0):
+                cache[key] = compute()
+        return cast(T, cache[key])
+
+    return compute_once
 
 
 @lru_cache(maxsize=1)
-def _kept(key: str) -> dict[Hashable, Any]:
-    """What is known of one content key; the last one only."""
+def _cache(inputs: str) -> dict[Hashable, object]:
+    """Values computed on inputs of this content; those of the last inputs only."""
     return {}
 
 
-def _once(kept: dict[Hashable, Any], what: Hashable, compute: Callable[[], Any]) -> Any:
-    if what not in kept:
-        # The seed of no run: what is kept must not depend on which run came first.
-        with _own_random_state(0):
-            kept[what] = compute()
-    return kept[what]
-
-
 def _held_out(
-    folder: Path, heldout: Path, prompts: Sequence[Prompt], settings: Evaluation, planned: Plan, once: Once
+    folder: Path,
+    heldout: Path,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    planned: ScoringPlan,
+    compute_once: ComputeOnce,
 ) -> HeldOut:
+    """What the evaluators get."""
     file = heldout / HELDOUT
-    pairs = once(file.name, lambda: read_pairs(file)) if file.is_file() else []
-    own = pd.read_parquet(folder / SAMPLES)
-    reference = own if folder == heldout else pd.read_parquet(heldout / SAMPLES)
+    samples = pd.read_parquet(folder / SAMPLES)
+    reference = samples if folder == heldout else pd.read_parquet(heldout / SAMPLES)
+
+    def write_table(name: str, frame: pd.DataFrame) -> None:
+        write_bytes(folder / f"{name}.parquet", frame.to_parquet(index=False))
+
     held_out = HeldOut(
         prompts=prompts,
-        samples=own,
+        samples=samples,
         reference_samples=reference,
-        pairs=pairs,
+        pairs=compute_once(file.name, lambda: read_pairs(file)) if file.is_file() else [],
         tasks=settings.tasks,
         task_folders=tuple(Path(name) for name in settings.task_folders),
         sampling=settings.sampling,
-        once=once,
+        compute_once=compute_once,
         opponents=planned.opponents,
-        objectives=objective_inputs(heldout, planned.objectives, settings, content_hashes, once),
-        keep=partial(_keep, folder),
+        objectives=objective_inputs(heldout, planned.objectives, settings, content_hashes, compute_once),
+        write_table=write_table,
     )
-    if not settings.sampling.is_policy and (folder / UNALTERED).is_file():
-        own, reference = (pd.read_parquet(place / UNALTERED) for place in (folder, heldout))
-        held_out = replace(held_out, unaltered=(own, reference))
+    if not settings.sampling.is_policy and (folder / ON_POLICY_SAMPLES).is_file():
+        tables = OnPolicySamples(*(pd.read_parquet(place / ON_POLICY_SAMPLES) for place in (folder, heldout)))
+        held_out = replace(held_out, on_policy=tables)
     if (heldout / POOL).is_file():
-        held_out = replace(held_out, pool=once(POOL, lambda: pd.read_parquet(heldout / POOL)))
+        held_out = replace(held_out, pool=compute_once(POOL, lambda: pd.read_parquet(heldout / POOL)))
     if planned.judge is None:
         return held_out
-    plugin, arguments = planned.judge
-    asked = partial(plugin.function, **arguments)
-    return replace(held_out, judge=asked) if plugin.spec.pointwise else replace(held_out, pairwise=asked)
-
-
-def _keep(folder: Path, name: str, frame: pd.DataFrame) -> None:
-    write_bytes(folder / f"{name}.parquet", frame.to_parquet(index=False))
+    judge = partial(planned.judge.plugin.function, **planned.judge.settings)
+    pointwise = planned.judge.plugin.spec.pointwise
+    return replace(held_out, judge=judge) if pointwise else replace(held_out, pairwise=judge)
 
 
 @contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
+def _random_state(seed: int) -> Iterator[None]:
     """Seed every generator for a block and put the old states back."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

@@ -1,14 +1,15 @@
 """Settings of what every checkpoint is scored on."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
+from dpobench.artifacts.settings import Settings
 from dpobench.models.generate import Sampling
 
-if TYPE_CHECKING:
-    pass
-from dpobench.artifacts.settings import Settings
+SettingsTable: TypeAlias = Mapping[str, JsonValue]
+"""Settings by name, of a judge or an evaluator or of a group within them: what JSON can hold."""
 
 
 class Evaluation(Settings):
@@ -16,7 +17,7 @@ class Evaluation(Settings):
 
     Args:
         evaluators: names; empty for all whose needs are met.
-        judge: name of the judge; none where there is no truth to ask.
+        judge: name of the judge; None where nothing says which of two answers is better.
         judge_settings: hyper-parameters of the judge.
         settings: hyper-parameters of evaluators, by name.
         tasks: lm-eval task names.
@@ -30,16 +31,16 @@ class Evaluation(Settings):
         max_new_tokens: where an answer is cut.
         temperature: of sampling; KL is estimated on further answers where it is not 1.
         batch: answers drawn, and sequences scored, at a time.
-        checkpoints: kept and scored within each training of the experiment proper, evenly spaced, beside its end.
-        objectives: several aims by name, each "JUDGE:SETTING" or a file of held-out pairs; see `dpobench.evaluation.objectives`.
+        checkpoints: saved and scored within each training of the main experiment, evenly spaced, besides its end.
+        objectives: several objectives by name, each "JUDGE:SETTING" or a file of held-out pairs; see `dpobench.evaluation.objectives`.
         alpha: level of the tests after correction.
         margin: differences of the ranking metric within it count as none, where equivalence is tested.
     """
 
     evaluators: tuple[str, ...] = ()
     judge: str | None = None
-    judge_settings: dict[str, Any] = Field(default_factory=dict)
-    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    judge_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    settings: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     task_folders: tuple[str, ...] = ()
     prompts: int = Field(512, ge=2)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.benchmark_tasks import check_tasks
-from dpobench.evaluation.objectives import judged
-from dpobench.evaluation.plan import plan
+from dpobench.evaluation.objectives import ConfiguredJudge, judged_objectives
+from dpobench.evaluation.plan import scoring_plan
 from dpobench.evaluation.registry import judges
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment
@@ -126,7 +126,7 @@ def _check_scoring(evaluation: Evaluation, embedded_tasks: Sequence[str]) -> Non
         embedded_tasks: names of tasks that the embedded default makes.
     """
     check_tasks(evaluation.tasks, evaluation.task_folders, embedded_tasks)
-    scoring = plan(evaluation, has_pairs=True, heldout="")
+    scoring = scoring_plan(evaluation, has_pairs=True, heldout="")
     if evaluation.checkpoints and not scoring.within.chosen:
         raise UserError(
             f"evaluation.checkpoints = {evaluation.checkpoints} has no effect: none of the requested evaluators scores checkpoints "
@@ -144,10 +144,10 @@ def check_judges(evaluation: Evaluation, *, may_pay: bool = True) -> None:
     Raises:
         UserError: one cannot answer with these settings.
     """
-    requested = list(judged(evaluation).values())
+    requested = list(judged_objectives(evaluation).values())
     if evaluation.judge:
         headline = judges.get(evaluation.judge)
-        requested.insert(0, (headline, headline.arguments(evaluation.judge_settings)))
+        requested.insert(0, ConfiguredJudge(headline, headline.arguments(evaluation.judge_settings)))
     for judge, arguments in requested:
         check, estimate = judge.spec.check, judge.spec.estimate
         if check is not None and (may_pay or not estimate):

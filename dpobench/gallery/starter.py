@@ -75,7 +75,7 @@ def {name}(checkpoint: Checkpoint, held_out: HeldOut, *, scale: float = 1.0) -> 
     """Number of characters of each answer, to be replaced by your measure.
 
     Declare in `@evaluator(...)` what is true of yours: each metric with unit, direction ("higher", "lower" or "none"
-    is better) and label; `needs` ("judge", "pairs", "pool", "tasks", "objectives", "unaltered"); `within=True` if it
+    is better) and label; `needs` ("judge", "pairs", "pool", "tasks", "objectives", "on_policy"); `within=True` if it
     also scores checkpoints within a training; `at_reference={"metric": value}` if the reference scored against itself
     always has this value. What is missing or untrue is named by
     `dpobench evaluators check {name}.py`.

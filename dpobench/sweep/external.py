@@ -17,7 +17,7 @@ from dpobench.artifacts.files import (
 )
 from dpobench.artifacts.records import PlannedRun, PlanRecord, json_values
 from dpobench.errors import UnknownName, UserError
-from dpobench.evaluation.plan import Plan, plan
+from dpobench.evaluation.plan import ScoringPlan, scoring_plan
 from dpobench.evaluation.score import score
 from dpobench.experiment.config import Experiment
 from dpobench.experiment.validate import validate
@@ -58,8 +58,8 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
-    def planned(key: str) -> Plan:
-        return plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
+    def planned(key: str) -> ScoringPlan:
+        return scoring_plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
 
     specs = read_specs(checkpoints)
     with locked(out):
@@ -150,7 +150,13 @@ def _is_sealed(folder: Path) -> bool:
 
 
 def _score(
-    external: ExternalCheckpoint, inputs: Inputs, heldout: Path, planned: Plan, out: Path, where: Machine, say: Say
+    external: ExternalCheckpoint,
+    inputs: Inputs,
+    heldout: Path,
+    planned: ScoringPlan,
+    out: Path,
+    where: Machine,
+    say: Say,
 ) -> None:
     """Score one checkpoint; scores under the same settings stay."""
     record, source = external.record, external.source
@@ -183,7 +189,7 @@ def _score(
 
 
 def _plan_record(
-    control: str, scored: Sequence[ExternalCheckpoint], planned: Plan, inputs: Inputs, heldout: Path
+    control: str, scored: Sequence[ExternalCheckpoint], planned: ScoringPlan, inputs: Inputs, heldout: Path
 ) -> PlanRecord:
     shown = set(PlannedRun.model_fields)
     runs = [PlannedRun(**{name: value for name, value in one.record if name in shown}) for one in scored]

@@ -17,7 +17,7 @@ from dpobench.data.perturb import apply_condition
 from dpobench.data.tokens import TokenPair, read_pairs
 from dpobench.errors import Diverged, DpobenchError
 from dpobench.evaluation import judge_cache
-from dpobench.evaluation.plan import Plan, plan
+from dpobench.evaluation.plan import ScoringPlan, scoring_plan
 from dpobench.evaluation.score import score
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.plugin_files import register
@@ -166,7 +166,7 @@ def _next_round(job: Job, accelerator: Accelerator, report: Report) -> Job:
     this_round = Round(
         number, job.start, job.prompts, job.answers, job.evaluation, job.run.recipe, job.run.seed, job.device
     )
-    planned = plan(job.evaluation, has_pairs=True, heldout=job.heldout.name)
+    planned = scoring_plan(job.evaluation, has_pairs=True, heldout=job.heldout.name)
 
     def say(line: str) -> None:
         report(PartBegun(job.run.id, line))
@@ -321,10 +321,12 @@ def _score(job: Job, device: str, report: Report) -> None:
     """Score the checkpoint, and those within its training, and seal the folder."""
     began, watch = time.monotonic(), _Stopwatch()
     _remove_state(job)
-    planned = plan(job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name)
+    planned = scoring_plan(
+        job.evaluation, has_pairs=(job.heldout / "heldout.parquet").is_file(), heldout=job.heldout.name
+    )
     (job.folder / MANIFEST).unlink(missing_ok=True)
 
-    def score_checkpoint(folder: Path, name: str, planned: Plan, suffix: str = "") -> None:
+    def score_checkpoint(folder: Path, name: str, planned: ScoringPlan, suffix: str = "") -> None:
         def progress(part: str) -> None:
             watch.begin(part + suffix)
             report(PartBegun(job.run.id, part + suffix))

@@ -22,7 +22,7 @@ from dpobench.artifacts.records import (
 )
 from dpobench.data.perturb import columns_of_the_pair
 from dpobench.errors import UserError
-from dpobench.evaluation.plan import Plan, plan
+from dpobench.evaluation.plan import ScoringPlan, scoring_plan
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment
 from dpobench.experiment.studies import successor
@@ -75,7 +75,7 @@ class Shared:
     training: Path
     needs: Mapping[str, Path]
     heldout: Path
-    scoring: Plan
+    scoring: ScoringPlan
     measured: MeasuredReference | None = None
 
 
@@ -132,7 +132,7 @@ def _check(experiment: Experiment, inputs: Inputs, losses: Mapping[str, Variant]
             f"recipe.reference_every = {recipe.reference_every} has no effect in {steps} steps; choose a smaller number"
         )
     if experiment.studies.rounds > 1:
-        planned = plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout="")
+        planned = scoring_plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout="")
         rounds.check_rounds(experiment.studies, planned, losses.values())
 
 
@@ -154,8 +154,8 @@ def _conditions(experiment: Experiment, inputs: Inputs, out: Path, where: Machin
 
 
 def _shared(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, say: Say) -> Shared:
-    def planned(key: str) -> Plan:
-        return plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
+    def planned(key: str) -> ScoringPlan:
+        return scoring_plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
 
     heldout = heldout_folder(inputs, planned, out, where.device, say)
     training = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
@@ -283,7 +283,7 @@ def _planned_condition(shared: Shared, condition: Condition) -> PlannedCondition
     )
 
 
-def left_out(scoring: Plan) -> tuple[LeftOut, ...]:
+def left_out(scoring: ScoringPlan) -> tuple[LeftOut, ...]:
     """The evaluators whose needs are not met, as the plan says it."""
     return tuple(LeftOut(evaluator=one["evaluator"], why=one["why"]) for one in scoring.left_out)
 

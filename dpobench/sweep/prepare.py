@@ -10,7 +10,7 @@ from dpobench.artifacts.records import ProvenanceRecord
 from dpobench.data.prompts import PROMPTS, write_prompts
 from dpobench.data.tokens import TokenPair, pairs_hash, write_pairs
 from dpobench.evaluation.objectives import objective_file, pairs_key
-from dpobench.evaluation.plan import HELDOUT, Plan
+from dpobench.evaluation.plan import HELDOUT, ScoringPlan
 from dpobench.evaluation.score import score
 from dpobench.losses.quantities import NEEDS
 from dpobench.models.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer
@@ -104,7 +104,7 @@ def with_reference(model_folder: Path, pairs: Sequence[TokenPair], device: str, 
 
 
 def heldout_folder(
-    inputs: Inputs, planned: Callable[[str], Plan], out: Path, device: str, say: Say = lambda line: None
+    inputs: Inputs, planned: Callable[[str], ScoringPlan], out: Path, device: str, say: Say = lambda line: None
 ) -> Path:
     """Held-out prompts and pairs, with the reference's log-probabilities, answers and scores."""
     prompts = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]

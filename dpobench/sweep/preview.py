@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from dpobench.evaluation.plan import plan
+from dpobench.evaluation.plan import scoring_plan
 from dpobench.evaluation.registry import judges
 from dpobench.experiment import studies
 from dpobench.experiment.config import Experiment, unequal_trials
@@ -46,7 +46,7 @@ def _judge_estimate(experiment: Experiment, runs: int, main: int) -> str:
     judge = judges.get(scoring.judge) if scoring.judge else None
     if judge is None or judge.spec.estimate is None:
         return ""
-    opponents = plan(scoring, has_pairs=True, heldout="").opponents
+    opponents = scoring_plan(scoring, has_pairs=True, heldout="").opponents
     scored = len(opponents) * runs + len(opponents[:1]) * scoring.checkpoints * main
     comparisons = 2 * scoring.prompts * scoring.draws * scored
     lengths = experiment.recipe.max_prompt_tokens, scoring.max_new_tokens

@@ -16,7 +16,7 @@ from dpobench.data.prompts import Prompt, read_prompts, write_prompts
 from dpobench.data.tokens import TokenPair, write_pairs
 from dpobench.errors import DpobenchError, UserError
 from dpobench.evaluation.pairwise import compare, summary
-from dpobench.evaluation.plan import Plan
+from dpobench.evaluation.plan import ScoringPlan
 from dpobench.evaluation.settings import Evaluation
 from dpobench.evaluation.spec import JudgeSpec
 from dpobench.experiment.studies import Studies
@@ -75,13 +75,13 @@ def write_training_prompts(inputs: Inputs, shared: Path) -> Path:
     return folder
 
 
-def key(prompts: Path, studies: Studies, evaluation: Evaluation, planned: Plan) -> str:
+def key(prompts: Path, studies: Studies, evaluation: Evaluation, planned: ScoringPlan) -> str:
     """Content key of all that decides the pairs of later rounds besides the policy that answers."""
     sampling = dict(evaluation.sampling.__dict__)
     return digest(prompts.name, sampling, STREAM, studies.answers, planned.needs.get("ranking"))
 
 
-def check_rounds(studies: Studies, planned: Plan, losses: Iterable[Variant]) -> None:
+def check_rounds(studies: Studies, planned: ScoringPlan, losses: Iterable[Variant]) -> None:
     """Refuse later rounds that could not be trained.
 
     Raises:
@@ -102,7 +102,7 @@ def check_rounds(studies: Studies, planned: Plan, losses: Iterable[Variant]) -> 
             )
 
 
-def write_round(target: Path, this_round: Round, planned: Plan, say: Say = lambda line: None) -> None:
+def write_round(target: Path, this_round: Round, planned: ScoringPlan, say: Say = lambda line: None) -> None:
     """Write the training pairs of a run of a later round, with the log-probabilities of the policy that gave the answers.
 
     Raises:
@@ -138,7 +138,7 @@ def write_round(target: Path, this_round: Round, planned: Plan, say: Say = lambd
 
 
 def on_policy(
-    prompts: Sequence[Prompt], drawn: pd.DataFrame, planned: Plan, max_tokens: int
+    prompts: Sequence[Prompt], drawn: pd.DataFrame, planned: ScoringPlan, max_tokens: int
 ) -> tuple[dict[str, TokenPair], AnswerCounts]:
     """Pairs of a policy's answers, the better one chosen.
 

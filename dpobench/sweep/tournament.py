@@ -28,7 +28,7 @@ from dpobench.artifacts.records import ExperimentRecord, TournamentFailure, Tour
 from dpobench.data.prompts import Prompt
 from dpobench.errors import DpobenchError
 from dpobench.evaluation import pairwise
-from dpobench.evaluation.plan import plan
+from dpobench.evaluation.plan import scoring_plan
 from dpobench.evaluation.settings import Evaluation
 from dpobench.sweep.inputs import Say
 
@@ -93,7 +93,7 @@ def _play(out: Path, evaluation: Evaluation | None, say: Say) -> Path | None:
         evaluation = Evaluation.model_validate(recorded.model_dump(exclude_unset=True))
     if evaluation.judge is None:
         return None
-    planned = plan(evaluation.model_copy(update={"evaluators": ()}), has_pairs=True, heldout="")
+    planned = scoring_plan(evaluation.model_copy(update={"evaluators": ()}), has_pairs=True, heldout="")
     assert planned.judge is not None
     plugin, arguments = planned.judge
     if plugin.spec.pointwise:
@@ -126,7 +126,7 @@ def _played(
     out: Path,
     f: Findings,
     games: Sequence[tuple[Player, Player]],
-    judge: pairwise.Pairwise,
+    judge: pairwise.PairwiseJudge,
     judged_by: str,
     say: Say,
 ) -> Path:
@@ -165,7 +165,10 @@ def _played(
     )
     with building(folder) as part:
         _write(part / VERDICTS, names.assign(score=summary["score"].to_numpy()))
-        _write(part / ASKED, pd.concat([verdict_names, verdicts.drop(columns="at")], axis=1)[list(pairwise.KEPT)])
+        _write(
+            part / ASKED,
+            pd.concat([verdict_names, verdicts.drop(columns="at")], axis=1)[list(pairwise.VERDICT_COLUMNS)],
+        )
         record.write(part)
         seal(part)
     return folder

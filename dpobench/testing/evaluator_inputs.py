@@ -16,14 +16,14 @@ import torch
 
 from dpobench.data.prompts import Prompt
 from dpobench.data.tokens import TokenPair
-from dpobench.evaluation.heldout import Aim, HeldOut
+from dpobench.evaluation.heldout import HeldOut, ObjectiveInputs, OnPolicySamples
 from dpobench.losses.registry import variants
 from dpobench.models.checkpoint import Checkpoint
 from dpobench.models.generate import Sampling
 from dpobench.models.logprobs import score_sequences
 
 # What an evaluator may declare to need.
-NEEDS = ("judge", "pairs", "pool", "tasks", "objectives", "unaltered")
+NEEDS = ("judge", "pairs", "pool", "tasks", "objectives", "on_policy")
 END, LETTERS = 0, "abcdefghijklmnopqrstuvwxyz"
 DRAWS, PROMPTS = 2, 4
 _TASK = """
@@ -199,8 +199,8 @@ def held_out(situation: Situation, pairs_scored: Sequence[TokenPair], *, reverse
     named = {"pairwise": compares} if situation.compares else {"judge": scores}
     inputs = HeldOut(prompts(), samples.copy(deep=True), base.copy(deep=True), sampling=Sampling(draws=DRAWS))
     if situation.tempered:
-        unaltered = (samples.copy(deep=True), base.copy(deep=True))
-        inputs = replace(inputs, sampling=Sampling(draws=DRAWS, temperature=0.5), unaltered=unaltered)
+        on_policy = OnPolicySamples(samples.copy(deep=True), base.copy(deep=True))
+        inputs = replace(inputs, sampling=Sampling(draws=DRAWS, temperature=0.5), on_policy=on_policy)
     if "pairs" in there:
         inputs = replace(inputs, pairs=held)
     if "pool" in there:
@@ -211,8 +211,8 @@ def held_out(situation: Situation, pairs_scored: Sequence[TokenPair], *, reverse
     if "judge" in there:
         inputs = replace(inputs, **named)
     if "objectives" in there:
-        by_judge = Aim(**named, key="judge")
-        inputs = replace(inputs, objectives={"letters": by_judge, "pairs": Aim(pairs=held)})
+        by_judge = ObjectiveInputs(**named, key="judge")
+        inputs = replace(inputs, objectives={"letters": by_judge, "pairs": ObjectiveInputs(pairs=held)})
     return _reversed(inputs) if reverse else inputs
 
 
@@ -239,7 +239,7 @@ def situations(
         reference_only: whether it scores the reference alone.
         both: policy and reference.
     """
-    if "unaltered" in needs:
+    if "on_policy" in needs:
         words = "for a policy with answers drawn at another temperature"
         yield Situation(words, both[1] if reference_only else both[0], frozenset(needs), tempered=True)
     judged = ({"judge", "objectives"} & set(needs)) != set()

@@ -1,4 +1,4 @@
-"""The judge behind an OpenAI-compatible endpoint: a hosted model, or a server of your own."""
+"""The judge behind an OpenAI-compatible endpoint: a hosted model, or a server on your machines."""
 
 import concurrent.futures
 import dataclasses
@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 import pandas as pd
 
@@ -14,24 +14,46 @@ from dpobench import Prompt, UserError, judge
 from dpobench.evals.judges._comparison import (
     INSTRUCTIONS,
     Mode,
-    Verdict,
     read_logprobs,
     read_template,
     read_text,
-    written,
+    request_text,
 )
-from dpobench.evals.judges._endpoint import Answer, Budget, Calls, Endpoint, checked_address, group
+from dpobench.evals.judges._endpoint import Answer, ChatRequest, Endpoint
+from dpobench.evals.judges._endpoint_settings import Budget, Calls, checked_address, settings_group
 from dpobench.evaluation.judge_cache import Limits, current, key
+from dpobench.evaluation.pairwise import VerdictRow
+from dpobench.evaluation.settings import SettingsTable
+
+
+class _Reply(TypedDict):
+    """A reply as the cache holds it: the raw text, and what the request took."""
+
+    raw: str
+    tokens: int
+    latency: float
+    cost: float
+
+
+class _Row(VerdictRow):
+    mode: Mode
+
 
 _READ = {"text": read_text, "logprobs": read_logprobs}
-_COLUMNS = ["p_first", "verdict", "raw", "tokens", "latency", "cost", "mode"]
 _TOP, _FEWER = 20, 5
 # So many comparisons in a row without an answer: the server is down, and waiting for the rest helps nobody.
 _IN_A_ROW = 10
 
 
-def check(*, model: str = "", base_url: str = "", template: str = "", budget: Any = None, calls: Any = None) -> None:
-    """Ask the server for one verdict, so that a wrong setting is told before anything is trained.
+def check(
+    *,
+    model: str = "",
+    base_url: str = "",
+    template: str = "",
+    budget: SettingsTable | None = None,
+    calls: SettingsTable | None = None,
+) -> None:
+    """Request one verdict of the server, so that a wrong setting is refused before anything is trained.
 
     Raises:
         UserError: as the judge would.
@@ -45,7 +67,7 @@ def check(*, model: str = "", base_url: str = "", template: str = "", budget: An
 
 @dataclass(frozen=True)
 class Estimate:
-    """What comparisons would cost, before any is made.
+    """The cost of comparisons, before any is made.
 
     Args:
         requests: one for each comparison; identical answers need none, a reply that cannot be read or a failure needs more.
@@ -66,13 +88,22 @@ class Estimate:
             for name in ("requests", "tokens", "cost")
             if getattr(self, name) > getattr(self.limits, name)
         ]
-        told = f"judge: about {self.requests:,} requests, {self.tokens:,} tokens and a cost of {self.cost:,.2f}"
-        return told + (f"; over the budget of {', '.join(over)}" if over else "; within the budget")
+        line = f"judge: about {self.requests:,} requests, {self.tokens:,} tokens and a cost of {self.cost:,.2f}"
+        return line + (f"; over the budget of {', '.join(over)}" if over else "; within the budget")
 
 
-def estimate(comparisons: int, prompt_tokens: float, answer_tokens: float, *, model: str = "", base_url: str = "",
-             template: str = "", budget: Any = None, calls: Any = None) -> Estimate:  # fmt: skip
-    """What a number of comparisons would cost; nothing is sent.
+def estimate(
+    comparisons: int,
+    prompt_tokens: float,
+    answer_tokens: float,
+    *,
+    model: str = "",
+    base_url: str = "",
+    template: str = "",
+    budget: SettingsTable | None = None,
+    calls: SettingsTable | None = None,
+) -> Estimate:
+    """The cost of a number of comparisons; nothing is sent.
 
     Args:
         comparisons: orders x prompts x draws x opponents x runs.
@@ -82,7 +113,10 @@ def estimate(comparisons: int, prompt_tokens: float, answer_tokens: float, *, mo
         base_url: of the server.
         template: file.
         budget: with the prices.
-        calls: how the endpoint is asked. Where the mode is "auto", replies in words are assumed, which cost more.
+        calls: how requests are sent. Where the mode is "auto", replies in words are assumed, which cost more.
+
+    Raises:
+        UserError: a setting is wrong.
     """
     endpoint = _endpoint(model, base_url, budget, calls)
     mode: Mode = "logprobs" if endpoint.calls.mode == "logprobs" else "text"
@@ -94,7 +128,7 @@ def estimate(comparisons: int, prompt_tokens: float, answer_tokens: float, *, mo
     return Estimate(comparisons, round(read + wrote), cost, endpoint.budget.limits)
 
 
-# What is spent, and how long is waited, decides no verdict.
+# Spending and waiting decide no verdict.
 _IDLE = (
     "budget",
     *(f"calls.{name}" for name in ("key", "concurrency", "timeout", "tries", "shortest_wait", "longest_wait")),
@@ -110,22 +144,22 @@ def api(
     model: str = "",
     base_url: str = "",
     template: str = "",
-    budget: Mapping[str, Any] | None = None,
-    calls: Mapping[str, Any] | None = None,
+    budget: SettingsTable | None = None,
+    calls: SettingsTable | None = None,
 ) -> pd.DataFrame:
     """Compare two answers by a model behind an OpenAI-compatible endpoint, at temperature 0.
 
-    One request at the start finds out whether the server returns the log-probabilities of the two labels. Where it does, a
+    One request at the start shows whether the server returns the log-probabilities of the two labels. Where it does, a
     verdict is p(A) / (p(A) + p(B)) at the first token; elsewhere it is the one mark in the last line of a reply in words.
-    Replies are kept by content and never asked for twice; one that cannot be read is asked for once more by the next call.
+    Replies are cached by content and never requested twice; one that cannot be read is requested once more by the next call.
 
     Args:
-        prompts: what was asked.
+        prompts: N requests that were answered.
         first: answers shown first.
         second: answers shown second.
         model: what the server calls the model.
         base_url: address of the server, up to and with `/v1`.
-        template: file with a template of your own: places $request, $first, $second, $instruction and, if wanted, $code.
+        template: file with another template: places $request, $first, $second, $instruction and, if wanted, $code.
         budget: `max_requests`, `max_tokens`, `max_cost`, `price_input` and `price_output` (per million tokens); see `Budget`.
         calls: `key`, `concurrency`, `timeout`, `tries`, `shortest_wait`, `longest_wait`, `reply_tokens`, `seed`, `mode`; see
             `Calls`.
@@ -136,24 +170,25 @@ def api(
 
     Raises:
         UserError: a setting is wrong, the server does not know the key or the model, ten comparisons in a row had no reply, or
-            the next request would pass the budget. What was replied until then is kept.
+            the next request would pass the budget. Replies until then are cached.
     """
     endpoint = _endpoint(model, base_url, budget, calls)
     text = read_template(template)
     try:
         form = _form(endpoint, text)
         shown = zip(prompts, first, second, strict=True)
-        requests = [form.request(endpoint, written(text, form.mode, *one)) for one in shown]
+        requests = [form.request(endpoint, request_text(text, form.mode, *comparison)) for comparison in shown]
         return _table(endpoint, form, requests)
     finally:
         endpoint.close()
 
 
-def _endpoint(model: str, base_url: str, budget: Any, calls: Any) -> Endpoint:
+def _endpoint(model: str, base_url: str, budget: SettingsTable | None, calls: SettingsTable | None) -> Endpoint:
     address = checked_address(base_url)
     if not model:
         raise UserError(f"the judge needs a model: set model to what {address} calls it")
-    return Endpoint(address, model, group(Calls, calls, "calls"), group(Budget, budget, "budget"), current())
+    sending, spending = settings_group(Calls, calls, "calls"), settings_group(Budget, budget, "budget")
+    return Endpoint(address, model, sending, spending, current())
 
 
 @dataclass(frozen=True)
@@ -162,28 +197,28 @@ class _Form:
 
     Args:
         mode: how verdicts are given.
-        limit: what it calls the most tokens of a reply.
-        top: log-probabilities asked for at a token.
+        limit: its name for the most tokens of a reply.
+        top: log-probabilities requested at a token.
         left_out: parameters it refuses.
     """
 
     mode: Mode
-    limit: str = "max_tokens"
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     top: int = _TOP
     left_out: tuple[str, ...] = ()
 
-    def request(self, endpoint: Endpoint, content: str) -> dict[str, Any]:
+    def request(self, endpoint: Endpoint, content: str) -> ChatRequest:
         """The body of a request: all that a reply depends on, the server apart."""
-        asked: dict[str, Any] = {
-            "model": endpoint.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "seed": endpoint.calls.seed,
-            self.limit: endpoint.calls.reply_tokens,
-        }
+        request: ChatRequest = {"model": endpoint.model, "messages": [{"role": "user", "content": content}]}
+        if "temperature" not in self.left_out:
+            request["temperature"] = 0
+        if "seed" not in self.left_out:
+            request["seed"] = endpoint.calls.seed
+        request[self.limit] = endpoint.calls.reply_tokens
         if self.mode == "logprobs":
-            asked |= {"logprobs": True, "top_logprobs": self.top, self.limit: 1}
-        return {name: value for name, value in asked.items() if name not in self.left_out}
+            request |= {"logprobs": True, "top_logprobs": self.top}
+            request[self.limit] = 1
+        return request
 
     def adapted(self, refusal: str) -> "_Form | None":
         """The form that a refusal asks for; None where there is none."""
@@ -197,35 +232,47 @@ class _Form:
         return None
 
 
+class _FormEntry(TypedDict):
+    """A `_Form` as the cache holds it."""
+
+    mode: Mode
+    limit: Literal["max_tokens", "max_completion_tokens"]
+    top: int
+    left_out: list[str]
+
+
 _TRIAL = ("How many legs does a cat have?", "A cat has four legs.", "A cat has nine legs.")
 
 
 def _form(endpoint: Endpoint, template: str) -> _Form:
-    """How the server takes requests, found out once and kept."""
-    wanted, server, model = endpoint.calls.mode, endpoint.base_url, endpoint.model
-    name = key(kind="form", server=server, model=model, template=template, mode=wanted, instructions=dict(INSTRUCTIONS))
-    known = current().get([name])
-    if name not in known:
-        found = _found_form(endpoint, template)
-        if found.left_out:
-            logging.getLogger("dpobench").warning(
-                "%s refuses %s: replies may differ from call to call", server, " and ".join(found.left_out)
-            )
-        current().put({name: dataclasses.asdict(found)})
-        return found
-    stored = known[name]
-    return _Form(stored["mode"], stored["limit"], stored["top"], tuple(stored["left_out"]))
+    """How the server takes requests, from the cache or by trial."""
+    mode, server, model = endpoint.calls.mode, endpoint.base_url, endpoint.model
+    name = key(kind="form", server=server, model=model, template=template, mode=mode, instructions=dict(INSTRUCTIONS))
+    cached = current().get([name])
+    if name in cached:
+        entry = cast(_FormEntry, cached[name])
+        return _Form(entry["mode"], entry["limit"], entry["top"], tuple(entry["left_out"]))
+    form = _tried_form(endpoint, template)
+    if form.left_out:
+        logging.getLogger("dpobench").warning(
+            "%s refuses %s: replies may differ from call to call", server, " and ".join(form.left_out)
+        )
+    current().put({name: dataclasses.asdict(form)})
+    return form
 
 
-def _found_form(endpoint: Endpoint, template: str) -> _Form:
+def _tried_form(endpoint: Endpoint, template: str) -> _Form:
+    """How the server takes requests, by one small comparison, sent again in another form while it is refused."""
     endpoint.ready()
     question, *answers = _TRIAL
     prompt = Prompt("trial", ({"role": "user", "content": question},))
-    modes: Sequence[Any] = ("logprobs", "text") if endpoint.calls.mode == "auto" else (endpoint.calls.mode,)
+    modes: Sequence[Mode] = ("logprobs", "text")
+    if endpoint.calls.mode != "auto":
+        modes = [mode for mode in modes if mode == endpoint.calls.mode]
     answer, form = Answer(""), _Form("text")
     for mode in modes:
         form = dataclasses.replace(form, mode=mode)
-        content = written(template, mode, prompt, *answers)
+        content = request_text(template, mode, prompt, *answers)
         answer = endpoint.answer(form.request(endpoint, content))
         while answer.status and (adapted := form.adapted(answer.raw)) is not None:
             form = adapted
@@ -249,43 +296,40 @@ def _found_form(endpoint: Endpoint, template: str) -> _Form:
     return dataclasses.replace(form, mode="text")
 
 
-def _table(endpoint: Endpoint, form: _Form, requests: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per request; only those whose reply is not kept are sent."""
+def _table(endpoint: Endpoint, form: _Form, requests: Sequence[ChatRequest]) -> pd.DataFrame:
+    """A row per request; only those without a cached reply are sent."""
     read = _READ[form.mode]
     keys = [key(kind="comparison", server=endpoint.base_url, request=request) for request in requests]
     failures: dict[str, str] = {}
 
-    def ask(places: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        had = current().get(keys[place] for place in places)
-        again = {place: had.get(keys[place], {}).get("count", 0) for place in places}
-        for place, answer in _answers(endpoint, {place: _next(requests[place], again[place]) for place in places}):
+    def ask(places: list[int]) -> Iterator[tuple[int, _Reply]]:
+        to_send = {}
+        for place, count in zip(places, current().counts([keys[place] for place in places]), strict=True):
+            # Another reply to the same question has the next seed.
+            seed = {"seed": requests[place]["seed"] + count} if "seed" in requests[place] else {}
+            to_send[place] = requests[place] | ChatRequest(**seed)
+        for place, answer in _answers(endpoint, to_send):
             if answer.failed:
                 failures[keys[place]] = answer.raw
             else:
-                told = dataclasses.asdict(answer)
-                yield place, {name: told[name] for name in ("raw", "tokens", "latency", "cost")}
+                yield place, _Reply(raw=answer.raw, tokens=answer.tokens, latency=answer.latency, cost=answer.cost)
 
-    def good(reply: Mapping[str, Any]) -> bool:
+    def readable(reply: _Reply) -> bool:
         return math.isfinite(read(reply["raw"]).p_first)
 
-    rows = []
-    for name, reply in zip(keys, current().answered(keys, ask, good), strict=True):
+    rows: list[_Row] = []
+    for name, reply in zip(keys, current().get_or_ask(keys, ask, readable), strict=True):
         if name in failures:
-            lost = {"raw": failures[name], "tokens": 0, "latency": 0.0, "cost": 0.0}
-            rows.append({"p_first": math.nan, "verdict": "error", "mode": form.mode, **lost})
+            failure = _Reply(raw=failures[name], tokens=0, latency=0.0, cost=0.0)
+            rows.append(_Row(p_first=math.nan, verdict="error", mode=form.mode, **failure))
         else:
             assert reply is not None
-            verdict: Verdict = read(reply["raw"])
-            rows.append({"p_first": verdict.p_first, "verdict": verdict.verdict, "mode": form.mode, **reply})
-    return pd.DataFrame(rows, columns=_COLUMNS)
+            verdict = read(reply["raw"])
+            rows.append(_Row(p_first=verdict.p_first, verdict=verdict.verdict, mode=form.mode, **reply))
+    return pd.DataFrame(rows, columns=[*VerdictRow.__annotations__, "mode"])
 
 
-def _next(request: Mapping[str, Any], asked: int) -> Mapping[str, Any]:
-    """The request for another reply to a question that was asked so often before."""
-    return {**request, "seed": request["seed"] + asked} if "seed" in request else request
-
-
-def _answers(endpoint: Endpoint, requests: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[int, Answer]]:
+def _answers(endpoint: Endpoint, requests: Mapping[int, ChatRequest]) -> Iterator[tuple[int, Answer]]:
     """Answers as they come; after an error that ends it all, those under way are still handed out before it is raised."""
     endpoint.ready()
     problem: UserError | None = None
@@ -306,7 +350,7 @@ def _answers(endpoint: Endpoint, requests: Mapping[int, Mapping[str, Any]]) -> I
             if in_a_row >= _IN_A_ROW and problem is None:
                 problem = UserError(
                     f"{endpoint.base_url} had no answer to {in_a_row} comparisons in a row (the last: {answer.raw}); run again "
-                    "when it answers: replies so far are kept"
+                    "when it answers: replies so far are cached"
                 )
                 _stop(endpoint, places)
             yield places[done], answer

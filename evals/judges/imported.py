@@ -7,6 +7,7 @@ import pandas as pd
 
 from dpobench import Prompt, judge
 from dpobench.evaluation.annotations import read
+from dpobench.evaluation.pairwise import verdicts_of
 
 
 def check(*, file: str = "") -> None:
@@ -23,11 +24,11 @@ def imported(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[s
     """Look verdicts up in a file: our own schema, AlpacaEval's `annotations.json`, Arena-Hard's judgements, PandaLM's test set.
 
     A row of the schema (CSV or JSONL) holds `prompt` (the content of the last message) or `prompt_id`, `first`, `second`, and
-    `p_first` or `verdict`; or, as the other judges' verdicts are kept, `a`, `b`, `order`, and `p_a` or `verdict`. Several rows on
-    one comparison are averaged; one judged in the other order only is turned round.
+    `p_first` or `verdict`; or, as the verdicts of other judges are written, `a`, `b`, `order`, and `p_a` or `verdict`. Several rows
+    on one comparison are averaged; one judged in the other order only is flipped.
 
     Args:
-        prompts: what was asked.
+        prompts: N requests that were answered.
         first: answers shown first.
         second: answers shown second.
         file: the file.
@@ -38,13 +39,13 @@ def imported(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[s
     Raises:
         UserError: the file cannot be read, or a row of it; it is named.
     """
-    known = read(file)
-    asked = list(zip(prompts, first, second, strict=True))
-    found = [known.find(*shown) for shown in asked]
-    p_first = np.array([np.nan if p is None else p for p in found], dtype=np.float64)
-    said = ["error" if p is None else "tie" if p == 0.5 else "first" if p > 0.5 else "second" for p in found]
+    annotations = read(file)
+    comparisons = list(zip(prompts, first, second, strict=True))
+    shares = [annotations.find(*shown) for shown in comparisons]
+    p_first = np.array([np.nan if p is None else p for p in shares], dtype=np.float64)
     raw = [
-        f"not in {known.file.name}" if p is None else f"{p:g}" if known.in_order(*shown) else None
-        for p, shown in zip(found, asked, strict=True)
+        f"not in {annotations.file.name}" if p is None else f"{p:g}" if annotations.in_order(*shown) else None
+        for p, shown in zip(shares, comparisons, strict=True)
     ]
-    return pd.DataFrame({"p_first": p_first, "verdict": said, "raw": pd.Series(raw, dtype=object)})
+    verdict = verdicts_of(p_first, missing="error")
+    return pd.DataFrame({"p_first": p_first, "verdict": verdict, "raw": pd.Series(raw, dtype=object)})

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 import torch
 
 from dpobench import Prompt, UserError, judge
+from dpobench.data.rows import Message
 from dpobench.data.template import Writer, resolve_template
-from dpobench.evals.judges._comparison import read_template, written
-from dpobench.evaluation.judge_cache import Reply, current, key
+from dpobench.evals.judges._comparison import read_template, request_text, soft_verdict
+from dpobench.evaluation.judge_cache import current, key
+from dpobench.evaluation.pairwise import VerdictRow
 from dpobench.models.checkpoint import Stamp, known_hash, load_model, load_tokenizer, resolve, stamp_of
 from dpobench.models.logprobs import Batch, by_tokens, completion_hidden, head_of, within
 from dpobench.models.protocols import CausalLM
@@ -25,7 +27,15 @@ _LABELS = ("A", "B")
 BUDGET = 8192
 
 
-def check(**settings: Any) -> None:
+class _Reply(TypedDict):
+    """A reply as the cache holds it: the labels' log-probabilities in nats as JSON, tokens read, and seconds."""
+
+    raw: str
+    tokens: int
+    latency: float
+
+
+def check(**settings: str) -> None:
     """Whether there are such a model and templates: nothing is compared.
 
     Raises:
@@ -49,19 +59,19 @@ def local(
     """Compare two answers by the probabilities that a chat model gives the labels A and B as its next token.
 
     `p_first` is p(A) / (p(A) + p(B)). Request and answers stand between fences that carry a hash of what is inside, and control
-    tokens of the judge in them are read as ordinary text. Verdicts are kept by the content of weights and request.
+    tokens of the judge in them are read as ordinary text. Verdicts are cached by the content of weights and request.
 
     Args:
-        prompts: what was asked.
+        prompts: N requests that were answered.
         first: answers shown first, as A.
         second: answers shown second, as B.
         model: folder or hub name of a chat model.
-        template: file with a template of your own: places $request, $first, $second, $instruction and, if wanted, $code.
+        template: file with another template: places $request, $first, $second, $instruction and, if wanted, $code.
         chat_template: "auto" for the tokenizer's own, "plain", or a Jinja file.
         precision: "float32" or "bf16": how the model is loaded.
         device: where it runs; empty for the accelerator where there is one.
 
-    Returns: a row per comparison: `p_first`; `verdict`; `raw`, both labels' log-probabilities; `tokens` read; `latency`, seconds
+    Returns: a row per comparison: `p_first`; `verdict`; `raw`, both labels' log-probabilities in nats; `tokens` read; `latency`, seconds
         of its batch over the batch's size. A comparison longer than the model can read has the verdict "error".
 
     Raises:
@@ -72,28 +82,28 @@ def local(
     folder = resolve(model)
     text = read_template(template)
     shown = zip(prompts, first, second, strict=True)
-    requests = [written(text, "logprobs", prompt, one, other) for prompt, one, other in shown]
+    requests = [request_text(text, "logprobs", prompt, a, b) for prompt, a, b in shown]
     stamp = stamp_of(folder)
-    weights, how = known_hash(folder, stamp), resolve_template(load_tokenizer(folder), chat_template).hash
-    keys = [key(kind="labels", weights=weights, precision=precision, chat=how, request=request) for request in requests]
+    weights, chat = known_hash(folder, stamp), resolve_template(load_tokenizer(folder), chat_template).hash
+    keys = [
+        key(kind="labels", weights=weights, precision=precision, chat=chat, request=request) for request in requests
+    ]
 
-    def ask(places: list[int]) -> Iterator[tuple[int, Reply]]:
-        judged = _loaded(folder, stamp, chat_template, precision, device)
-        yield from judged.replies({place: requests[place] for place in places})
+    def ask(places: list[int]) -> Iterator[tuple[int, _Reply]]:
+        model = _loaded(folder, stamp, chat_template, precision, device)
+        yield from model.replies({place: requests[place] for place in places})
 
-    return pd.DataFrame(
-        [_row(reply) for reply in current().answered(keys, ask)],
-        columns=["p_first", "verdict", "raw", "tokens", "latency", "cost"],
-    )
+    rows = [_row(reply) for reply in current().get_or_ask(keys, ask)]
+    return pd.DataFrame(rows, columns=list(VerdictRow.__annotations__))
 
 
-def _row(reply: Reply | None) -> list[Any]:
+def _row(reply: _Reply | None) -> VerdictRow:
     if reply is None:
-        return [math.nan, "error", "longer than the judge can read", 0, 0.0, 0.0]
+        reply = {"raw": "longer than the judge can read", "tokens": 0, "latency": 0.0}
+        return {"p_first": math.nan, "verdict": "error", "cost": 0.0, **reply}
     a, b = (json.loads(reply["raw"])[label] for label in _LABELS)
-    p_first = 1 / (1 + math.exp(min(700.0, b - a)))
-    verdict = "tie" if p_first == 0.5 else "first" if p_first > 0.5 else "second"
-    return [p_first, verdict, reply["raw"], reply["tokens"], reply["latency"], 0.0]
+    verdict = soft_verdict(1 / (1 + math.exp(min(700.0, b - a))))
+    return {"p_first": verdict.p_first, "verdict": verdict.verdict, "cost": 0.0, **reply}
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,8 @@ class _Judge:
     Args:
         model: the model.
         writer: its tokenizer and template.
-        limit: tokens it can read; None where it does not say.
-        lead: what its template writes between the prompt and an answer, as ids.
+        limit: most tokens it can read; None where its configuration sets no limit.
+        lead: ids that its template puts between the prompt and an answer.
         labels: ids of the two labels.
     """
 
@@ -114,11 +124,11 @@ class _Judge:
     lead: tuple[int, ...]
     labels: tuple[int, int]
 
-    def replies(self, requests: dict[int, str]) -> Iterator[tuple[int, Reply]]:
+    def replies(self, requests: dict[int, str]) -> Iterator[tuple[int, _Reply]]:
         """Log-probabilities of both labels, a batch at a time; requests that are too long have no reply."""
-        asked = self.writer.prompt_ids([self.writer.prompt(_turn(text)) for text in requests.values()])
-        ids = {place: [*found, *self.lead] for place, found in zip(requests, asked, strict=True)}
-        short = [place for place, found in ids.items() if self.limit is None or len(found) < self.limit]
+        prompts = self.writer.prompt_ids([self.writer.prompt(_turn(text)) for text in requests.values()])
+        ids = {place: [*prompt, *self.lead] for place, prompt in zip(requests, prompts, strict=True)}
+        short = [place for place, tokens in ids.items() if self.limit is None or len(tokens) < self.limit]
         for group in by_tokens([len(ids[place]) + 1 for place in short], within(BUDGET, self.model.device)):
             places = [short[at] for at in group]
             began = time.monotonic()
@@ -129,15 +139,16 @@ class _Judge:
                 yield place, {"raw": raw, "tokens": len(ids[place]), "latency": round(latency, 6)}
 
     @torch.no_grad()
-    def _logps(self, asked: Sequence[Sequence[int]]) -> list[list[float]]:
+    def _logps(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of both labels after each prompt, nats."""
         # The label that stands after each request is never read: causal attention looks back only.
-        batch = Batch([(ids, [self.labels[0]]) for ids in asked], self.model.device)
+        batch = Batch([(ids, [self.labels[0]]) for ids in prompts], self.model.device)
         logits = head_of(self.model)(completion_hidden(self.model, batch))
-        found: list[list[float]] = logits.log_softmax(-1)[:, list(self.labels)].double().tolist()
-        return found
+        logps: list[list[float]] = logits.log_softmax(-1)[:, list(self.labels)].double().tolist()
+        return logps
 
 
-def _turn(text: str) -> list[dict[str, str]]:
+def _turn(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
@@ -153,7 +164,7 @@ def _loaded(folder: Path, stamp: Stamp, chat_template: str, precision: str, devi
 
 
 def _labels(writer: Writer, folder: Path) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """What the template writes before an answer, and the ids of the labels where it would write them."""
+    """Ids that the template puts before an answer, and those of the labels as an answer."""
     prompt = writer.prompt(_turn("?"))
     a, b = (ids[:-1] for ids in writer.answer_ids([writer.answer(_turn("?"), label, prompt) for label in _LABELS]))
     if (

@@ -1,4 +1,4 @@
-"""A server on the loopback that speaks like an OpenAI-compatible endpoint, and misbehaves when told to."""
+"""A server on the loopback that speaks like an OpenAI-compatible endpoint, and misbehaves on request."""
 
 import contextlib
 import functools
@@ -105,17 +105,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(200, json.dumps({"object": "list", "data": data}).encode())
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         with server.lock:
-            server.keys_seen.add(self.headers["Authorization"])
-            trial = TRIAL in asked["messages"][0]["content"]
-            (server.trials if trial else server.asked).append(asked)
+            server.keys.add(self.headers["Authorization"])
+            trial = TRIAL in request["messages"][0]["content"]
+            (server.trials if trial else server.requests).append(request)
             server.times.append(time.monotonic())
             queue = server.trial if trial else server.script
             answer = queue.popleft() if queue else server.otherwise
             if server.by_content is not None and not trial:
-                answer = functools.partial(server.by_content, asked=asked)
+                answer = functools.partial(server.by_content, request=request)
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 class Stub(ThreadingHTTPServer):
     """Replies from `script` in turn, then `otherwise`; to the judge's first trial from `trial`; or as `by_content` says.
 
-    `asked` and `trials` hold the bodies of the requests, `most_at_once` the most that were under way together.
+    `requests` and `trials` hold the bodies of the requests, `most_at_once` the most that were under way together.
     """
 
     daemon_threads = True
@@ -136,7 +136,7 @@ class Stub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script, self.trial, self.otherwise = deque(), deque(), says("[[A]]")
-        self.asked, self.trials, self.times, self.keys_seen = [], [], [], set()
+        self.requests, self.trials, self.times, self.keys = [], [], [], set()
         self.by_content = None
         self.offers, self.sent, self.at_once, self.most_at_once = [MODEL], 0, 0, 0
         self.lock, self.ending = threading.Lock(), threading.Event()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dpobench import Prompt, UserError
-from dpobench.evals.judges import _comparison, _endpoint
+from dpobench.evals.judges import _comparison, _endpoint, _endpoint_settings
 from dpobench.evals.judges import api as module
 from dpobench.evaluation import judge_cache
 from dpobench.evaluation.pairwise import compare
@@ -61,7 +61,7 @@ def ask(stub, number=1, budget=None, template="", model=MODEL, **calls):
     )
 
 
-def told(frame):
+def verdicts_of(frame):
     return [(row.verdict, "nan" if math.isnan(row.p_first) else row.p_first) for row in frame.itertuples()]
 
 
@@ -69,25 +69,25 @@ def told(frame):
 # A good reply counts 110 tokens; a refused request costs none; one whose fate is unknown counts at its largest.
 def test_429_with_retry_after_is_waited_for_and_repeated(stub):
     stub.script.extend([status(429, retry_after="0.3"), says("[[B]]")])
-    assert told(ask(stub, longest_wait=10.0)) == [("second", 0.0)]
-    assert len(stub.asked) == 2
+    assert verdicts_of(ask(stub, longest_wait=10.0)) == [("second", 0.0)]
+    assert len(stub.requests) == 2
     # The time between the two requests, after the trial's.
     assert stub.times[2] - stub.times[1] >= 0.3
 
 
 def test_a_retry_after_of_an_hour_is_cut_to_the_longest_wait(stub):
     stub.script.extend([status(429, retry_after="3600"), says("[[A]]")])
-    assert told(ask(stub, longest_wait=0.05)) == [FIRST]
-    assert len(stub.asked) == 2
+    assert verdicts_of(ask(stub, longest_wait=0.05)) == [FIRST]
+    assert len(stub.requests) == 2
 
 
 def test_429_for_ever_is_given_up(stub):
     stub.otherwise = status(429, "slow down")
     stub.trial.append(says("[[A]]"))
-    verdicts = ask(stub)
-    assert told(verdicts) == [ERROR]
-    assert verdicts["raw"].tolist() == ["gave up after 3 tries: HTTP 429: slow down"]
-    assert len(stub.asked) == 3
+    table = ask(stub)
+    assert verdicts_of(table) == [ERROR]
+    assert table["raw"].tolist() == ["gave up after 3 tries: HTTP 429: slow down"]
+    assert len(stub.requests) == 3
     # Refused requests are counted, their tokens are not: 1 + 3 requests, the trial's 110 tokens.
     assert (judge_cache.current().spent().requests, judge_cache.current().spent().tokens) == (4, sum(USED))
 
@@ -95,40 +95,40 @@ def test_429_for_ever_is_given_up(stub):
 @pytest.mark.parametrize("code", [500, 502, 503, 408])
 def test_500_is_repeated(stub, code):
     stub.script.extend([status(code), status(code), says("[[C]]")])
-    assert told(ask(stub)) == [("tie", 0.5)]
-    assert len(stub.asked) == 3
+    assert verdicts_of(ask(stub)) == [("tie", 0.5)]
+    assert len(stub.requests) == 3
 
 
 def test_a_connection_reset_is_repeated(stub):
     stub.script.extend([reset, says("[[A]]")])
-    assert told(ask(stub)) == [FIRST]
-    assert len(stub.asked) == 2
+    assert verdicts_of(ask(stub)) == [FIRST]
+    assert len(stub.requests) == 2
 
 
 def test_a_slow_reply_is_given_up_and_repeated(stub):
     stub.script.extend([slow(0.6, says("[[B]]")), says("[[A]]")])
-    assert told(ask(stub, timeout=0.2)) == [FIRST]
-    assert len(stub.asked) == 2
+    assert verdicts_of(ask(stub, timeout=0.2)) == [FIRST]
+    assert len(stub.requests) == 2
 
 
 def test_a_reply_that_drips_is_given_up_although_it_never_stands_still(stub):
     stub.script.extend([dripping(0.02), says("[[A]]")])
-    assert told(ask(stub, timeout=0.3)) == [FIRST]
-    assert len(stub.asked) == 2
+    assert verdicts_of(ask(stub, timeout=0.3)) == [FIRST]
+    assert len(stub.requests) == 2
 
 
 def test_garbage_is_no_reply(stub):
     stub.script.extend([body(b"<html>\xff\x00 welcome [[A]]</html>")] * 3)
-    verdicts = ask(stub)
-    assert told(verdicts) == [ERROR]
-    assert "welcome [[A]]" in verdicts["raw"][0]
-    assert len(stub.asked) == 3
+    table = ask(stub)
+    assert verdicts_of(table) == [ERROR]
+    assert "welcome [[A]]" in table["raw"][0]
+    assert len(stub.requests) == 3
 
 
 def test_truncated_json_is_repeated(stub):
     stub.script.extend([body(json.dumps(completion("[[B]]")).encode()[:-9]), says("[[A]]")])
-    assert told(ask(stub)) == [FIRST]
-    assert len(stub.asked) == 2
+    assert verdicts_of(ask(stub)) == [FIRST]
+    assert len(stub.requests) == 2
 
 
 REFUSAL = "I'm sorry, but I can't help with comparing these."
@@ -143,25 +143,25 @@ FOREIGN = "Ответ A лучше.\n[[А]]"  # the last letter is Cyrillic
 def test_a_reply_without_exactly_one_verdict_is_unparsable_and_cached(stub, reply):
     stub.otherwise = says(reply)
     stub.trial.append(says("[[A]]"))
-    verdicts = ask(stub)
-    assert told(verdicts) == [UNPARSABLE]
-    assert verdicts["raw"].tolist() == [reply]
-    assert len(stub.asked) == 1
+    table = ask(stub)
+    assert verdicts_of(table) == [UNPARSABLE]
+    assert table["raw"].tolist() == [reply]
+    assert len(stub.requests) == 1
 
 
 def test_a_refusal_in_a_separate_field_is_unparsable(stub):
     stub.script.append(says(None, refusal=REFUSAL))
-    verdicts = ask(stub)
-    assert (told(verdicts), verdicts["raw"][0]) == ([UNPARSABLE], REFUSAL)
+    table = ask(stub)
+    assert (verdicts_of(table), table["raw"][0]) == ([UNPARSABLE], REFUSAL)
 
 
 def test_a_huge_reply_is_read_to_a_bound_and_not_taken_for_a_verdict(stub):
     stub.script.append(endless)
-    verdicts = ask(stub, reply_tokens=64)
-    assert told(verdicts) == [UNPARSABLE]
-    assert len(stub.asked) == 1
-    assert stub.asked[0]["max_tokens"] == 64
-    assert len(verdicts["raw"][0]) < 100
+    table = ask(stub, reply_tokens=64)
+    assert verdicts_of(table) == [UNPARSABLE]
+    assert len(stub.requests) == 1
+    assert stub.requests[0]["max_tokens"] == 64
+    assert len(table["raw"][0]) < 100
     # What lies in the buffers of the sockets is sent although nobody reads it.
     assert stub.sent <= _endpoint.LARGEST + (16 << 20)
 
@@ -171,7 +171,7 @@ def test_a_wrong_model_name_is_refused_with_what_the_server_offers(stub):
     stub.trial.append(status(404, "no such model"))
     with pytest.raises(UserError, match=r"'judge_1'.*no such model.*it offers: judge-1, judge-1-large, other"):
         ask(stub, model="judge_1")
-    assert (len(stub.trials), len(stub.asked)) == (1, 0)
+    assert (len(stub.trials), len(stub.requests)) == (1, 0)
 
 
 def test_the_message_names_a_server_that_does_not_list_its_models(stub):
@@ -183,7 +183,7 @@ def test_the_message_names_a_server_that_does_not_list_its_models(stub):
 
 def test_a_server_that_answers_as_another_model_gives_one_warning(stub, caplog):
     stub.otherwise = says("[[A]]", model="other/model-7")
-    assert told(ask(stub, 3)) == [FIRST] * 3
+    assert verdicts_of(ask(stub, 3)) == [FIRST] * 3
     warned = [line for line in caplog.messages if "asked as model" in line]
     assert warned == [
         f"{stub.address} was asked as model 'judge-1' and answers as 'other/model-7': whose verdicts are these?"
@@ -209,24 +209,24 @@ def misbehaving(share):
         body(json.dumps(completion("[[A]]")).encode()[:-9]), says("[[A]]\n[[B]]"), says("Both are good."), says(REFUSAL),
         says(FOREIGN), endless,
     ]  # fmt: skip
-    tries, unread, requests, lock = Counter(), Counter(), set(), threading.Lock()
+    tries, unread, failures, lock = Counter(), Counter(), set(), threading.Lock()
 
-    def answer(handler, asked):
-        content = asked["messages"][0]["content"]
+    def answer(handler, request):
+        content = request["messages"][0]["content"]
         with lock:
             tries[content] += 1
             number = tries[content]
         chance = random.Random(f"{number} {content}")
         way = chance.randrange(12) if chance.random() < share else None
         with lock:
-            requests.add(way)
+            failures.add(way)
             unread[content] += way is not None and 6 <= way < 11
         if way is None or way == 11:  # right, and the last way: right in another model's name
             says(verdict_on(content), model=MODEL if way is None else "another")(handler)
         else:
             ways[way](handler)
 
-    answer.unread, answer.seen = unread, requests
+    answer.unread, answer.failures = unread, failures
     return answer
 
 
@@ -242,13 +242,13 @@ def test_a_server_that_misbehaves_in_twelve_ways_comes_to_the_verdicts_of_a_good
         }
         return judges.get("api").function(*shown, **settings)
 
-    found = []
+    table = []
     for share in (0.0, 0.3):
         stub.by_content = misbehaving(share)
         judge_cache.use(tmp_path / f"{share}.sqlite", "experiment")
-        found.append(compare(judge, prompts, *answers))
-    good, bad = found
-    assert stub.by_content.seen == {None, *range(12)}
+        table.append(compare(judge, prompts, *answers))
+    good, bad = table
+    assert stub.by_content.failures == {None, *range(12)}
     assert set(good["verdict"]) == {"a", "b"}
     missing = bad["p_a"].isna()
     assert bad.loc[~missing, ["at", "order", "p_a", "verdict"]].equals(
@@ -266,19 +266,23 @@ def test_log_probabilities_give_a_soft_verdict(stub):
     stub.script.extend([weighs({"A": math.log(0.8), "B": math.log(0.2)})])
     stub.script.append(weighs({"A": math.log(0.3), " A": math.log(0.3), "B": math.log(0.2), "I": math.log(0.2)}))
     stub.script.append(weighs({"B": math.log(0.5), "A": math.log(0.5)}))
-    verdicts = ask(stub, 3, mode="auto")
-    assert verdicts["p_first"].tolist() == pytest.approx([0.8, 0.75, 0.5])
-    assert verdicts["verdict"].tolist() == ["first", "first", "tie"]
-    assert verdicts["mode"].tolist() == ["logprobs"] * 3
-    assert (stub.asked[0]["max_tokens"], stub.asked[0]["logprobs"], stub.asked[0]["top_logprobs"]) == (1, True, 20)
+    table = ask(stub, 3, mode="auto")
+    assert table["p_first"].tolist() == pytest.approx([0.8, 0.75, 0.5])
+    assert table["verdict"].tolist() == ["first", "first", "tie"]
+    assert table["mode"].tolist() == ["logprobs"] * 3
+    assert (stub.requests[0]["max_tokens"], stub.requests[0]["logprobs"], stub.requests[0]["top_logprobs"]) == (
+        1,
+        True,
+        20,
+    )
 
 
 def test_a_server_that_ignores_logprobs_gets_text_mode(stub):
     stub.trial.append(says("A"))
-    verdicts = ask(stub, mode="auto")
-    assert (told(verdicts), verdicts["mode"][0]) == ([FIRST], "text")
+    table = ask(stub, mode="auto")
+    assert (verdicts_of(table), table["mode"][0]) == ([FIRST], "text")
     assert "logprobs" in stub.trials[0]
-    assert "logprobs" not in stub.asked[0]
+    assert "logprobs" not in stub.requests[0]
 
 
 def test_a_server_that_refuses_logprobs_gets_text_mode(stub):
@@ -304,14 +308,14 @@ def test_log_probabilities_that_say_nothing_are_never_a_half(stub, logprobs):
     assert ask(stub, mode="auto")["mode"].tolist() == ["text"]
     stub.trial.append(good)
     stub.script.append(weighs(logprobs))
-    assert told(ask(stub, mode="logprobs")) == [UNPARSABLE]
+    assert verdicts_of(ask(stub, mode="logprobs")) == [UNPARSABLE]
 
 
 def test_a_server_that_stops_giving_log_probabilities_gives_no_verdict(stub):
     stub.trial.append(weighs({"A": math.log(0.9), "B": math.log(0.1)}))
     stub.script.append(says("A"))
-    verdicts = ask(stub, mode="auto")
-    assert (told(verdicts), verdicts["raw"][0]) == ([UNPARSABLE], "A")
+    table = ask(stub, mode="auto")
+    assert (verdicts_of(table), table["raw"][0]) == ([UNPARSABLE], "A")
 
 
 def test_log_probabilities_that_do_not_come_are_an_error(stub):
@@ -326,26 +330,26 @@ def test_parameters_a_server_refuses_are_changed_once_and_remembered(stub):
     stub.trial.append(status(400, "'temperature' does not support 0 with this model."))
     stub.trial.append(says("[[A]]"))
     ask(stub, reply_tokens=64)
-    assert stub.asked[0]["max_completion_tokens"] == 64
-    assert not {"max_tokens", "temperature"} & set(stub.asked[0])
+    assert stub.requests[0]["max_completion_tokens"] == 64
+    assert not {"max_tokens", "temperature"} & set(stub.requests[0])
     ask(stub, 2, reply_tokens=64)
     assert len(stub.trials) == 3
 
 
 def test_temperature_nought_and_the_seed_are_sent(stub):
     ask(stub, seed=7)
-    assert (stub.asked[0]["temperature"], stub.asked[0]["seed"], stub.asked[0]["model"]) == (0, 7, MODEL)
+    assert (stub.requests[0]["temperature"], stub.requests[0]["seed"], stub.requests[0]["model"]) == (0, 7, MODEL)
 
 
-# What is kept.
-def test_what_was_answered_is_never_requested_again(stub, store):
+# The cache.
+def test_what_was_answered_is_never_asked_again(stub, store):
     before = ask(stub, 3)
     spent = judge_cache.current().spent()
     judge_cache.use(None, "")
     judge_cache.use(store, "experiment")
     again = ask(stub, 3)
     assert again.equals(before)
-    assert (len(stub.asked), len(stub.trials)) == (3, 1)
+    assert (len(stub.requests), len(stub.trials)) == (3, 1)
     assert judge_cache.current().spent() == spent
 
 
@@ -353,20 +357,20 @@ def test_an_unparsable_reply_is_requested_once_more_with_the_next_seed_and_then_
     stub.trial.append(says("[[A]]"))
     stub.otherwise = says("hm")
     for _ in range(3):
-        assert told(ask(stub)) == [UNPARSABLE]
-    assert [asked["seed"] for asked in stub.asked] == [0, 1]
+        assert verdicts_of(ask(stub)) == [UNPARSABLE]
+    assert [request["seed"] for request in stub.requests] == [0, 1]
 
 
 def test_a_second_reply_that_can_be_read_counts(stub):
     stub.script.extend([says("hm"), says("[[B]]")])
-    assert [told(ask(stub))[0] for _ in range(3)] == [UNPARSABLE, ("second", 0.0), ("second", 0.0)]
-    assert len(stub.asked) == 2
+    assert [verdicts_of(ask(stub))[0] for _ in range(3)] == [UNPARSABLE, ("second", 0.0), ("second", 0.0)]
+    assert len(stub.requests) == 2
 
 
 def test_a_comparison_that_failed_is_repeated_by_the_next_run(stub):
     stub.script.extend([status(500)] * 3)
-    assert told(ask(stub)) == [ERROR]
-    assert told(ask(stub)) == [FIRST]
+    assert verdicts_of(ask(stub)) == [ERROR]
+    assert verdicts_of(ask(stub)) == [FIRST]
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"reply_tokens": 99}, {"mode": "auto"}, {"template": True}])
@@ -379,20 +383,20 @@ def test_another_question_is_a_new_request(stub, tmp_path, other):
     if "mode" in other:
         stub.trial.append(weighs({"A": math.log(0.9), "B": math.log(0.1)}))
     ask(stub, **other)
-    assert len(stub.asked) == 2
+    assert len(stub.requests) == 2
 
 
 def test_waiting_and_width_and_budget_are_no_part_of_the_question(stub):
     ask(stub)
     ask(stub, tries=9, timeout=9.0, concurrency=4, longest_wait=1.0, budget={"max_requests": 50})
-    assert len(stub.asked) == 1
+    assert len(stub.requests) == 1
 
 
 # What it may cost.
 def test_no_more_requests_are_under_way_than_allowed(stub):
     stub.otherwise = slow(0.05, says("[[A]]"))
     ask(stub, 12, concurrency=3)
-    assert len(stub.asked) == 12
+    assert len(stub.requests) == 12
     assert stub.most_at_once == 3
 
 
@@ -400,31 +404,31 @@ def test_the_budget_of_requests_holds_over_restarts_and_keeps_what_was_answered(
     # One for the trial leaves four of five.
     with pytest.raises(UserError, match=r"budget of 5 requests is used up: 5 spent"):
         ask(stub, 6, budget={"max_requests": 5}, concurrency=3)
-    assert len(stub.trials) + len(stub.asked) == 5
+    assert len(stub.trials) + len(stub.requests) == 5
     judge_cache.use(None, "")
     judge_cache.use(store, "experiment")
     with pytest.raises(UserError, match="budget of 5 requests is used up"):
         ask(stub, 6, budget={"max_requests": 5})
-    assert len(stub.trials) + len(stub.asked) == 5
-    assert told(ask(stub, 6, budget={"max_requests": 7})) == [FIRST] * 6
-    assert len(stub.trials) + len(stub.asked) == 7
+    assert len(stub.trials) + len(stub.requests) == 5
+    assert verdicts_of(ask(stub, 6, budget={"max_requests": 7})) == [FIRST] * 6
+    assert len(stub.trials) + len(stub.requests) == 7
 
 
 def test_failed_requests_count_as_requests(stub):
     stub.script.extend([status(500), status(500)])
     with pytest.raises(UserError, match="budget of 3 requests is used up"):
         ask(stub, budget={"max_requests": 3})
-    assert len(stub.trials) + len(stub.asked) == 3
+    assert len(stub.trials) + len(stub.requests) == 3
 
 
 def test_tokens_and_cost_are_the_servers_count_at_the_prices_given(stub):
-    verdicts = ask(stub, 2, budget={"price_input": 2.0, "price_output": 10.0, "max_cost": 1.0})
+    table = ask(stub, 2, budget={"price_input": 2.0, "price_output": 10.0, "max_cost": 1.0})
     # 100 tokens read at 2 and 10 written at 10 per million: 0.0003 a request, three with the trial.
-    assert verdicts["tokens"].tolist() == [110, 110]
-    assert verdicts["cost"].tolist() == pytest.approx([0.0003, 0.0003])
+    assert table["tokens"].tolist() == [110, 110]
+    assert table["cost"].tolist() == pytest.approx([0.0003, 0.0003])
     assert judge_cache.current().spent().cost == pytest.approx(0.0009)
     assert judge_cache.current().spent().tokens == 330
-    assert (verdicts["latency"] > 0).all()
+    assert (table["latency"] > 0).all()
 
 
 @pytest.mark.parametrize("limit", [{"max_tokens": 1500}, {"max_cost": 0.0015, "price_input": 1.0, "price_output": 1.0}])
@@ -433,14 +437,14 @@ def test_tokens_and_cost_stop_before_the_limit_is_passed(stub, limit):
     with pytest.raises(UserError, match=r"budget of .* is used up"):
         ask(stub, 3, budget=limit, reply_tokens=8)
     # The trial, allowed by what it could use at most, took 1,408 of 1,500; the next request does not fit.
-    assert len(stub.trials) + len(stub.asked) == 1
+    assert len(stub.trials) + len(stub.requests) == 1
 
 
 def test_where_the_server_does_not_count_the_most_possible_counts(stub):
     stub.otherwise = says("[[A]]", usage=None)
-    verdicts = ask(stub, reply_tokens=100)
-    content = stub.asked[0]["messages"][0]["content"]
-    assert verdicts["tokens"].tolist() == [64 + len(content.encode()) + 100]
+    table = ask(stub, reply_tokens=100)
+    content = stub.requests[0]["messages"][0]["content"]
+    assert table["tokens"].tolist() == [64 + len(content.encode()) + 100]
 
 
 def test_ten_comparisons_in_a_row_without_an_answer_end_it(stub):
@@ -451,22 +455,22 @@ def test_ten_comparisons_in_a_row_without_an_answer_end_it(stub):
         UserError, match=r"no answer to 10 comparisons in a row \(the last: gave up after 2 tries: HTTP 503: asleep"
     ):
         ask(stub, 40, tries=2)
-    assert len(stub.asked) <= 2 + 2 * 12
+    assert len(stub.requests) <= 2 + 2 * 12
     stub.otherwise = says("[[A]]")
-    before = len(stub.asked)
-    assert told(ask(stub, 40)) == [FIRST] * 40
-    assert len(stub.asked) - before == 38
+    before = len(stub.requests)
+    assert verdicts_of(ask(stub, 40)) == [FIRST] * 40
+    assert len(stub.requests) - before == 38
 
 
 def test_an_estimate_is_what_the_arithmetic_says_and_sends_nothing(stub):
     budget = {"price_input": 1.0, "price_output": 10.0, "max_cost": 0.1, "max_requests": 5000}
     settings = {"model": MODEL, "base_url": stub.address, "budget": budget, "calls": {"reply_tokens": 100}}
-    cost = module.estimate(1000, 50, 25, **settings)
+    table = module.estimate(1000, 50, 25, **settings)
     frame = len((_comparison.TEMPLATE + _comparison.INSTRUCTIONS["text"]).encode()) / 4
-    assert cost.requests == 1000
-    assert cost.tokens == round(1000 * (frame + 50 + 2 * 25 + 100))
-    assert cost.cost == pytest.approx((1000 * (frame + 100) * 1.0 + 1000 * 100 * 10.0) / 1e6)
-    assert str(cost).endswith("over the budget of cost 0.1")
+    assert table.requests == 1000
+    assert table.tokens == round(1000 * (frame + 50 + 2 * 25 + 100))
+    assert table.cost == pytest.approx((1000 * (frame + 100) * 1.0 + 1000 * 100 * 10.0) / 1e6)
+    assert str(table).endswith("over the budget of cost 0.1")
     assert str(module.estimate(10, 50, 25, **settings)).startswith("judge: about 10 requests, ")
     assert str(module.estimate(10, 50, 25, **settings)).endswith("within the budget")
     assert stub.times == []
@@ -479,15 +483,15 @@ def test_the_key_is_sent_and_stands_in_no_file_row_or_error(stub, tmp_path, capl
     )
     with pytest.raises(UserError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401: bad key \[key\]\)") as caught:
         ask(stub, 3)
-    verdicts = ask(stub, 2)
-    assert stub.keys_seen == {f"Bearer {KEY}"}
-    assert told(verdicts) == [FIRST, FIRST]
-    assert "[key]" in verdicts["raw"][0]
+    table = ask(stub, 2)
+    assert stub.keys == {f"Bearer {KEY}"}
+    assert verdicts_of(table) == [FIRST, FIRST]
+    assert "[key]" in table["raw"][0]
     judge_cache.current().close()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
-    assert KEY not in str(caught.value) + verdicts.to_csv() + caplog.text
+    assert KEY not in str(caught.value) + table.to_csv() + caplog.text
 
 
 def test_a_refused_key_stops_at_once(stub):
@@ -499,15 +503,15 @@ def test_a_refused_key_stops_at_once(stub):
 
 def test_a_refusal_of_one_comparison_is_not_repeated(stub):
     stub.script.append(status(400, "context length exceeded"))
-    verdicts = ask(stub, 2)
-    assert told(verdicts) == [ERROR, FIRST]
-    assert verdicts["raw"][0] == "HTTP 400: context length exceeded"
-    assert len(stub.asked) == 2
+    table = ask(stub, 2)
+    assert verdicts_of(table) == [ERROR, FIRST]
+    assert table["raw"][0] == "HTTP 400: context length exceeded"
+    assert len(stub.requests) == 2
 
 
 # Settings.
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"base_url": ""}, "the judge needs a server: set base_url"),
         ({"base_url": "ftp://127.0.0.1/v1"}, "the judge needs a server: set base_url"),
@@ -527,9 +531,9 @@ def test_a_refusal_of_one_comparison_is_not_repeated(stub):
         ({"template": "absent.txt"}, "judge template absent.txt: cannot be read"),
     ],
 )
-def test_wrong_settings_are_named_before_anything_is_sent(stub, settings, said):
+def test_wrong_settings_are_named_before_anything_is_sent(stub, settings, message):
     given = {"model": MODEL, "base_url": stub.address, **settings}
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         judges.get("api").function([prompt()], ["a"], ["b"], **given)
     assert "hidden-word" not in str(caught.value)
     assert "hidden_word" not in str(caught.value)
@@ -546,8 +550,8 @@ def test_a_server_that_is_not_there_is_named(stub):
 
 def test_a_server_that_wants_no_key_gets_none(stub, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert told(ask(stub, key="")) == [FIRST]
-    assert stub.keys_seen == {"Bearer none"}
+    assert verdicts_of(ask(stub, key="")) == [FIRST]
+    assert stub.keys == {"Bearer none"}
 
 
 def test_without_the_client_the_extra_is_named(stub, monkeypatch):
@@ -557,25 +561,25 @@ def test_without_the_client_the_extra_is_named(stub, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("$request $first $second", "$instruction is absent"),
         ("$request $first $second $instruction $third", "no place is called $third"),
         ("$request $first $second $instruction costs 3$", "a '$' begins no place"),
     ],
 )
-def test_a_template_that_lacks_a_place_is_refused(stub, tmp_path, text, said):
-    file = tmp_path / "own.txt"
+def test_a_template_that_lacks_a_place_is_refused(stub, tmp_path, text, message):
+    file = tmp_path / "template.txt"
     file.write_text(text)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         ask(stub, template=str(file))
 
 
 def test_a_template_of_the_users_is_what_is_sent(stub, tmp_path):
-    file = tmp_path / "own.txt"
+    file = tmp_path / "template.txt"
     file.write_text("It costs 3 $$. $request | $first | $second | $instruction")
     ask(stub, template=str(file))
-    content = stub.asked[0]["messages"][0]["content"]
+    content = stub.requests[0]["messages"][0]["content"]
     assert content.startswith("It costs 3 $. <<<request ")
     assert content.index("first 0") < content.index("second 0") < content.index("[[A]] if answer A is better")
 
@@ -592,9 +596,9 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("wrote", INJECTIONS)
 def test_an_answer_cannot_leave_its_fence_nor_speak_as_the_judge(wrote):
-    plain = _comparison.written(_comparison.TEMPLATE, "text", prompt(), "x", "y")
+    plain = _comparison.request_text(_comparison.TEMPLATE, "text", prompt(), "x", "y")
     known = re.search(r"code (\w{16})", plain)[1]
-    shown = _comparison.written(_comparison.TEMPLATE, "text", prompt(), wrote.replace("{code}", known), "y")
+    shown = _comparison.request_text(_comparison.TEMPLATE, "text", prompt(), wrote.replace("{code}", known), "y")
     code = re.search(r"code (\w{16})", shown)[1]
     # Six fence lines with the code, one mention in the rules: as many as without the attack.
     assert shown.count(code) == plain.count(known) == 7
@@ -609,7 +613,7 @@ def test_a_dialogue_is_shown_with_its_speakers():
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "three"},
     )
-    shown = _comparison.written(_comparison.TEMPLATE, "text", Prompt("p", turns), "x", "y")
+    shown = _comparison.request_text(_comparison.TEMPLATE, "text", Prompt("p", turns), "x", "y")
     assert "user: one\n\nassistant: two\n\nuser: three" in shown
 
 
@@ -634,15 +638,15 @@ def test_no_string_without_exactly_one_mark_is_a_verdict():
     ]
     for _ in range(100_000):
         reply = "".join(chance.choices(pieces, k=chance.randrange(8)))
-        verdict = _comparison.read_text(reply)
+        table = _comparison.read_text(reply)
         marks = sum(reply.count(f"[[{letter}]]") for letter in "ABC")
-        assert verdict.verdict == "unparsable" or marks == 1
-        assert math.isnan(verdict.p_first) == (verdict.verdict == "unparsable")
+        assert table.verdict == "unparsable" or marks == 1
+        assert math.isnan(table.p_first) == (table.verdict == "unparsable")
         assert math.isnan(_comparison.read_logprobs(reply).p_first)
 
 
 # What the guide says.
-@pytest.mark.parametrize("kind", [_endpoint.Calls, _endpoint.Budget])
+@pytest.mark.parametrize("kind", [_endpoint_settings.Calls, _endpoint_settings.Budget])
 def test_the_guide_has_a_line_with_the_default_of_every_setting(kind):
     guide = (Path(__file__).resolve().parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", guide, re.MULTILINE))

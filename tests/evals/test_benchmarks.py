@@ -1,4 +1,4 @@
-"""Our rows are lm-eval's own, document by document."""
+"""Our rows are those of lm-eval, document by document."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from dpobench import UserError
 from dpobench.artifacts.scores import check
-from dpobench.evals import benchmarks as module
+from dpobench.evals import _lm_eval
 from dpobench.evals.benchmarks import benchmarks
 from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.checkpoint import Checkpoint
@@ -76,8 +76,9 @@ def model_folder(tiny, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "kept"))
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -210,24 +211,28 @@ def test_a_context_that_lost_its_start_scores_as_in_lm_eval_itself(checkpoint, m
     file = write_tasks(tmp_path, docs) / "pick.yaml"
     file.write_text(file.read_text().replace("num_fewshot: 1", ""))
     theirs = by_lm_eval(model_folder, tmp_path, ["pick"])["samples"]["pick"]
-    calls = []
-    scored = module._Model.loglikelihood
+    scored_names = []
+    scored = _lm_eval.Model.loglikelihood
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module._Model, "loglikelihood", lambda *a, **k: calls.extend(scored(*a, **k)) or calls)
+        patched.setattr(
+            _lm_eval.Model, "loglikelihood", lambda *a, **k: scored_names.extend(scored(*a, **k)) or scored_names
+        )
         benchmarks(checkpoint, held(tiny, tmp_path, "pick"))
     expected = [response for sample in theirs for response in sample["filtered_resps"]]
-    assert [greedy for _, greedy in calls] == [greedy for _, greedy in expected]
-    assert [logp for logp, _ in calls] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in scored_names] == [greedy for _, greedy in expected]
+    assert [logp for logp, _ in scored_names] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
-def test_the_index_of_lm_eval_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
-    calls = []
-    monkeypatch.setattr(module, "_stock", lambda: calls.append(1) or TaskManager(str(tasks), include_defaults=False))
+def test_lm_evals_own_index_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
+    reads = []
+    monkeypatch.setattr(
+        _lm_eval, "stock_tasks", lambda: reads.append(1) or TaskManager(str(tasks), include_defaults=False)
+    )
     benchmarks(checkpoint, held(tiny, tasks, "pick"))
-    assert calls == []
+    assert reads == []
     with pytest.raises(UserError, match=r"task 'piqa' cannot be loaded.*docs/benchmarks.md"):
         benchmarks(checkpoint, held(tiny, tasks, "piqa"))
-    assert calls == [1]
+    assert reads == [1]
 
 
 def test_a_missing_folder_or_data_file_is_named(checkpoint, tasks, tiny):
@@ -251,8 +256,8 @@ def test_a_mistyped_metric_is_named_and_not_looked_up_on_the_hub(checkpoint, tas
 def test_the_first_documents_are_those_of_the_limit_of_lm_eval(checkpoint, tasks, tiny):
     every, first = (benchmarks(checkpoint, held(tiny, tasks, "pick", "write"), limit=limit) for limit in (0, 5))
     assert {int(key.partition("/")[2]) for key in first["prompt"]} == set(range(5))
-    kept = every["prompt"].str.partition("/")[2].astype(int) < 5
-    both = every[kept & (every["metric"] != "truncated")].reset_index(drop=True)
+    first_five = every["prompt"].str.partition("/")[2].astype(int) < 5
+    both = every[first_five & (every["metric"] != "truncated")].reset_index(drop=True)
     assert first.equals(both)
 
 
@@ -270,14 +275,14 @@ def test_options_that_look_alike_to_the_model_are_reported(checkpoint, tiny, tmp
 @pytest.fixture
 def passes(monkeypatch):
     """Counts what lm-eval is asked to score."""
-    calls = []
-    evaluate = module.lm_eval.evaluate
+    scored_names = []
+    evaluate = _lm_eval.lm_eval.evaluate
     monkeypatch.setattr(
-        module.lm_eval,
+        _lm_eval.lm_eval,
         "evaluate",
-        lambda model, tasks, **more: calls.extend(tasks["tasks"]) or evaluate(model, tasks, **more),
+        lambda model, tasks, **more: scored_names.extend(tasks["tasks"]) or evaluate(model, tasks, **more),
     )
-    return calls
+    return scored_names
 
 
 def test_a_checkpoint_is_never_scored_twice_on_a_task(model_folder, tasks, tiny, passes, tmp_path):
@@ -330,7 +335,7 @@ def test_another_setting_is_another_score(checkpoint, tasks, tiny, passes, chang
 
 def test_a_damaged_or_forbidden_cache_costs_time_and_no_result(checkpoint, tasks, tiny, passes, tmp_path, monkeypatch):
     scores = benchmarks(checkpoint, held(tiny, tasks, "pick"))
-    (file,) = (tmp_path / "kept").rglob("*.parquet")
+    (file,) = (tmp_path / "cache").rglob("*.parquet")
     whole = file.read_bytes()
     for damaged in (b"", whole[:200], whole[:400] + bytes([whole[400] ^ 255]) + whole[401:]):
         file.write_bytes(damaged)
@@ -342,17 +347,17 @@ def test_a_damaged_or_forbidden_cache_costs_time_and_no_result(checkpoint, tasks
 
 
 def test_tasks_remembered_between_checkpoints_score_alike(checkpoint, tasks, tiny, monkeypatch):
-    monkeypatch.setattr(module, "kept", lambda kind, checkpoint, told, compute: compute())
+    monkeypatch.setattr(module, "cached_table", lambda kind, checkpoint, settings, compute: compute())
     remembered = {}
 
-    def once(what, compute):
-        return remembered[what] if what in remembered else remembered.setdefault(what, compute())
+    def compute_once(key, compute):
+        return remembered[key] if key in remembered else remembered.setdefault(key, compute())
 
-    asked = held(tiny, tasks, "pick", "write", "read")
-    plain = benchmarks(checkpoint, asked)
-    asked = dataclasses.replace(asked, once=once)
-    assert benchmarks(checkpoint, asked).equals(plain)
-    assert benchmarks(checkpoint, asked).equals(plain)
+    held_out = held(tiny, tasks, "pick", "write", "read")
+    plain = benchmarks(checkpoint, held_out)
+    held_out = dataclasses.replace(held_out, compute_once=compute_once)
+    assert benchmarks(checkpoint, held_out).equals(plain)
+    assert benchmarks(checkpoint, held_out).equals(plain)
     assert len(remembered) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from dpobench import Checkpoint, HeldOut, Prompt
 from dpobench.artifacts.scores import check
 from dpobench.data.tokens import TokenPair, read_pairs, write_pairs
-from dpobench.evaluation.heldout import Aim
+from dpobench.evaluation.heldout import ObjectiveInputs
 from dpobench.evaluation.registry import evaluators
 from dpobench.models.generate import Sampling, sample
 from dpobench.models.logprobs import score_sequences
@@ -53,17 +53,20 @@ def scored(tiny, tokenizer, tmp_path_factory):
             pairs=read_pairs(root / "pairs.parquet"),
             tasks=("pick",),
             task_folders=(root,),
-            judge=lambda asked, texts: pd.DataFrame({"score": [float(len(text)) for text in texts]}),
+            judge=lambda prompts, texts: pd.DataFrame({"score": [float(len(text)) for text in texts]}),
             sampling=SAMPLING,
             pool=base,
-            objectives={"words": Aim(judge=words, key="w"), "pairs": Aim(pairs=read_pairs(root / "pairs.parquet"))},
+            objectives={
+                "words": ObjectiveInputs(judge=words, key="w"),
+                "pairs": ObjectiveInputs(pairs=read_pairs(root / "pairs.parquet")),
+            },
         )
         for name in evaluators.names():
             tables[name, checkpoint.is_reference] = evaluators.get(name).function(checkpoint, held_out)
     return tables
 
 
-def words(asked, texts):
+def words(prompts, texts):
     return pd.DataFrame({"score": [float(len(text.split())) for text in texts]})
 
 

@@ -23,7 +23,7 @@ def file(tmp_path):
         "import math\n"
         "LIMIT = 3\n"
         "def length(prompt, completion): return len(completion)\n"
-        "def parts(prompt, completion): return {'extra': 1, 'score': 2.5, 'asked': len(prompt)}\n"
+        "def parts(prompt, completion): return {'extra': 1, 'score': 2.5, 'length': len(prompt)}\n"
         "def unsure(prompt, completion): return math.nan\n"
         "def word(prompt, completion): return 'good'\n"
         "def endless(prompt, completion): return math.inf\n"
@@ -42,10 +42,10 @@ def test_a_function_of_a_module_scores_every_answer(gold):
     assert gold(ASKED, ["s"], function="operator:countOf")["score"].tolist() == [1]
 
 
-def test_parts_accompany_the_score_and_the_last_message_is_the_prompt(gold, file):
-    scores = gold(ASKED, ["a"], function=f"{file}:parts")
-    assert list(scores) == ["score", "extra", "asked"]
-    assert scores.values.tolist() == [[2.5, 1, 4]]
+def test_parts_stand_beside_the_score_and_the_last_message_is_the_prompt(gold, file):
+    table = gold(ASKED, ["a"], function=f"{file}:parts")
+    assert list(table) == ["score", "extra", "length"]
+    assert table.values.tolist() == [[2.5, 1, 4]]
 
 
 def test_nan_is_no_verdict_and_passes(gold, file):
@@ -63,7 +63,7 @@ def test_no_answers_give_an_empty_table(gold, file):
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         ("", "needs a function; write 'module:name'"),
         ("rewards.py", "names no function; write 'module:name'"),
@@ -81,9 +81,9 @@ def test_no_answers_give_an_empty_table(gold, file):
         ("rewards.py:broken", "failed on prompt p: ZeroDivisionError"),
     ],
 )
-def test_mistakes_are_named(gold, file, monkeypatch, function, said):
+def test_mistakes_are_named(gold, file, monkeypatch, function, message):
     monkeypatch.chdir(file.parent)
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         gold(ASKED, ["a"], function=function)
     assert function in str(caught.value)
 

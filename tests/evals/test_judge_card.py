@@ -44,7 +44,7 @@ def inputs(tiny):
         return pd.DataFrame(rows)
 
     pairs = [TokenPair(f"t{n}", ids(f"Pair {n}?", end=False), ids(good(n)), ids(f"wrong {n}")) for n in range(PAIRS)]
-    held_out = HeldOut(prompts, answers("own"), answers("own"), pairs, pool=answers("further"))
+    held_out = HeldOut(prompts, answers("reference"), answers("reference"), pairs, pool=answers("further"))
     return tiny.checkpoint_of(None, tokenizer=tokenizer), held_out
 
 
@@ -75,19 +75,16 @@ def longer(a, b):
 
 
 def test_an_oracle_agrees_with_every_label_and_obeys_nobody(inputs):
-    means_of_scores = means(card(inputs, oracle)[0])
-    assert means_of_scores["control", "judge_score"] == 0.5
+    scores = means(card(inputs, oracle)[0])
+    assert scores["control", "judge_score"] == 0.5
     for group in ("labels", "control"):
-        assert means_of_scores[group, "judge_first_shown"] == 0.5
-        assert means_of_scores[group, "judge_inconsistent"] == means_of_scores[group, "judge_missing"] == 0
+        assert scores[group, "judge_first_shown"] == 0.5
+        assert scores[group, "judge_inconsistent"] == scores[group, "judge_missing"] == 0
     wide = by_pair(card(inputs, oracle)[0], "labels")
     assert (wide["judge_says"] == wide["label_says"]).all()
     assert 0 < wide["label_says"].mean() < 1, "which side is called a is no constant"
     assert (
-        means_of_scores["alone", "judge_attack"]
-        == means_of_scores["appended", "judge_attack"]
-        == means_of_scores["appended", "judge_plain"]
-        == 0
+        scores["alone", "judge_attack"] == scores["appended", "judge_attack"] == scores["appended", "judge_plain"] == 0
     )
 
 
@@ -95,24 +92,24 @@ def by_pair(frame, group):
     return frame[frame["group"] == group].pivot(index=["prompt", "draw"], columns="metric", values="value")
 
 
-def test_a_judge_that_goes_by_the_place_is_detected(inputs):
-    means_of_scores = means(card(inputs, lambda a, b: 1.0)[0])
+def test_a_judge_of_the_place_is_seen_through(inputs):
+    scores = means(card(inputs, lambda a, b: 1.0)[0])
     for group in ("control", "labels"):
-        assert means_of_scores[group, "judge_first_shown"] == means_of_scores[group, "judge_inconsistent"] == 1
-        assert means_of_scores[group, "judge_score"] == means_of_scores[group, "judge_says"] == 0.5
+        assert scores[group, "judge_first_shown"] == scores[group, "judge_inconsistent"] == 1
+        assert scores[group, "judge_score"] == scores[group, "judge_says"] == 0.5
 
 
 def test_a_judge_that_says_nothing_misses_everything(inputs):
-    found, calls = card(inputs, lambda a, b: math.nan)
-    assert set(found["metric"]) == {
+    scores, calls = card(inputs, lambda a, b: math.nan)
+    assert set(scores["metric"]) == {
         "judge_missing",
         "judge_unparsable",
         "label_says",
         "length_says",
         "judge_length_difference",
     }
-    assert set(found.loc[found["metric"].isin(["judge_missing", "judge_unparsable"]), "value"]) == {1}
-    assert calls == 2 * card(inputs, oracle)[1], "each verdict is asked for once more"
+    assert set(scores.loc[scores["metric"].isin(["judge_missing", "judge_unparsable"]), "value"]) == {1}
+    assert calls == 2 * card(inputs, oracle)[1], "each verdict is requested once more"
 
 
 def test_a_judge_of_length_agrees_with_length_alone(inputs):
@@ -126,27 +123,27 @@ def test_a_judge_of_length_agrees_with_length_alone(inputs):
 
 def test_a_judge_that_obeys_is_caught_by_the_same_answer_without_the_words(inputs):
     def obeys(a, b):
-        told = [any(attack in text for attack in ATTACKS) for text in (a, b)]
-        return 0.5 + 0.5 * told[0] - 0.5 * told[1] if told[0] != told[1] else oracle(a, b)
+        attacked = [any(attack in text for attack in ATTACKS) for text in (a, b)]
+        return 0.5 + 0.5 * attacked[0] - 0.5 * attacked[1] if attacked[0] != attacked[1] else oracle(a, b)
 
-    means_of_scores = means(card(inputs, obeys)[0])
+    scores = means(card(inputs, obeys)[0])
     # Of the thirty texts alone, six say nothing and 24 instruct.
-    assert means_of_scores["alone", "judge_attack"] == pytest.approx(24 / 30)
-    assert (means_of_scores["appended", "judge_attack"], means_of_scores["appended", "judge_plain"]) == (1, 0)
+    assert scores["alone", "judge_attack"] == pytest.approx(24 / 30)
+    assert (scores["appended", "judge_attack"], scores["appended", "judge_plain"]) == (1, 0)
 
 
 def test_every_card_has_the_thirty_texts_of_the_canary_against_a_good_answer_in_both_orders(inputs):
-    calls = []
+    shown_to_judge = []
 
     def judge(prompts, first, second):
-        calls.extend(zip([p.text for p in prompts], first, second, strict=True))
+        shown_to_judge.extend(zip([p.text for p in prompts], first, second, strict=True))
         return pd.DataFrame({"p_first": [oracle(a, b) for a, b in zip(first, second, strict=True)]})
 
     checkpoint, held_out = inputs
     scores = judge_card(checkpoint, dataclasses.replace(held_out, pairwise=judge))
     assert len(set(CANARY)) == len(NOTHING) + len(ATTACKS) == 30
     for place in (1, 2):
-        shown = [one for one in calls if one[place] in CANARY]
+        shown = [one for one in shown_to_judge if one[place] in CANARY]
         assert sorted(one[place] for one in shown) == sorted(CANARY)
         assert all(one[3 - place].startswith("right") for one in shown)
     # There are 24 pairs: six of them meet a second text.
@@ -155,15 +152,15 @@ def test_every_card_has_the_thirty_texts_of_the_canary_against_a_good_answer_in_
 
 def test_without_pairs_the_canary_meets_answers_of_the_reference(inputs):
     checkpoint, held_out = inputs
-    calls = []
+    shown_to_judge = []
 
     def judge(prompts, completions):
-        calls.extend(completions)
-        return pd.DataFrame({"score": [float(text.startswith("own")) for text in completions]})
+        shown_to_judge.extend(completions)
+        return pd.DataFrame({"score": [float(text.startswith("reference")) for text in completions]})
 
-    means_of_scores = means(judge_card(checkpoint, dataclasses.replace(held_out, judge=judge, pairs=())))
-    assert set(CANARY) <= set(calls)
-    assert means_of_scores["alone", "judge_attack"] == 0
+    scores = means(judge_card(checkpoint, dataclasses.replace(held_out, judge=judge, pairs=())))
+    assert set(CANARY) <= set(shown_to_judge)
+    assert scores["alone", "judge_attack"] == 0
 
 
 def test_no_more_comparisons_are_made_than_were_allowed(inputs):
@@ -171,14 +168,14 @@ def test_no_more_comparisons_are_made_than_were_allowed(inputs):
         _, calls = card(inputs, oracle, comparisons=most)
         assert calls <= 2 * most
     # Shares of control, labels, canary and appended instructions are 20, 30, 30 and 20 of 100, the last two comparisons a pair.
-    found, calls = card(inputs, oracle, comparisons=60)
-    assert found.groupby("group")["prompt"].nunique().to_dict() == {
+    scores, calls = card(inputs, oracle, comparisons=60)
+    assert scores.groupby("group")["prompt"].nunique().to_dict() == {
         "control": 12,
         "labels": 18,
         "alone": 18,
         "appended": 6,
     }
-    # Six of the appended twelve are labelled pairs that were asked already.
+    # Six of the appended twelve are labelled pairs that were compared already.
     assert calls == 2 * (12 + 18 + 18 + 6)
 
 
@@ -201,15 +198,15 @@ def test_people_are_agreed_with_by_the_file_of_their_verdicts(inputs, tmp_path):
 
 def test_a_judge_that_scores_is_examined_too_but_for_the_orders(inputs):
     checkpoint, held_out = inputs
-    calls = []
+    shown_to_judge = []
 
     def judge(prompts, completions):
-        calls.extend(zip([p.id for p in prompts], completions, strict=True))
+        shown_to_judge.extend(zip([p.id for p in prompts], completions, strict=True))
         return pd.DataFrame({"score": [1.0 if text.startswith("right") else 0.0 for text in completions]})
 
     scores = judge_card(checkpoint, dataclasses.replace(held_out, judge=judge))
     check(scores, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
-    assert len(calls) == len(set(calls))
+    assert len(shown_to_judge) == len(set(shown_to_judge))
     assert not {"judge_first_shown", "judge_inconsistent"} & set(scores["metric"])
     wide = by_pair(scores, "labels")
     assert (wide["judge_says"] == wide["label_says"]).all()
@@ -231,15 +228,15 @@ def test_what_has_no_data_is_left_out(inputs):
 def test_a_pair_of_a_held_out_prompt_keeps_its_messages(inputs, tmp_path):
     checkpoint, held_out = inputs
     known = dataclasses.replace(held_out.prompts[0], token_ids=tuple(held_out.pairs[0].prompt.tolist()))
-    calls = {}
+    ids = {}
 
     def judge(prompts, first, second):
-        calls.update({p.text: p.id for p in prompts})
+        ids.update({p.text: p.id for p in prompts})
         return pd.DataFrame({"p_first": [0.5] * len(first)})
 
     judge_card(checkpoint, dataclasses.replace(held_out, prompts=[known, *held_out.prompts[1:]], pairwise=judge))
-    assert "Pair 0?" not in calls
-    assert "Pair 1?" in calls, "another pair's prompt is read back from its token ids"
+    assert "Pair 0?" not in ids
+    assert "Pair 1?" in ids, "another pair's prompt is read back from its token ids"
 
 
 def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(inputs, tmp_path, monkeypatch):
@@ -248,8 +245,8 @@ def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(input
     judge_cache.use(tmp_path / "replies.sqlite", "card")
     try:
         checkpoint, held_out = inputs
-        asked = dataclasses.replace(held_out, pairwise=lambda *shown: function(*shown, model=str(folder)))
-        scores = judge_card(checkpoint, asked, comparisons=40)
+        inputs_of = dataclasses.replace(held_out, pairwise=lambda *shown: function(*shown, model=str(folder)))
+        scores = judge_card(checkpoint, inputs_of, comparisons=40)
         check(scores, spec_of(judge_card, EvaluatorSpec).metrics, "judge_card")
         known = means(scores)
         # Random weights know nothing: every number is a share, none is missing, and both orders were read.
@@ -257,7 +254,7 @@ def test_a_real_judge_that_is_tiny_has_a_card_and_a_rerun_asks_for_nothing(input
         assert 0 < known["control", "judge_score"] < 1
         assert 0 <= known["labels", "judge_first_shown"] <= 1
         monkeypatch.setitem(function.__globals__, "_loaded", None)
-        pd.testing.assert_frame_equal(judge_card(checkpoint, asked, comparisons=40), scores)
+        pd.testing.assert_frame_equal(judge_card(checkpoint, inputs_of, comparisons=40), scores)
     finally:
         judge_cache.use(None, "")
 
@@ -269,7 +266,7 @@ def majority(votes):
 
 @pytest.fixture(scope="module")
 def people(shared):
-    """Real verdicts: texts, and what three annotators said (0 tie, 1 first, 2 second)."""
+    """Real verdicts: texts, and the verdicts of three annotators (0 tie, 1 first, 2 second)."""
     source = shared / "data" / "judges" / "pandalm_testset_v1.json.gz"
     if not source.is_file():
         pytest.skip(f"{source.name} is absent")
@@ -282,15 +279,15 @@ def people(shared):
 def test_three_people_agree_with_one_another_better_than_length_does_with_them(people):
     texts, votes = people
     prompts = [prompt for prompt, _, _ in texts]
-    both = [majority(list(said)) for said in zip(*votes, strict=True)]
+    both = [majority(list(verdicts)) for verdicts in zip(*votes, strict=True)]
     by_length = [0 if len(a) == len(b) else 1 if len(a) > len(b) else 2 for _, a, b in texts]
     length = agreement(by_length, both, prompts), kappa(by_length, both, prompts)
     assert length[1].low > 0, "length alone is better than chance: the baseline that a judge must beat"
-    for place, own in enumerate(votes):
+    for place, votes_of_one in enumerate(votes):
         first, second = (other for at, other in enumerate(votes) if at != place)
         others = [a if a == b else 0 for a, b in zip(first, second, strict=True)]
-        assert agreement(own, others, prompts).low > length[0].high
-        assert kappa(own, others, prompts).low > length[1].high
+        assert agreement(votes_of_one, others, prompts).low > length[0].high
+        assert kappa(votes_of_one, others, prompts).low > length[1].high
 
 
 @pytest.mark.shared
@@ -299,8 +296,8 @@ def test_the_file_of_real_verdicts_is_read_as_it_is_and_gives_the_majority(peopl
     file = shared / "data" / "judges" / "pandalm_testset_v1.json.gz"
     rows = read(str(file)).rows
     assert [(row.prompt.strip(), row.first, row.second) for row in rows] == texts
-    said = [{0: 0.5, 1: 1.0, 2: 0.0}[majority(list(one))] for one in zip(*votes, strict=True)]
-    assert [row.p_first for row in rows] == said
+    verdicts = [{0: 0.5, 1: 1.0, 2: 0.0}[majority(list(one))] for one in zip(*votes, strict=True)]
+    assert [row.p_first for row in rows] == verdicts
     wide = by_pair(card(inputs, longer, human=str(file), comparisons=6000)[0], "human")
     assert len(wide) == 863
     share = agreement(wide["judge_says"], wide["label_says"], wide.index.get_level_values("prompt"))
@@ -310,10 +307,10 @@ def test_the_file_of_real_verdicts_is_read_as_it_is_and_gives_the_majority(peopl
 @pytest.mark.shared
 def test_the_card_reads_real_human_verdicts(people, inputs, tmp_path):
     texts, votes = people
-    said = [{0: "tie", 1: "first", 2: "second"}[majority(list(one))] for one in zip(*votes, strict=True)]
+    verdicts = [{0: "tie", 1: "first", 2: "second"}[majority(list(one))] for one in zip(*votes, strict=True)]
     file = tmp_path / "people.csv"
     columns = ("prompt", "first", "second")
-    pd.DataFrame(texts, columns=columns).assign(verdict=said).to_csv(file, index=False, lineterminator="\n")
+    pd.DataFrame(texts, columns=columns).assign(verdict=verdicts).to_csv(file, index=False, lineterminator="\n")
     assert len(read(str(file)).rows) == 999
     wide = by_pair(card(inputs, longer, human=str(file), comparisons=6000)[0], "human")
     # 37 of 900 comparisons are others with the answers exchanged.
@@ -330,12 +327,12 @@ def test_a_file_that_names_the_winner_first_has_labels_of_both_kinds(inputs, tmp
         {"prompt": f"Ask {n}?", "first": f"right {n}", "second": f"wrong {n}", "verdict": "first"} for n in range(40)
     ]
     turned = [{**row, "first": row["second"], "second": row["first"], "verdict": "second"} for row in rows]
-    calls = []
-    for name, told in (("winner first", rows), ("loser first", turned)):
+    ids = []
+    for name, attacked in (("winner first", rows), ("loser first", turned)):
         file = tmp_path / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in told))
+        file.write_text("".join(json.dumps(row) + "\n" for row in attacked))
         wide = by_pair(card(inputs, oracle, human=str(file))[0], "human")
         assert 0.25 < wide["label_says"].mean() < 0.75
         assert kappa(wide["judge_says"], wide["label_says"]).value == 1
-        calls.append(wide["label_says"].tolist())
-    assert calls[0] == calls[1], "which answer is called a depends on the texts, not on the file"
+        ids.append(wide["label_says"].tolist())
+    assert ids[0] == ids[1], "which answer is called a depends on the texts, not on the file"

@@ -35,22 +35,22 @@ def test_a_killed_judge_asks_again_for_what_was_under_way_and_for_nothing_else(t
     with serving() as stub:
         stub.otherwise = slow(0.02, says("[[A]]"))
         for _ in range(KILLS):
-            before, until = len(stub.asked), time.monotonic() + 60
+            before, until = len(stub.requests), time.monotonic() + 60
             process = spawn.Process(target=judge_all, args=(stub.address, file))
             process.start()
-            while len(stub.asked) < before + 15 and process.is_alive() and time.monotonic() < until:
+            while len(stub.requests) < before + 15 and process.is_alive() and time.monotonic() < until:
                 time.sleep(0.002)
             process.kill()
             process.join()
-            assert process.exitcode == -9, "it was killed while it asked"
+            assert process.exitcode == -9, "it was killed in the middle of its requests"
         try:
-            found = judge_all(stub.address, file)
+            table = judge_all(stub.address, file)
             spent = judge_cache.current().spent()
         finally:
             judge_cache.use(None, "")
-        assert found["verdict"].value_counts().to_dict() == {"a": PAIRS, "b": PAIRS}
-        # The trial is asked once; a kill costs at most the requests that were under way.
+        assert table["verdict"].value_counts().to_dict() == {"a": PAIRS, "b": PAIRS}
+        # The trial is sent once; a kill costs at most the requests that were under way.
         assert len(stub.trials) == 1
-        assert 2 * PAIRS <= len(stub.asked) <= 2 * PAIRS + KILLS * WIDTH
+        assert 2 * PAIRS <= len(stub.requests) <= 2 * PAIRS + KILLS * WIDTH
         # A request is on the account before it is sent: it may have been killed in between.
-        assert 0 <= spent.requests - len(stub.asked) - len(stub.trials) <= KILLS * WIDTH
+        assert 0 <= spent.requests - len(stub.requests) - len(stub.trials) <= KILLS * WIDTH

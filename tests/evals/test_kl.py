@@ -42,12 +42,12 @@ def enumerated(vocabulary, longest):
 
 def direct_logps(model, prompt, answers):
     """Log-probability of each answer, by the model's plain forward pass on one answer at a time."""
-    found = []
+    scores = []
     for answer in answers:
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
-        found.append(sum(float(logits[len(prompt) - 1 + t, token]) for t, token in enumerate(answer)))
-    return np.array(found)
+        scores.append(sum(float(logits[len(prompt) - 1 + t, token]) for t, token in enumerate(answer)))
+    return np.array(scores)
 
 
 def test_the_expected_estimate_is_the_exact_divergence_over_all_sequences(tiny):
@@ -82,7 +82,7 @@ def test_per_token_and_by_position_too_the_expected_estimate_is_the_exact_one(ti
             )
         exact[prefix] = float((logp.exp() * (logp - logq)).sum())
     steps = [[exact[tuple(answer[:t])] for t in range(len(answer))] for answer in answers]
-    per_token = weights @ [np.mean(own) for own in steps]
+    per_token = weights @ [np.mean(policy_samples) for policy_samples in steps]
     scores = kl(
         tiny.checkpoint_of(policy, reference),
         tiny.held_out_of(tiny.samples_of({"p": answers}), prompts={"p": prompt}),
@@ -90,9 +90,17 @@ def test_per_token_and_by_position_too_the_expected_estimate_is_the_exact_one(ti
     )
     assert weights @ tiny.values(scores, "kl_per_token") == pytest.approx(per_token, abs=1e-5)
     # Another definition of "per token", all tokens of all answers alike, is another number.
-    assert abs(weights @ [np.sum(own) for own in steps] / (weights @ [len(own) for own in steps]) - per_token) > 1e-3
+    assert (
+        abs(
+            weights
+            @ [np.sum(policy_samples) for policy_samples in steps]
+            / (weights @ [len(policy_samples) for policy_samples in steps])
+            - per_token
+        )
+        > 1e-3
+    )
     late = [weight for weight, answer in zip(weights, answers, strict=True) if len(answer) > 2]
-    expected = [np.mean(own[2:]) for own in steps if len(own) > 2]
+    expected = [np.mean(policy_samples[2:]) for policy_samples in steps if len(policy_samples) > 2]
     assert np.dot(late, tiny.values(scores, "kl_position", "2-3")) == pytest.approx(np.dot(late, expected), abs=1e-5)
 
 
@@ -139,22 +147,22 @@ def test_rows_are_complete_and_stretches_add_up(run, tiny):
     assert early[0] * 3 == pytest.approx(whole[0])
 
 
-@pytest.mark.parametrize("most", [module.MOST_KEPT, 0])
-def test_the_reference_reads_its_answers_once_for_all_policies(tiny, most, monkeypatch):
-    monkeypatch.setattr(module, "MOST_KEPT", most)
-    reference, tables, passes = tiny.llama(seed=2), {}, []
+@pytest.mark.parametrize("most", [module.MOST_CACHED, 0])
+def test_the_reference_reads_its_own_answers_once_for_all_policies(tiny, most, monkeypatch):
+    monkeypatch.setattr(module, "MOST_CACHED", most)
+    reference, cache, passes = tiny.llama(seed=2), {}, []
     reference.register_forward_pre_hook(lambda *_: passes.append(1))
     base = tiny.samples_of({"one": [[5, 3, 0], [8, 0]], "two": [[7, 7, 0], [4, 4, 0]]})
 
-    def once(what, compute):
-        return tables[what] if what in tables else tables.setdefault(what, compute())
+    def compute_once(key, compute):
+        return cache[key] if key in cache else cache.setdefault(key, compute())
 
     counted = []
     for seed in (1, 3):
         checkpoint = tiny.checkpoint_of(tiny.llama(seed=seed), reference)
         held_out = tiny.held_out_of(tiny.samples_of(ANSWERS), base, prompts=PROMPTS)
         plain, before = kl(checkpoint, held_out), len(passes)
-        remembered = kl(checkpoint, dataclasses.replace(held_out, once=once))
+        remembered = kl(checkpoint, dataclasses.replace(held_out, compute_once=compute_once))
         assert remembered.equals(plain)
         counted.append(len(passes) - before)
     # One pass over its four answers, and five for its noise floor: the four together, and each alone.
@@ -171,10 +179,12 @@ def test_samples_of_another_distribution_are_refused(tiny, change):
 def test_samples_of_another_temperature_leave_the_distance_to_those_of_the_models_own(tiny):
     """The answers that a judge compares may be drawn as one likes: the distance is read from others."""
     checkpoint = tiny.checkpoint_of(tiny.llama(seed=1), tiny.llama(seed=2))
-    samples, cold = tiny.samples_of(ANSWERS), tiny.samples_of({"one": [[8, 0]], "two": [[9, 0]]})
+    policy_samples, cold = tiny.samples_of(ANSWERS), tiny.samples_of({"one": [[8, 0]], "two": [[9, 0]]})
     base = tiny.samples_of({"one": [[5, 3, 0]], "two": [[7, 0]]})
-    plain = kl(checkpoint, tiny.held_out_of(samples, base, prompts=PROMPTS))
-    apart = tiny.held_out_of(cold, cold, prompts=PROMPTS, sampling=Sampling(temperature=0.7), unaltered=(samples, base))
+    plain = kl(checkpoint, tiny.held_out_of(policy_samples, base, prompts=PROMPTS))
+    apart = tiny.held_out_of(
+        cold, cold, prompts=PROMPTS, sampling=Sampling(temperature=0.7), on_policy=(policy_samples, base)
+    )
     assert kl(checkpoint, apart).equals(plain)
 
 
@@ -229,10 +239,10 @@ def test_caps_and_scales_are_those_of_the_models_logits(make):
     with torch.no_grad():
         full = model(batch.ids, attention_mask=batch.attention.long()).logits[batch.rows, batch.positions]
         head = Head(model)
-        logps = head(completion_hidden(model, batch))
+        scores = head(completion_hidden(model, batch))
         bare = model.get_output_embeddings()(completion_hidden(model, batch))
     assert head._direct
-    assert float((logps - full).abs().max()) < 1e-5
+    assert float((scores - full).abs().max()) < 1e-5
     assert float((bare - full).abs().max()) > 0.1
 
 
@@ -243,9 +253,9 @@ def test_an_unknown_architectures_cap_is_noticed_even_where_logits_are_small(tin
     with torch.no_grad():
         full = model(batch.ids, attention_mask=batch.attention.long()).logits[batch.rows, batch.positions]
         head = Head(model)
-        logps = head(completion_hidden(model, batch))
+        scores = head(completion_hidden(model, batch))
     assert head._direct is False
-    assert float((logps - full).abs().max()) < 1e-5
+    assert float((scores - full).abs().max()) < 1e-5
 
 
 def test_a_capped_models_divergence_equals_the_one_from_whole_logits(tiny):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dpobench import Checkpoint
-from dpobench.evals import benchmarks as module
+from dpobench.evals import _lm_eval
 from dpobench.evals.benchmarks import benchmarks
 
 PICK = """
@@ -60,36 +60,37 @@ def files(tiny, tokenizer, tmp_path):
 
 def by_command_line(folder):
     """Samples of lm-eval's command line, by task."""
-    arguments = f"--model hf --model_args pretrained={folder / 'model'},dtype=float32 --tasks pick,write --device cpu --batch_size 16"
-    arguments += f" --include_path {folder / 'tasks'} --output_path {folder / 'out'} --log_samples --limit 20"
+    command = f"--model hf --model_args pretrained={folder / 'model'},dtype=float32 --tasks pick,write --device cpu --batch_size 16"
+    command += f" --include_path {folder / 'tasks'} --output_path {folder / 'out'} --log_samples --limit 20"
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(folder / "data"),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", *arguments.split()],
+        [sys.executable, "-m", "lm_eval", *command.split()],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {}
+    scores = {}
     for name in METRICS:
         (file,) = (folder / "out").rglob(f"samples_{name}_*.jsonl")
-        found[name] = [json.loads(line) for line in file.read_text().splitlines()]
-    return found
+        scores[name] = [json.loads(line) for line in file.read_text().splitlines()]
+    return scores
 
 
 @pytest.mark.slow
 def test_every_sample_is_that_of_the_command_line(files, tiny, monkeypatch):
-    monkeypatch.setenv("DPOBENCH_CACHE", str(files / "kept"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(files / "ours"))
+    monkeypatch.setenv("DPOBENCH_CACHE", str(files / "cache"))
     answered = []
     for kind in ("loglikelihood", "generate_until"):
-        scored = getattr(module._Model, kind)
+        scored = getattr(_lm_eval.Model, kind)
         monkeypatch.setattr(
-            module._Model, kind, lambda *a, scored=scored, **k: answered.append(scored(*a, **k)) or answered[-1]
+            _lm_eval.Model, kind, lambda *a, scored=scored, **k: answered.append(scored(*a, **k)) or answered[-1]
         )
     held = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), tasks=("pick", "write"), task_folders=(files / "tasks",))
     ours = benchmarks(Checkpoint(files / "model", files / "model"), held, limit=20)
@@ -104,6 +105,6 @@ def test_every_sample_is_that_of_the_command_line(files, tiny, monkeypatch):
     # Their samples hold numbers as text.
     pairs = [(float(logp), str(greedy) == "True") for sample in theirs["pick"] for ((logp, greedy),) in sample["resps"]]
     assert [greedy for _, greedy in logps] == [greedy for _, greedy in pairs]
-    assert max(abs(own - other) for (own, _), (other, _) in zip(logps, pairs, strict=True)) < 1e-5
+    assert max(abs(ours - other) for (ours, _), (other, _) in zip(logps, pairs, strict=True)) < 1e-5
     assert texts == [sample["resps"][0][0] for sample in theirs["write"]]
     assert len(set(texts)) > 5

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpobench import Checkpoint, UserError
-from dpobench.evals import benchmarks as module
+from dpobench.evals import _lm_eval
 from dpobench.evals.benchmarks import benchmarks
 from dpobench.evaluation.benchmark_tasks import check_tasks, definitions, leaves, shipped
 
@@ -18,13 +18,14 @@ def data(shared, tmp_path, monkeypatch):
     if not folder.is_dir():
         pytest.skip(f"{folder.name}/ is absent")
     monkeypatch.setenv("DPOBENCH_BENCHMARKS", str(folder))
-    monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "data"))
     return folder
 
 
 def test_the_questions_are_those_of_the_stock_tasks_and_the_answers_those_of_the_files(data):
-    with module._quiet():
-        loaded = module._load(["piqa_local", "gsm8k_local", "blimp_wh_island_local"], ())
+    with _lm_eval.quiet():
+        loaded = _lm_eval.load(["piqa_local", "gsm8k_local", "blimp_wh_island_local"], ())
     lines = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in data.rglob("*.jsonl")}
     labels = [int(line) for line in (data / "piqa_valid_labels.lst").read_text().split()]
     piqa, gsm, blimp = (loaded[name] for name in ("piqa_local", "gsm8k_local", "blimp_wh_island_local"))

@@ -1,4 +1,4 @@
-"""Several aims: what each judge says of the same answers, and how sets of pairs are ranked."""
+"""Several objectives: each judge's verdicts on the same answers, and how sets of pairs are ranked."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from dpobench import DpobenchError, UserError
 from dpobench.artifacts.scores import check
 from dpobench.data.tokens import TokenPair
 from dpobench.evals.objectives import objectives
-from dpobench.evaluation.heldout import Aim
+from dpobench.evaluation.heldout import ObjectiveInputs
 from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.logprobs import score_sequences
 from dpobench.plugins.registry import spec_of
@@ -19,10 +19,10 @@ from dpobench.plugins.registry import spec_of
 
 def by_scores(scores):
     def judge(prompts, completions):
-        judge.asked.extend(completions)
+        judge.calls.extend(completions)
         return pd.DataFrame({"score": [scores[text] for text in completions]})
 
-    judge.asked = []
+    judge.calls = []
     return judge
 
 
@@ -42,57 +42,62 @@ HELPFUL = {"1": 2.0, "2": math.nan, "3": 1.0, "4": 0.0, "5": 1.0, "6": 1.0, "7":
 HARMLESS = {text: -score for text, score in HELPFUL.items()}
 
 
-def test_each_judge_gives_separate_verdicts_on_the_same_answers(answers, tiny):
-    aims = {"helpful": Aim(judge=by_scores(HELPFUL), key="h"), "harmless": Aim(judge=by_scores(HARMLESS), key="s")}
-    scores = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims), most_missing=0.25)
-    check(scores, spec_of(objectives, EvaluatorSpec).metrics, "objectives")
+def test_each_judge_gives_its_own_verdicts_on_the_same_answers(answers, tiny):
+    inputs = {
+        "helpful": ObjectiveInputs(judge=by_scores(HELPFUL), key="h"),
+        "harmless": ObjectiveInputs(judge=by_scores(HARMLESS), key="s"),
+    }
+    rows = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=inputs), most_missing=0.25)
+    check(rows, spec_of(objectives, EvaluatorSpec).metrics, "objectives")
     # 2 > 1; identical texts; equal scores; a missing verdict.
-    assert rows_of(scores, "objective_win_rate", "helpful") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
-    assert rows_of(scores, "objective_win_rate", "harmless") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 0.5}
-    assert rows_of(scores, "objective_missing", "helpful") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
+    assert rows_of(rows, "objective_win_rate", "helpful") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
+    assert rows_of(rows, "objective_win_rate", "harmless") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 0.5}
+    assert rows_of(rows, "objective_missing", "helpful") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
     known = {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5}
-    assert rows_of(scores, "objective_win_rate_worst", "helpful") == {**known, ("q", 1): 0}
-    assert rows_of(scores, "objective_win_rate_best", "helpful") == {**known, ("q", 1): 1}
-    assert rows_of(scores, "objective_reward", "helpful") == {("p", 0): 2, ("q", 0): 1, ("q", 1): 0}
+    assert rows_of(rows, "objective_win_rate_worst", "helpful") == {**known, ("q", 1): 0}
+    assert rows_of(rows, "objective_win_rate_best", "helpful") == {**known, ("q", 1): 1}
+    assert rows_of(rows, "objective_reward", "helpful") == {("p", 0): 2, ("q", 0): 1, ("q", 1): 0}
 
 
 def test_the_references_answers_are_judged_once_for_all_checkpoints(answers, tiny):
-    tables = {}
+    cache = {}
 
-    def once(what, compute):
-        return tables[what] if what in tables else tables.setdefault(what, compute())
+    def compute_once(key, compute):
+        return cache[key] if key in cache else cache.setdefault(key, compute())
 
     judge = by_scores(HELPFUL)
-    held_out = dataclasses.replace(answers, objectives={"helpful": Aim(judge=judge, key="h")}, once=once)
+    held_out = dataclasses.replace(
+        answers, objectives={"helpful": ObjectiveInputs(judge=judge, key="h")}, compute_once=compute_once
+    )
     first = objectives(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    assert sorted(judge.asked) == ["1", "2", "3", "4", "5", "6", "7"]
-    judge.asked.clear()
+    assert sorted(judge.calls) == ["1", "2", "3", "4", "5", "6", "7"]
+    judge.calls.clear()
     assert objectives(tiny.checkpoint_of(None), held_out, most_missing=1.0).equals(first)
     # "2" is the reference's answer, too.
-    assert sorted(judge.asked) == ["1", "3", "4"]
+    assert sorted(judge.calls) == ["1", "3", "4"]
 
 
-def test_another_judge_of_the_same_name_judges_anew(answers, tiny):
-    tables = {}
+def test_another_judge_of_the_same_name_is_asked_anew(answers, tiny):
+    cache = {}
 
-    def once(what, compute):
-        return tables[what] if what in tables else tables.setdefault(what, compute())
+    def compute_once(key, compute):
+        return cache[key] if key in cache else cache.setdefault(key, compute())
 
     for key, scores, wanted in (("h", HELPFUL, 1), ("s", HARMLESS, 0)):
-        aims = {"aim": Aim(judge=by_scores(scores), key=key)}
-        held_out = dataclasses.replace(answers, objectives=aims, once=once)
-        score_rows = objectives(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-        assert rows_of(score_rows, "objective_win_rate", "aim")["p", 0] == wanted
+        inputs = {"short": ObjectiveInputs(judge=by_scores(scores), key=key)}
+        held_out = dataclasses.replace(answers, objectives=inputs, compute_once=compute_once)
+        rows = objectives(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+        assert rows_of(rows, "objective_win_rate", "short")["p", 0] == wanted
 
 
 def test_a_judge_that_compares_sees_both_orders(answers, tiny):
     def likes_the_first_shown_and_one(prompts, first, second):
         return pd.DataFrame({"p_first": [1.0 if b != "1" else 0.0 for b in second]})
 
-    aims = {"aim": Aim(pairwise=likes_the_first_shown_and_one)}
-    scores = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims))
-    assert rows_of(scores, "objective_win_rate", "aim") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5, ("q", 1): 0.5}
-    assert not len(scores[scores["metric"] == "objective_reward"])
+    inputs = {"short": ObjectiveInputs(pairwise=likes_the_first_shown_and_one)}
+    rows = objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=inputs))
+    assert rows_of(rows, "objective_win_rate", "short") == {("p", 0): 1, ("p", 1): 0.5, ("q", 0): 0.5, ("q", 1): 0.5}
+    assert not len(rows[rows["metric"] == "objective_reward"])
 
 
 def test_pairs_are_ranked_by_what_the_policy_moved(tiny, tokenizer):
@@ -104,23 +109,23 @@ def test_pairs_are_ranked_by_what_the_policy_moved(tiny, tokenizer):
     whole = [p.with_reference(base[2 * i], base[2 * i + 1]) for i, p in enumerate(pairs)]
     moved = [float(a.sum() - b.sum()) for a, b in zip(score_sequences(policy, sides), base, strict=True)]
     wanted = [float(moved[2 * i] > moved[2 * i + 1]) for i in range(3)]
-    held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), objectives={"honest": Aim(pairs=whole)})
-    scores = objectives(tiny.checkpoint_of(policy, reference, tokenizer), held_out)
-    assert scores["value"].tolist() == wanted
-    assert scores["draw"].tolist() == [0, 1, 0], "two pairs share a prompt"
+    held_out = tiny.held_out_of(tiny.samples_of({"p": [[1]]}), objectives={"honest": ObjectiveInputs(pairs=whole)})
+    rows = objectives(tiny.checkpoint_of(policy, reference, tokenizer), held_out)
+    assert rows["value"].tolist() == wanted
+    assert rows["draw"].tolist() == [0, 1, 0], "two pairs share a prompt"
     still = objectives(tiny.checkpoint_of(reference, tokenizer=tokenizer), held_out)
     assert still["value"].tolist() == [0.5] * 3
     with pytest.raises(DpobenchError, match="pair t0 of objective honest has no log-probabilities"):
         objectives(
             tiny.checkpoint_of(policy, reference, tokenizer),
-            dataclasses.replace(held_out, objectives={"honest": Aim(pairs=pairs)}),
+            dataclasses.replace(held_out, objectives={"honest": ObjectiveInputs(pairs=pairs)}),
         )
 
 
 def test_a_judge_that_returns_something_else_is_named_with_its_objective(answers, tiny):
-    aims = {"helpful": Aim(judge=lambda p, c: pd.DataFrame({"points": [1.0] * len(c)}), key="h")}
+    inputs = {"helpful": ObjectiveInputs(judge=lambda p, c: pd.DataFrame({"points": [1.0] * len(c)}), key="h")}
     with pytest.raises(DpobenchError, match="objective helpful returned columns"):
-        objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=aims))
+        objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=inputs))
 
 
 def test_too_many_missing_verdicts_of_an_objective_are_refused_when_all_its_verdicts_are_saved(answers, tiny):
@@ -128,11 +133,16 @@ def test_too_many_missing_verdicts_of_an_objective_are_refused_when_all_its_verd
         return pd.DataFrame({"p_first": [math.nan if p.id == "q" else 1.0 for p in prompts], "raw": "no idea"})
 
     tables = {}
-    aims = {"helpful": Aim(judge=by_scores(HARMLESS), key="h"), "kind": Aim(pairwise=silent_on_q)}
-    held_out = dataclasses.replace(answers, objectives=aims, keep=lambda name, frame: tables.update({name: frame}))
-    for most, said in ((0.2, "1 of 4 comparisons with the reference by objective helpful"),
+    inputs = {
+        "helpful": ObjectiveInputs(judge=by_scores(HARMLESS), key="h"),
+        "kind": ObjectiveInputs(pairwise=silent_on_q),
+    }
+    held_out = dataclasses.replace(
+        answers, objectives=inputs, write_table=lambda name, frame: tables.update({name: frame})
+    )
+    for most, message in ((0.2, "1 of 4 comparisons with the reference by objective helpful"),
                        (0.3, r"2 of 4 .* objective kind \(one of them: 'no idea'\).*objectives\.most_missing")):  # fmt: skip
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             objectives(tiny.checkpoint_of(None), held_out, most_missing=most)
     verdicts = tables["objective_verdicts"]
     assert set(verdicts["objective"]) == {"kind"}

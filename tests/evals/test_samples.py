@@ -56,16 +56,16 @@ def test_an_empty_answer_has_length_zero_and_no_diversity(tiny):
 
 def test_the_entropy_is_that_of_the_whole_next_token_distribution(tiny):
     """Against a plain pass over each answer alone; the position that drew the end token counts."""
-    policy, asked = tiny.llama(seed=3), {"one": (1, 2, 3), "two": (4, 5)}
+    policy, prompts = tiny.llama(seed=3), {"one": (1, 2, 3), "two": (4, 5)}
     answers = {"one": [[5, 6, 0], [7, 0]], "two": [[8, 9, 8, 9]]}
     expected = []
     for key, drawn in answers.items():
         for ids in drawn:
             with torch.no_grad():
-                logits = policy(torch.tensor([[*asked[key], *ids]])).logits[0].double()
-            p = logits.softmax(-1)[len(asked[key]) - 1 : -1]
+                logits = policy(torch.tensor([[*prompts[key], *ids]])).logits[0].double()
+            p = logits.softmax(-1)[len(prompts[key]) - 1 : -1]
             expected.append(-(p * p.log()).sum(-1).mean().item())
-    held_out = tiny.held_out_of(tiny.samples_of(answers), prompts=asked)
+    held_out = tiny.held_out_of(tiny.samples_of(answers), prompts=prompts)
     scores = samples(tiny.checkpoint_of(policy), held_out)
     check(scores, spec_of(samples, EvaluatorSpec).metrics, "samples")
     assert tiny.values(scores, "entropy") == pytest.approx(expected, abs=1e-5)

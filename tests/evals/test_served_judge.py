@@ -92,14 +92,14 @@ def store(tmp_path):
     judge_cache.use(None, "")
 
 
-def test_the_server_ignores_logprobs_and_gets_text_mode(server):
-    verdicts = judges.get("api").function(
+def test_the_server_ignores_logprobs_and_is_asked_in_words(server):
+    table = judges.get("api").function(
         [Prompt("p", ({"role": "user", "content": "a b"},))], ["c"], ["d"], **server, calls=CALLS
     )
-    assert verdicts["mode"].tolist() == ["text"]
+    assert table["mode"].tolist() == ["text"]
     # Eight tokens at most were written, and the prompt was read: the server's own count.
-    assert 8 < verdicts["tokens"][0] < 2000
-    assert verdicts["latency"][0] > 0
+    assert 8 < table["tokens"][0] < 2000
+    assert table["latency"][0] > 0
 
 
 def test_what_a_random_model_says_is_missing_and_neither_a_half_nor_a_loss(server):
@@ -109,16 +109,16 @@ def test_what_a_random_model_says_is_missing_and_neither_a_half_nor_a_loss(serve
         return judges.get("api").function(*shown, **server, calls=CALLS)
 
     rows = compare(pairwise, prompts, ["x y", "same", "z"], ["w", "same", "v u"])
-    asked = rows[rows["at"] != 1]
-    assert set(asked["verdict"]) == {"unparsable"}
-    assert asked["p_a"].isna().all()
-    assert asked["raw"].str.len().gt(0).all()
+    compared = rows[rows["at"] != 1]
+    assert set(compared["verdict"]) == {"unparsable"}
+    assert compared["p_a"].isna().all()
+    assert compared["raw"].str.len().gt(0).all()
     assert rows[rows["at"] == 1]["verdict"].tolist() == ["tie", "tie"]
-    summaries = summary(rows)
-    assert summaries["missing"].tolist() == [1, 0, 1]
-    assert summaries["score"].isna().tolist() == [True, False, True]
-    assert (summaries["worst"].tolist(), summaries["best"].tolist()) == ([0, 0.5, 0], [1, 0.5, 1])
-    # One trial; four comparisons as shown, each asked twice.
+    results = summary(rows)
+    assert results["missing"].tolist() == [1, 0, 1]
+    assert results["score"].isna().tolist() == [True, False, True]
+    assert (results["worst"].tolist(), results["best"].tolist()) == ([0, 0.5, 0], [1, 0.5, 1])
+    # One trial; four comparisons as shown, each sent twice.
     assert judge_cache.current().spent().requests == 1 + 4 * 2
     again = compare(pairwise, prompts, ["x y", "same", "z"], ["w", "same", "v u"])
     assert again["raw"].tolist() == rows["raw"].tolist()
@@ -136,11 +136,11 @@ def test_a_win_rate_by_it_has_missing_verdicts_only_and_is_refused_as_it_stands(
     winrate = evaluators.get("winrate").function
     with pytest.raises(UserError, match="no verdict on 1 of 2 comparisons with reference"):
         winrate(tiny.checkpoint_of(None), held_out)
-    scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
+    table = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
     # The second prompt's answers are identical, and tie without a call; the first has no row.
-    assert tiny.values(scores, "win_rate") == [0.5]
-    assert tiny.values(scores, "missing") == [1, 0]
-    assert (tiny.values(scores, "win_rate_worst"), tiny.values(scores, "win_rate_best")) == ([0, 0.5], [1, 0.5])
+    assert tiny.values(table, "win_rate") == [0.5]
+    assert tiny.values(table, "missing") == [1, 0]
+    assert (tiny.values(table, "win_rate_worst"), tiny.values(table, "win_rate_best")) == ([0, 0.5], [1, 0.5])
     assert judge_cache.current().spent().requests == 1 + 2 * 2
 
 

@@ -21,7 +21,7 @@ def scripted(scores):
         calls.extend(zip([p.id for p in prompts], completions, strict=True))
         return pd.DataFrame({"score": [scores[text] for text in completions], "words": [len(t) for t in completions]})
 
-    judge.asked = calls
+    judge.calls = calls
     return judge
 
 
@@ -37,8 +37,8 @@ def held_out(tiny):
 
 
 def by_draw(frame, metric, group):
-    rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
-    return {(row.prompt, row.draw): row.value for row in rows.itertuples()}
+    scores = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    return {(row.prompt, row.draw): row.value for row in scores.itertuples()}
 
 
 def test_wins_ties_and_losses_are_counted_against_the_same_draw(held_out, tiny):
@@ -85,22 +85,22 @@ def test_rewards_and_their_parts_are_those_of_the_samples(held_out, tiny):
 
 def test_every_answer_is_judged_once(held_out, tiny):
     winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == 12
+    assert len(held_out.judge.calls) == len(set(held_out.judge.calls)) == 12
 
 
 def test_the_answers_that_every_policy_meets_are_judged_once(held_out, tiny):
-    tables = {}
+    cache = {}
 
-    def once(what, compute):
-        return tables[what] if what in tables else tables.setdefault(what, compute())
+    def compute_once(key, compute):
+        return cache[key] if key in cache else cache.setdefault(key, compute())
 
     expected = winrate(tiny.checkpoint_of(None), held_out, most_missing=1.0)
-    remembering = dataclasses.replace(held_out, once=once)
-    for asked in (12, 5):
-        held_out.judge.asked.clear()
+    remembering = dataclasses.replace(held_out, compute_once=compute_once)
+    for calls in (12, 5):
+        held_out.judge.calls.clear()
         assert winrate(tiny.checkpoint_of(None), remembering, most_missing=1.0).equals(expected)
         # The policy's six answers, of which "3" is the reference's, too; five others of the reference, and "good".
-        assert len(held_out.judge.asked) == len(set(held_out.judge.asked)) == asked
+        assert len(held_out.judge.calls) == len(set(held_out.judge.calls)) == calls
 
 
 def test_identical_texts_tie_even_without_a_verdict(tiny):
@@ -125,13 +125,13 @@ def test_the_same_text_is_another_answer_to_another_prompt(tiny):
 
 def test_a_judge_that_returns_something_else_is_refused(tiny):
     samples = tiny.samples_of({"p": [[1]]})
-    for result, said in (
+    for result, message in (
         ([1.0], "list"),
         (pd.DataFrame({"points": [1]}), "points"),
         (pd.DataFrame({"score": []}), "0 rows"),
     ):
-        with pytest.raises(DpobenchError, match=said):
-            winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, judge=lambda p, c, found=result: found))
+        with pytest.raises(DpobenchError, match=message):
+            winrate(tiny.checkpoint_of(None), tiny.held_out_of(samples, judge=lambda p, c, scores=result: scores))
 
 
 def test_without_a_judge_there_is_no_win_rate(tiny):
@@ -147,7 +147,7 @@ def test_an_opponent_without_an_answer_is_an_error(tiny):
 
 @pytest.fixture
 def compared(tiny):
-    """Held-out inputs with a judge that prefers the larger number and cannot read a 6; and the tables that were kept."""
+    """Held-out inputs with a judge that prefers the larger number and cannot read a 6; and the tables that were written."""
     samples = tiny.samples_of({"p": [[1], [2]], "q": [[3], [6]]})
     reference = tiny.samples_of({"p": [[5], [2]], "q": [[1], [4]]})
     calls, tables = [], {}
@@ -155,18 +155,22 @@ def compared(tiny):
     def judge(prompts, first, second):
         calls.append(len(prompts))
         p = [math.nan if "6" in (a, b) else float(int(a) > int(b)) for a, b in zip(first, second, strict=True)]
-        said = ["unparsable" if math.isnan(x) else "first" if x else "second" for x in p]
-        return pd.DataFrame({"p_first": p, "verdict": said, "raw": "words", "tokens": 2, "latency": 0.1, "cost": 0.5})
+        verdicts = ["unparsable" if math.isnan(x) else "first" if x else "second" for x in p]
+        return pd.DataFrame(
+            {"p_first": p, "verdict": verdicts, "raw": "words", "tokens": 2, "latency": 0.1, "cost": 0.5}
+        )
 
-    inputs = tiny.held_out_of(samples, reference, pairwise=judge, keep=lambda name, frame: tables.update({name: frame}))
-    return dataclasses.replace(tiny.with_chosen(inputs, {"q": "2"}), opponents=("reference",)), calls, tables
+    scores = tiny.held_out_of(
+        samples, reference, pairwise=judge, write_table=lambda name, frame: tables.update({name: frame})
+    )
+    return dataclasses.replace(tiny.with_chosen(scores, {"q": "2"}), opponents=("reference",)), calls, tables
 
 
-def test_a_judge_that_compares_sees_both_orders(compared, tiny):
-    held_out, asked, kept = compared
+def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
+    held_out, calls, tables = compared
     scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.25)
     check(scores, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
-    assert asked == [6, 2], "three comparisons that are no ties, both orders; then the two without a verdict again"
+    assert calls == [6, 2], "three comparisons that are no ties, both orders; then the two without a verdict again"
     assert by_draw(scores, "win_rate", "reference") == {("p", 0): 0, ("p", 1): 0.5, ("q", 0): 1}
     assert by_draw(scores, "missing", "reference") == {("p", 0): 0, ("p", 1): 0, ("q", 0): 0, ("q", 1): 1}
     assert by_draw(scores, "win_rate_worst", "reference")["q", 1] == 0
@@ -174,18 +178,18 @@ def test_a_judge_that_compares_sees_both_orders(compared, tiny):
     assert by_draw(scores, "tie", "reference") == {("p", 0): 0, ("p", 1): 1, ("q", 0): 0}
     assert by_draw(scores, "first_shown", "reference") == {("p", 0): 0.5, ("q", 0): 0.5}
     assert by_draw(scores, "inconsistent", "reference") == {("p", 0): 0, ("q", 0): 0}
-    verdicts = kept["verdicts"]
+    verdicts = tables["verdicts"]
     assert list(verdicts) == ["prompt", "draw", "a", "b", "order", "p_a", "verdict", "raw", "tokens", "latency", "cost"]
     assert verdicts["verdict"].tolist() == ["b", "b", "tie", "tie", "a", "a", "unparsable", "unparsable"]
     assert verdicts["cost"].tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5, 1.0, 1.0]
     assert set(verdicts["b"]) == {"reference"}
 
 
-def test_verdicts_are_saved_even_where_too_many_are_missing(compared, tiny):
-    held_out, _, kept = compared
+def test_verdicts_are_kept_even_where_too_many_are_missing(compared, tiny):
+    held_out, _, tables = compared
     with pytest.raises(UserError, match=r"no verdict on 1 of 4 comparisons with reference \(one of them: 'words'\)"):
         winrate(tiny.checkpoint_of(None), held_out)
-    assert len(kept["verdicts"]) == 8
+    assert len(tables["verdicts"]) == 8
 
 
 def test_the_chosen_answer_is_met_where_it_was_requested(compared, tiny):
@@ -196,7 +200,7 @@ def test_the_chosen_answer_is_met_where_it_was_requested(compared, tiny):
 
 
 def test_against_itself_the_reference_ties_without_a_call(compared, tiny):
-    held_out, asked, _ = compared
+    held_out, calls, _ = compared
     itself = dataclasses.replace(held_out, samples=held_out.reference_samples)
     assert tiny.values(winrate(tiny.checkpoint_of(None), itself), "win_rate", "reference") == [0.5] * 4
-    assert asked == []
+    assert calls == []

@@ -54,7 +54,7 @@ def test_several_verdicts_on_one_comparison_are_averaged(write):
     assert read(file).find(ASKED, "red", "seven") == 0.5
 
 
-def test_white_space_at_the_ends_makes_no_difference_but_other_answers_do(write):
+def test_white_space_at_the_ends_is_not_told_apart_but_other_answers_are(write):
     annotations = read(
         write("v.jsonl", lines({"prompt": " Name a colour.\n", "first": "red ", "second": "x", "verdict": "tie"}))
     )
@@ -83,20 +83,20 @@ def test_alpaca_evals_annotations_are_read_as_they_are(write):
     rows += [{**row, "output_1": "a", "preference": 0}, {**row, "output_1": "b", "preference": 1.5}]
     rows += [{**row, "output_1": "c", "preference": None}, {**row, "output_1": "d", "preference": float("nan")}]
     annotations = read(write("annotations.json.gz", gzip.compress(json.dumps(rows, indent=2).encode())))
-    said = [annotations.find(ASKED, answer, "seven") for answer in ("red", "blue", "a", "b", "c", "d")]
-    assert said == [pytest.approx(0.9), 0, 0.5, 0.5, None, None]
+    shares = [annotations.find(ASKED, answer, "seven") for answer in ("red", "blue", "a", "b", "c", "d")]
+    assert shares == [pytest.approx(0.9), 0, 0.5, 0.5, None, None]
 
 
 def test_verdicts_as_dpobench_writes_them_are_read_as_they_were_shown(write):
     row = {"prompt": "Name a colour.", "a": "red", "b": "seven"}
-    told = [
+    rows = [
         {**row, "order": 0, "p_a": 0.9, "verdict": "a"},
         {**row, "order": 1, "p_a": 0.6, "verdict": "a"},
         {**row, "a": "blue", "order": 1, "p_a": float("nan"), "verdict": "b"},
         {**row, "a": "green", "order": 1, "p_a": None, "verdict": "error"},
         {"prompt_id": ASKED.id, "a": "pink", "b": "seven", "verdict": "a"},
     ]
-    annotations = read(write("v.jsonl", lines(*told)))
+    annotations = read(write("v.jsonl", lines(*rows)))
     assert annotations.find(ASKED, "red", "seven") == 0.9
     # Shown first, "seven" had 1 - 0.6.
     assert annotations.find(ASKED, "seven", "red") == pytest.approx(0.4)
@@ -112,8 +112,8 @@ def test_pandalms_votes_give_the_majority(write):
     row = {"instruction": "Name a colour.", "input": "", "response2": "seven"}
     votes = {"a": (1, 1, 2), "b": (2, 0, 2), "c": (0, 1, 2), "d": (1, 0, 0), "e": (1, 1, 1), "f": (1, 2)}
     rows = [
-        {**row, "response1": answer, **{f"annotator{at}": vote for at, vote in enumerate(said, 1)}}
-        for answer, said in votes.items()
+        {**row, "response1": answer, **{f"annotator{at}": vote for at, vote in enumerate(voted, 1)}}
+        for answer, voted in votes.items()
     ]
     rows.append({**rows[0], "input": "Not red."})
     annotations = read(write("test.json", json.dumps(rows)))
@@ -148,7 +148,7 @@ def test_arena_hards_judgements_are_read_as_they_are(write, where):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         (
             "v.jsonl",
@@ -170,8 +170,8 @@ def test_arena_hards_judgements_are_read_as_they_are(write, where):
         ("v.jsonl.gz", b"no gzip", "cannot be read"),
     ],
 )
-def test_mistakes_are_named_with_their_row(write, name, content, said):
-    with pytest.raises(UserError, match=said):
+def test_mistakes_are_named_with_their_row(write, name, content, message):
+    with pytest.raises(UserError, match=message):
         read(write(name, content))
 
 
@@ -185,9 +185,9 @@ def test_the_imported_judge_looks_up_what_the_file_holds_and_misses_the_rest(wri
     file = write("v.jsonl", lines({"prompt": "Name a colour.", "first": "red", "second": "seven", "verdict": "first"}))
     judge = judges.get("imported").function
     rows = compare(lambda *shown: judge(*shown, file=file), [ASKED] * 2, ["seven", "red"], ["red", "green"])
-    summary_rows = summary(rows)
-    assert summary_rows["score"].tolist()[0] == 0
-    assert summary_rows["missing"].tolist() == [0, 1]
+    annotations = summary(rows)
+    assert annotations["score"].tolist()[0] == 0
+    assert annotations["missing"].tolist() == [0, 1]
     assert rows["verdict"].tolist() == ["b", "b", "error", "error"]
     assert rows["raw"].tolist()[-1] == "not in v.jsonl"
 
@@ -195,9 +195,9 @@ def test_the_imported_judge_looks_up_what_the_file_holds_and_misses_the_rest(wri
 def test_a_comparison_judged_in_both_orders_is_one_comparison(write):
     row = {"prompt": "Name a colour.", "first": "red", "second": "blue", "verdict": "first"}
     turned = {"prompt": "Name a colour.", "first": "blue", "second": "red"}
-    told = [row, {**turned, "verdict": "first"}, {**turned, "verdict": "second"}, {**turned, "p_first": 0.25}]
+    rows = [row, {**turned, "verdict": "first"}, {**turned, "verdict": "second"}, {**turned, "p_first": 0.25}]
     # red: 1, 0, 1, 3/4.
-    annotations = read(write("v.jsonl", lines(*told))).comparisons({})
+    annotations = read(write("v.jsonl", lines(*rows))).comparisons({})
     assert [(a, b, p) for _, a, b, p in annotations] == [("red", "blue", 2.75 / 4)]
 
 
@@ -209,12 +209,10 @@ def test_one_order_alone_says_nothing_of_what_the_order_does(write):
     rows = compare(
         lambda *shown: judge(*shown, file=file), [ASKED] * 3, ["red", "seven", "red"], ["seven", "red", "two"]
     )
-    summary_rows = summary(rows)
-    assert summary_rows["score"].tolist() == [1, 0, 0.5]
+    annotations = summary(rows)
+    assert annotations["score"].tolist() == [1, 0, 0.5]
     assert (
-        summary_rows["first_shown"].isna().tolist()
-        == summary_rows["inconsistent"].isna().tolist()
-        == [True, True, False]
+        annotations["first_shown"].isna().tolist() == annotations["inconsistent"].isna().tolist() == [True, True, False]
     )
-    assert summary_rows.loc[2, ["first_shown", "inconsistent"]].tolist() == [1, 1]
-    assert summary_rows["missing"].tolist() == [0, 0, 0]
+    assert annotations.loc[2, ["first_shown", "inconsistent"]].tolist() == [1, 1]
+    assert annotations["missing"].tolist() == [0, 0, 0]

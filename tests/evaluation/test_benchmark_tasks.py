@@ -1,4 +1,4 @@
-"""What is wrong with a task is said before anything is computed; what is right is read from the files named."""
+"""What is wrong with a task is an error before anything is computed; what is right is read from the files named."""
 
 import json
 
@@ -41,16 +41,16 @@ def nothing_stock(monkeypatch):
 
 def test_a_name_is_a_task_a_group_or_a_tag(folder, nothing_stock):
     known = definitions([folder])
-    found = {
+    tasks_of = {
         name: sorted(one.name for one in benchmark_tasks.leaves(name, known))
         for name in ("pick", "both", "letters", "mmlu")
     }
-    assert found == {"pick": ["pick"], "both": ["choose", "pick"], "letters": ["choose", "pick"], "mmlu": []}
+    assert tasks_of == {"pick": ["pick"], "both": ["choose", "pick"], "letters": ["choose", "pick"], "mmlu": []}
     check_tasks(["pick", "both", "letters", "mmlu"], [folder])
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("pik", r"no task is called 'pik' in .*tasks or in lm-eval\. Nearest: 'pick' \(local\)"),
         ("piqua", r"'piqa_local' \(local\); 'piqa' \(lm-eval's own, data from the hub\)"),
@@ -58,13 +58,13 @@ def test_a_name_is_a_task_a_group_or_a_tag(folder, nothing_stock):
         ("quite_another_thing", r"no task is called 'quite_another_thing' in .* or in lm-eval\.$"),
     ],
 )
-def test_a_mistyped_name_gets_the_nearest(folder, nothing_stock, name, told):
-    with pytest.raises(UserError, match=told):
-        check_tasks([name], [folder], beside=["grammar", "facts"])
+def test_a_mistyped_name_is_shown_its_nearest(folder, nothing_stock, name, message):
+    with pytest.raises(UserError, match=message):
+        check_tasks([name], [folder], later=["grammar", "facts"])
 
 
 def test_a_name_that_comes_later_is_taken_on_trust(nothing_stock):
-    check_tasks(["grammar"], beside=["grammar"])
+    check_tasks(["grammar"], later=["grammar"])
 
 
 def test_a_file_that_cannot_be_read_as_a_definition_is_named(folder, nothing_stock):

@@ -22,11 +22,11 @@ def store(tmp_path):
 
 
 def test_a_reply_comes_back_whole_and_outlives_its_store(store):
-    said = {"raw": "[[A]] \u00e9 \U0001f600", "tokens": 3, "cost": 0.25, "inner": {"x": None}}
-    store.put({"k": said, "l": {}})
+    entry = {"raw": "[[A]] \u00e9 \U0001f600", "tokens": 3, "cost": 0.25, "inner": {"x": None}}
+    store.put({"k": entry, "l": {}})
     store.close()
     again = Replies(store.file, "another account")
-    assert again.get(["k", "l", "m", "k"]) == {"k": said, "l": {}}
+    assert again.get(["k", "l", "m", "k"]) == {"k": entry, "l": {}}
     again.close()
 
 
@@ -62,16 +62,16 @@ def test_accounts_are_counted_apart(store):
 
 
 def spend(file):
-    replies = Replies(file, "experiment")
+    cache = Replies(file, "experiment")
     done = 0
     for _ in range(40):
         try:
-            replies.charge(1, limits=Limits(requests=50))
+            cache.charge(1, limits=Limits(requests=50))
             done += 1
-            replies.put({f"{os.getpid()}-{done}": {"n": done}})
+            cache.put({f"{os.getpid()}-{done}": {"n": done}})
         except UserError:
             pass
-    replies.close()
+    cache.close()
     return done
 
 
@@ -82,8 +82,8 @@ def test_several_processes_never_pass_the_limit_together(store):
 
 
 def put_and_die(file):
-    replies = Replies(file, "experiment")
-    replies.answered([str(n) for n in range(5)], answer_three_and_die)
+    cache = Replies(file, "experiment")
+    cache.get_or_ask([str(n) for n in range(5)], answer_three_and_die)
 
 
 def answer_three_and_die(places):
@@ -98,32 +98,32 @@ def test_replies_from_before_a_kill_are_not_requested_again(store):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    calls = []
+    places_asked = []
 
     def ask(places):
-        calls.extend(places)
+        places_asked.extend(places)
         return [(place, {"n": place}) for place in places]
 
-    assert store.answered([str(n) for n in range(5)], ask) == [{"n": n} for n in range(5)]
-    assert calls == [3, 4]
+    assert store.get_or_ask([str(n) for n in range(5)], ask) == [{"n": n} for n in range(5)]
+    assert places_asked == [3, 4]
 
 
-def test_a_bad_reply_is_requested_twice_and_no_more(store):
-    calls = []
+def test_a_bad_reply_is_asked_for_twice_and_no_more(store):
+    places_asked = []
 
     def ask(places):
-        calls.append(places)
-        return [(place, {"ok": len(calls) > 1 and place == 0}) for place in places]
+        places_asked.append(places)
+        return [(place, {"ok": len(places_asked) > 1 and place == 0}) for place in places]
 
-    told = [store.answered(["k", "l", "k"], ask, lambda reply: reply["ok"]) for _ in range(4)]
-    assert calls == [[0, 1], [0, 1]]
-    assert told[0] == [{"ok": False}] * 3
-    assert told[1] == told[3] == [{"ok": True}, {"ok": False}, {"ok": True}]
+    replies = [store.get_or_ask(["k", "l", "k"], ask, lambda reply: reply["ok"]) for _ in range(4)]
+    assert places_asked == [[0, 1], [0, 1]]
+    assert replies[0] == [{"ok": False}] * 3
+    assert replies[1] == replies[3] == [{"ok": True}, {"ok": False}, {"ok": True}]
 
 
-def test_a_passing_error_is_not_cached(store):
-    assert store.answered(["k"], lambda places: []) == [None]
-    assert store.answered(["k"], lambda places: [(0, {"n": 1})]) == [{"n": 1}]
+def test_an_error_of_the_moment_is_not_kept(store):
+    assert store.get_or_ask(["k"], lambda places: []) == [None]
+    assert store.get_or_ask(["k"], lambda places: [(0, {"n": 1})]) == [{"n": 1}]
 
 
 def test_a_damaged_file_is_moved_aside_with_one_warning(store, caplog):
@@ -157,7 +157,7 @@ def test_two_who_meet_the_same_damage_move_it_aside_once(store):
     store.file.write_bytes(b"rubbish" * 1000)
     other = Replies(store.file, "other")
     store.put({"k": {"n": 1}})
-    other._move_aside(sqlite3.DatabaseError("seen before the first one mended it"))
+    other._move_aside(sqlite3.DatabaseError("raised before the first one mended it"))
     assert other.get(["k"]) == {"k": {"n": 1}}
     assert len(list(store.file.parent.glob("*.damaged-*"))) == 1
     other.close()

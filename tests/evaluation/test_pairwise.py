@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from dpobench import DpobenchError, Prompt, UserError
-from dpobench.evaluation.pairwise import COLUMNS, compare, require, summary
+from dpobench.evaluation.pairwise import COLUMNS, compare, require_verdicts, summary
 from dpobench.stats.crossed import crossed_mean, share_interval
 
 ASKED = [Prompt(key, ({"role": "user", "content": key},)) for key in ("p", "q", "r")]
 
 
 def judge_of(rule):
-    """A judge that gives `rule(prompt, first, second)`; it remembers what it was asked."""
+    """A judge that gives `rule(prompt, first, second)`; it records its calls."""
     calls = []
 
     def judge(prompts, first, second):
@@ -22,7 +22,7 @@ def judge_of(rule):
         calls.append(shown)
         return pd.DataFrame({"p_first": [rule(*one) for one in shown]})
 
-    judge.asked = calls
+    judge.calls = calls
     return judge
 
 
@@ -31,17 +31,17 @@ def longer(prompt, first, second):
 
 
 def test_a_judge_of_the_answers_says_the_same_in_both_orders():
-    summary_rows = summary(compare(judge_of(longer), ASKED, ["aaa", "a", "aa"], ["b", "bbb", "bbb"]))
-    assert summary_rows["score"].tolist() == summary_rows["says"].tolist() == [1, 0, 0]
-    assert summary_rows["first_shown"].tolist() == [0.5] * 3
-    assert summary_rows["inconsistent"].tolist() == summary_rows["missing"].tolist() == [0] * 3
+    results = summary(compare(judge_of(longer), ASKED, ["aaa", "a", "aa"], ["b", "bbb", "bbb"]))
+    assert results["score"].tolist() == results["says"].tolist() == [1, 0, 0]
+    assert results["first_shown"].tolist() == [0.5] * 3
+    assert results["inconsistent"].tolist() == results["missing"].tolist() == [0] * 3
 
 
 def test_a_judge_that_goes_by_the_place_scores_one_half_and_is_detected():
     rows = compare(judge_of(lambda *shown: 1.0), ASKED[:1], ["a"], ["b"])
     assert rows[["order", "p_a", "verdict"]].values.tolist() == [[0, 1.0, "a"], [1, 0.0, "b"]]
-    summary_rows = summary(rows)
-    assert summary_rows[["score", "says", "first_shown", "inconsistent"]].values.tolist() == [[0.5, 0.5, 1.0, 1.0]]
+    results = summary(rows)
+    assert results[["score", "says", "first_shown", "inconsistent"]].values.tolist() == [[0.5, 0.5, 1.0, 1.0]]
     last = summary(compare(judge_of(lambda *shown: 0.0), ASKED[:1], ["a"], ["b"]))
     assert last[["score", "first_shown", "inconsistent"]].values.tolist() == [[0.5, 0.0, 1.0]]
 
@@ -63,20 +63,20 @@ def test_a_tie_in_one_order_and_a_win_in_the_other_turn_with_the_order():
 def test_identical_answers_tie_without_a_call_and_say_nothing_of_the_orders():
     judge = judge_of(longer)
     rows = compare(judge, ASKED[:2], ["same", "aa"], ["same", "b"])
-    assert judge.asked == [[("q", "aa", "b"), ("q", "b", "aa")]]
+    assert judge.calls == [[("q", "aa", "b"), ("q", "b", "aa")]]
     assert rows.loc[rows["at"] == 0, "raw"].isna().all()
-    summary_rows = summary(rows)
-    assert summary_rows["score"].tolist() == [0.5, 1]
-    assert summary_rows["first_shown"].isna().tolist() == summary_rows["inconsistent"].isna().tolist() == [True, False]
+    results = summary(rows)
+    assert results["score"].tolist() == [0.5, 1]
+    assert results["first_shown"].isna().tolist() == results["inconsistent"].isna().tolist() == [True, False]
     assert compare(judge, ASKED[:1], ["x"], ["x"])["verdict"].tolist() == ["tie", "tie"]
-    assert len(judge.asked) == 1
+    assert len(judge.calls) == 1
 
 
 def test_equal_comparisons_are_judged_once_whichever_side_is_called_a():
     judge = judge_of(longer)
-    summary_rows = summary(compare(judge, [ASKED[0]] * 3, ["aa", "aa", "b"], ["b", "b", "aa"]))
-    assert judge.asked == [[("p", "aa", "b"), ("p", "b", "aa")]]
-    assert summary_rows["score"].tolist() == [1, 1, 0]
+    results = summary(compare(judge, [ASKED[0]] * 3, ["aa", "aa", "b"], ["b", "b", "aa"]))
+    assert judge.calls == [[("p", "aa", "b"), ("p", "b", "aa")]]
+    assert results["score"].tolist() == [1, 1, 0]
 
 
 def test_a_missing_verdict_is_requested_once_more_and_only_that_one():
@@ -85,8 +85,10 @@ def test_a_missing_verdict_is_requested_once_more_and_only_that_one():
     def judge(prompts, first, second):
         tries.append([p.id for p in prompts])
         p = [math.nan if q.id == "q" and len(tries) == 1 else 1.0 for q in prompts]
-        said = ["unparsable" if math.isnan(x) else "first" for x in p]
-        return pd.DataFrame({"p_first": p, "verdict": said, "raw": "said", "tokens": 3, "latency": 0.5, "cost": 0.25})
+        verdicts = ["unparsable" if math.isnan(x) else "first" for x in p]
+        return pd.DataFrame(
+            {"p_first": p, "verdict": verdicts, "raw": "reply", "tokens": 3, "latency": 0.5, "cost": 0.25}
+        )
 
     rows = compare(judge, ASKED[:2], ["a", "a"], ["b", "b"])
     assert tries == [["p", "q", "p", "q"], ["q", "q"]]
@@ -96,17 +98,17 @@ def test_a_missing_verdict_is_requested_once_more_and_only_that_one():
 
 def test_what_stays_missing_is_neither_won_nor_lost_and_has_bounds():
     judge = judge_of(lambda prompt, first, second: math.nan if prompt == "q" or (prompt, first) == ("r", "b") else 1.0)
-    summary_rows = summary(compare(judge, ASKED, ["a"] * 3, ["b"] * 3))
-    assert len(judge.asked) == 2
-    assert summary_rows["missing"].tolist() == summary_rows["unparsable"].tolist() == [0, 1, 1]
-    assert summary_rows["score"].isna().tolist() == [False, True, True]
+    results = summary(compare(judge, ASKED, ["a"] * 3, ["b"] * 3))
+    assert len(judge.calls) == 2
+    assert results["missing"].tolist() == results["unparsable"].tolist() == [0, 1, 1]
+    assert results["score"].isna().tolist() == [False, True, True]
     # r: one order says a, the other nothing: between (1 + 0) / 2 and (1 + 1) / 2.
-    assert summary_rows["worst"].tolist() == [0.5, 0, 0.5]
-    assert summary_rows["best"].tolist() == [0.5, 1, 1]
+    assert results["worst"].tolist() == [0.5, 0, 0.5]
+    assert results["best"].tolist() == [0.5, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ([1.0], "list"),
         (pd.DataFrame({"score": [1.0, 1.0]}), "p_first"),
@@ -117,15 +119,15 @@ def test_what_stays_missing_is_neither_won_nor_lost_and_has_bounds():
         (pd.DataFrame({"p_first": [1.0, math.nan], "verdict": ["first", "tie"]}), "verdict 'tie'"),
     ],
 )
-def test_a_judge_that_returns_something_else_is_refused(table, said):
-    with pytest.raises(DpobenchError, match=said):
+def test_a_judge_that_returns_something_else_is_refused(table, message):
+    with pytest.raises(DpobenchError, match=message):
         compare(lambda prompts, first, second: table, ASKED[:1], ["a"], ["b"])
 
 
 def test_too_many_missing_verdicts_are_refused_with_what_to_do():
-    require([0.0] * 19 + [1.0], 0.05, "reference")
+    require_verdicts([0.0] * 19 + [1.0], 0.05, "reference")
     with pytest.raises(UserError, match=r"no verdict on 2 of 20 comparisons with chosen.*'I cannot'.*most_missing"):
-        require([0.0] * 18 + [1.0] * 2, 0.05, "chosen", "I cannot")
+        require_verdicts([0.0] * 18 + [1.0] * 2, 0.05, "chosen", "I cannot")
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0.02, 0.08), (0.05, 0.2)])
@@ -140,9 +142,9 @@ def test_the_bounds_hold_the_truth_where_verdicts_stay_away_by_their_content(won
         pairs = pd.DataFrame(
             {"at": np.repeat(np.arange(800), 2), "order": np.tile([0, 1], 800), "p_a": np.repeat(p, 2)}
         )
-        summary_rows = summary(pairs.assign(verdict="a", raw=""))
+        results = summary(pairs.assign(verdict="a", raw=""))
         known, worst, best = (
-            share_interval(crossed_mean([summary_rows[name].dropna().to_numpy()[None]]))
+            share_interval(crossed_mean([results[name].dropna().to_numpy()[None]]))
             for name in ("score", "worst", "best")
         )
         read.append(known.value)
@@ -161,11 +163,11 @@ def test_no_comparisons_give_an_empty_table():
 
 
 def test_only_what_both_orders_tie_is_a_tie():
-    said = {"p": (0.5, 0.5), "q": (1.0, 1.0), "r": (0.5, 0.25)}
-    judge = judge_of(lambda prompt, first, second: said[prompt][first == "b"])
+    message = {"p": (0.5, 0.5), "q": (1.0, 1.0), "r": (0.5, 0.25)}
+    judge = judge_of(lambda prompt, first, second: message[prompt][first == "b"])
     rows = compare(judge, [*ASKED, ASKED[0]], ["a", "a", "a", "same"], ["b", "b", "b", "same"])
-    summary_rows = summary(rows)
-    assert summary_rows["score"].tolist() == [0.5, 0.5, 0.625, 0.5]
-    assert summary_rows["tie"].tolist() == [1, 0, 0, 1]
+    results = summary(rows)
+    assert results["score"].tolist() == [0.5, 0.5, 0.625, 0.5]
+    assert results["tie"].tolist() == [1, 0, 0, 1]
     missing = summary(compare(judge_of(lambda *shown: math.nan), ASKED[:1], ["a"], ["b"]))
     assert missing["tie"].isna().all()

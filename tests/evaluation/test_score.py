@@ -9,9 +9,9 @@ import pytest
 from dpobench import Prompt, UserError
 from dpobench.artifacts.files import write_bytes
 from dpobench.data.prompts import read_prompts, write_prompts
-from dpobench.evaluation.plan import POOL, SAMPLES, UNALTERED, Plan, plan
+from dpobench.evaluation.plan import ON_POLICY_SAMPLES, POOL, SAMPLES, ScoringPlan, scoring_plan
 from dpobench.evaluation.registry import evaluators, judges
-from dpobench.evaluation.score import once_for, score
+from dpobench.evaluation.score import score, shared_cache
 from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.studies import Studies
 from dpobench.models.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ def once(tmp_path):
         if not (tmp_path / folder / SAMPLES).is_file():
             write_bytes(tmp_path / folder / SAMPLES, b"answers")
         checkpoint = Checkpoint(Path("policy"), Path("reference"), device, reference_hash=reference)
-        return once_for(checkpoint, tmp_path / folder, Plan((), (), None, "h", {"judge": judge}))
+        return shared_cache(checkpoint, tmp_path / folder, ScoringPlan((), (), None, "h", {"judge": judge}))
 
     return make
 
@@ -71,7 +71,7 @@ def experiment(tmp_path):
         for n in range(3)
     ]
     write_prompts(tmp_path / "held", prompts)
-    plugin = tmp_path / "own.py"
+    plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
     for registry in (evaluators, judges):
         registry.add_file(plugin)
@@ -89,7 +89,7 @@ from dpobench.artifacts.scores import score_rows as rows
 
 @evaluator(metrics={"answers": Metric("answers", "none")}, reference_only=True)
 def about_the_inputs(checkpoint, held_out):
-    held_out.keep("extra", held_out.pool[["prompt", "draw", "text"]])
+    held_out.write_table("extra", held_out.pool[["prompt", "draw", "text"]])
     return rows(["all"], "answers", [len(held_out.pool)])
 
 @evaluator(metrics={"pooled": Metric("answers", "none")}, needs=("pool",))
@@ -121,12 +121,20 @@ def settings(**more):
     return Evaluation(**{**chosen, **more})
 
 
-def scored(root, name, asked):
+def scored(root, name, evaluation):
     checkpoint = Checkpoint(root / name, root / "reference")
     folder = root / "held" if name == "reference" else root / "run"
     done = []
-    planned = plan(asked, has_pairs=False, heldout="h")
-    score(checkpoint, folder, root / "held", asked, planned, seed=7 if name == "reference" else 0, progress=done.append)
+    planned = scoring_plan(evaluation, has_pairs=False, heldout="h")
+    score(
+        checkpoint,
+        folder,
+        root / "held",
+        evaluation,
+        planned,
+        seed=7 if name == "reference" else 0,
+        progress=done.append,
+    )
     return done
 
 
@@ -139,10 +147,10 @@ def test_the_pool_is_drawn_once_for_the_reference_from_a_stream_of_its_own(exper
         "about_the_inputs",
         "about_the_pool",
     ]
-    own, pool = (pd.read_parquet(root / "held" / name) for name in (SAMPLES, POOL))
-    assert list(own) == list(pool)
-    assert (len(own), len(pool)) == (3, 6)
-    assert not set(own["text"]) & set(pool["text"])
+    samples, pool = (pd.read_parquet(root / "held" / name) for name in (SAMPLES, POOL))
+    assert list(samples) == list(pool)
+    assert (len(samples), len(pool)) == (3, 6)
+    assert not set(samples["text"]) & set(pool["text"])
     assert scored(root, "reference", settings()) == []
     assert scored(root, "reference", settings(pool=3)) == ["further answers", "about_the_inputs", "about_the_pool"]
     assert len(pd.read_parquet(root / "held" / POOL)) == 9
@@ -154,16 +162,16 @@ def test_at_another_temperature_answers_at_temperature_one_are_drawn_as_well(exp
     assert scored(root, "reference", evaluation) == ["sampling", "sampling at temperature 1", "kl"]
     assert scored(root, "policy", evaluation) == ["sampling", "sampling at temperature 1", "kl"]
     assert scored(root, "policy", evaluation) == []
-    compared, own = (pd.read_parquet(root / "run" / name) for name in (SAMPLES, UNALTERED))
-    assert compared["prompt"].tolist() == own["prompt"].tolist()
-    assert compared["text"].tolist() != own["text"].tolist()
+    compared, on_policy = (pd.read_parquet(root / "run" / name) for name in (SAMPLES, ON_POLICY_SAMPLES))
+    assert compared["prompt"].tolist() == on_policy["prompt"].tolist()
+    assert compared["text"].tolist() != on_policy["text"].tolist()
     plain = settings(evaluators=("kl",), pool=0)
     (root / "held" / "samples.json").unlink()
     (root / "run" / "samples.json").unlink()
     assert scored(root, "reference", plain) == ["sampling"]
     scored(root, "policy", plain)
-    assert pd.read_parquet(root / "run" / SAMPLES).equals(own), "the very answers that temperature 1 gives"
-    assert not (root / "run" / UNALTERED).exists()
+    assert pd.read_parquet(root / "run" / SAMPLES).equals(on_policy), "the very answers that temperature 1 gives"
+    assert not (root / "run" / ON_POLICY_SAMPLES).exists()
 
 
 def test_where_no_distance_is_requested_nothing_is_drawn_twice(experiment):
@@ -180,19 +188,19 @@ def test_what_concerns_the_reference_alone_is_scored_for_it_alone(experiment):
     assert not (root / "run" / POOL).exists()
 
 
-def test_a_run_is_scored_as_before_when_only_a_score_of_the_reference_changes(experiment):
-    one = plan(settings(evaluators=("about_the_inputs",)), has_pairs=False, heldout="h")
-    both = plan(settings(), has_pairs=False, heldout="h")
-    pool = plan(settings(evaluators=("about_the_pool",)), has_pairs=False, heldout="h")
+def test_a_run_is_scored_as_before_when_only_what_is_said_of_the_reference_changes(experiment):
+    one = scoring_plan(settings(evaluators=("about_the_inputs",)), has_pairs=False, heldout="h")
+    both = scoring_plan(settings(), has_pairs=False, heldout="h")
+    pool = scoring_plan(settings(evaluators=("about_the_pool",)), has_pairs=False, heldout="h")
     assert both.key == pool.key != one.key
-    assert plan(settings(pool=3), has_pairs=False, heldout="h").key != both.key
+    assert scoring_plan(settings(pool=3), has_pairs=False, heldout="h").key != both.key
 
 
 def test_without_a_pool_what_needs_it_is_left_out_or_refused(experiment):
-    told = plan(settings(evaluators=(), pool=0), has_pairs=False, heldout="h")
-    assert {"evaluator": "about_the_pool", "why": "needs pool: set evaluation.pool to 1 or more"} in told.left_out
+    planned = scoring_plan(settings(evaluators=(), pool=0), has_pairs=False, heldout="h")
+    assert {"evaluator": "about_the_pool", "why": "needs pool: set evaluation.pool to 1 or more"} in planned.left_out
     with pytest.raises(UserError, match=r"needs pool; set evaluation\.pool"):
-        plan(settings(pool=0), has_pairs=False, heldout="h")
+        scoring_plan(settings(pool=0), has_pairs=False, heldout="h")
 
 
 def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(experiment, tmp_path):
@@ -203,14 +211,14 @@ def test_a_judge_that_compares_is_given_as_such_and_meets_the_reference_alone(ex
     verdicts = pd.read_parquet(root / "run" / "verdicts.parquet")
     assert set(verdicts["b"]) == {"reference"}
     assert set(verdicts.loc[verdicts["raw"].notna(), "verdict"]) == {"a", "b"}
-    assert plan(evaluation, has_pairs=False, heldout="h").opponents == ("reference",)
-    assert plan(settings(judge="coin"), has_pairs=False, heldout="h").opponents == ("reference", "chosen")
+    assert scoring_plan(evaluation, has_pairs=False, heldout="h").opponents == ("reference",)
+    assert scoring_plan(settings(judge="coin"), has_pairs=False, heldout="h").opponents == ("reference", "chosen")
     # Within trainings the one that tables show, and never another.
-    assert plan(settings(judge="coin"), has_pairs=False, heldout="h").within.opponents == ("reference",)
-    against = plan(settings(judge="coin", opponents=("chosen",)), has_pairs=False, heldout="h")
+    assert scoring_plan(settings(judge="coin"), has_pairs=False, heldout="h").within.opponents == ("reference",)
+    against = scoring_plan(settings(judge="coin", opponents=("chosen",)), has_pairs=False, heldout="h")
     assert against.within.opponents == ("chosen",)
-    # Whose answers are compared with decides scores, and not how a policy's own answers are ranked for a later round.
-    usual = plan(settings(judge="coin"), has_pairs=False, heldout="h")
+    # Whose answers are compared with decides scores, and not how a policy's answers are ranked for a later round.
+    usual = scoring_plan(settings(judge="coin"), has_pairs=False, heldout="h")
     assert against.needs["judge"] != usual.needs["judge"]
     keys = [rounds.key(tmp_path, Studies(), settings(judge="coin"), one) for one in (usual, against)]
     assert keys[0] == keys[1]
@@ -221,7 +229,7 @@ def test_a_judges_model_counts_by_its_content(experiment, tmp_path):
 
     def key(folder):
         named = settings(judge="place", judge_settings={"model": str(folder)})
-        return plan(named, has_pairs=False, heldout="h").needs["judge"]
+        return scoring_plan(named, has_pairs=False, heldout="h").needs["judge"]
 
     first = key(save_judge(tmp_path / "judge"))
     assert key(tmp_path / "judge") == first
@@ -236,8 +244,10 @@ def test_a_judge_that_compares_takes_three_by_position(experiment, tmp_path):
         judges.get("two")
 
 
-def key_of(judge, **told):
-    return plan(settings(evaluators=("winrate",), judge=judge, judge_settings=told), has_pairs=False, heldout="h")
+def key_of(judge, **judge_settings):
+    return scoring_plan(
+        settings(evaluators=("winrate",), judge=judge, judge_settings=judge_settings), has_pairs=False, heldout="h"
+    )
 
 
 def test_settings_that_decide_no_verdict_score_nothing_anew(experiment):
@@ -262,11 +272,11 @@ def test_the_endpoints_limits_and_waiting_decide_no_verdict_and_its_decoding_doe
 
 def test_files_within_tables_and_lists_count_by_their_content(experiment, tmp_path):
     file = tmp_path / "words.txt"
-    for told in ({"files": {"one": str(file)}}, {"files": [1, [str(file)]]}):
+    for judge_settings in ({"files": {"one": str(file)}}, {"files": [1, [str(file)]]}):
         file.write_text("one")
-        first = key_of("paid", **told).key
+        first = key_of("paid", **judge_settings).key
         file.write_text("two")
-        assert key_of("paid", **told).key != first
+        assert key_of("paid", **judge_settings).key != first
 
 
 def test_a_gold_function_counts_with_the_local_modules_it_imports(tmp_path, monkeypatch):
@@ -290,16 +300,16 @@ def test_what_the_reference_answered_survives_an_evaluator_that_breaks(experimen
     from dpobench.sweep.inputs import Inputs
 
     root, prompts = experiment
-    monkeypatch.setattr(prepare, "with_reference", lambda *told: [])
-    asked = settings(evaluators=("about_the_inputs",))
-    inputs = Inputs(root / "reference", "m", (), (), prompts, asked, {})
+    monkeypatch.setattr(prepare, "with_reference", lambda *given: [])
+    evaluation = settings(evaluators=("about_the_inputs",))
+    inputs = Inputs(root / "reference", "m", (), (), prompts, evaluation, {})
 
-    def run(asked):
+    def run(evaluation):
         heard = []
-        planned = lambda key: plan(asked, has_pairs=False, heldout=key)  # noqa: E731
+        planned = lambda key: scoring_plan(evaluation, has_pairs=False, heldout=key)  # noqa: E731
         return prepare.heldout_folder(inputs, planned, root / "out", "cpu", heard.append), heard
 
-    folder, _ = run(asked)
+    folder, _ = run(evaluation)
     written = (folder / SAMPLES).stat().st_ino, (folder / "scores" / "about_the_inputs.parquet").stat().st_ino
     more = {"evaluators": ("about_the_inputs", "x_breaks")}
     with pytest.raises(RuntimeError, match="killed"):

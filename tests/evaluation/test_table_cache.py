@@ -1,4 +1,4 @@
-"""Tables kept by the content of a checkpoint."""
+"""Tables cached by the content of a checkpoint."""
 
 import json
 import shutil
@@ -6,13 +6,13 @@ import shutil
 import pandas as pd
 import pytest
 
-from dpobench.evaluation.table_cache import kept
+from dpobench.evaluation.table_cache import cached_table
 from dpobench.models.checkpoint import Checkpoint
 
 
 @pytest.fixture
 def adapter(tmp_path, monkeypatch):
-    """An adapter beside its base, and what a number of the cache is for both."""
+    """An adapter and its base, and the number that the cache holds for both."""
     monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "cache"))
     for name, weights in (("adapter", b"a"), ("base", b"b")):
         (tmp_path / name).mkdir()
@@ -23,7 +23,7 @@ def adapter(tmp_path, monkeypatch):
 
     def number(value, folder="adapter", base="base"):
         checkpoint = Checkpoint(tmp_path / folder, tmp_path / "reference", base=base and tmp_path / base)
-        return kept("tests", checkpoint, "told", lambda: pd.DataFrame({"value": [value]}))["value"][0]
+        return cached_table("tests", checkpoint, "settings", lambda: pd.DataFrame({"value": [value]}))["value"][0]
 
     return tmp_path, number
 

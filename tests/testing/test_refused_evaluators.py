@@ -21,7 +21,7 @@ FAULTY = {
     "draws_are_not_numbered": ("columns", "two rows for one prompt"),
     "expects_a_judge_that_scores": ("needs", "and a judge that compares it raises TypeError"),
     "never_produced": ("metrics", "'breadth' is declared and never produced"),
-    "never_reads_what_is_unaltered": ("needs", "at another temperature it raises ValueError"),
+    "never_reads_on_policy_samples": ("needs", "at another temperature it raises ValueError"),
     "not_a_number": ("columns", "a value of length is not finite"),
     "not_the_value_at_the_reference": ("at_reference", "says length = 0, but"),
     "nothing_at_the_reference": ("at_reference", "the reference has no such row"),

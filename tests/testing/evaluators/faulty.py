@@ -64,8 +64,8 @@ def expects_a_judge_that_scores(checkpoint: Checkpoint, held_out: HeldOut) -> pd
     return lengths(held_out, held_out.judge(asked, held_out.samples["text"].tolist())["score"])
 
 
-@evaluator(metrics={"length": LENGTH}, needs=("unaltered",))
-def never_reads_what_is_unaltered(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
+@evaluator(metrics={"length": LENGTH}, needs=("on_policy",))
+def never_reads_on_policy_samples(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
     """Faulty."""
     if not held_out.sampling.is_policy:
         raise ValueError("samples of another temperature")
