@@ -23,10 +23,10 @@ from dpobench.evaluation.heldout import judge_answers
 def best_of(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
     r"""Two controls from a pool of m further answers of the reference to each prompt.
 
-    The best of k (`group` "1", "2", "4", ... and m) is a policy that needs no training and is known to be better. Its expectation
-    over all subsets of size k is unbiased and has no error of its own: with the scores in order $x_1 \le \dots \le x_m$,
+    The best of k (`group` "1", "2", "4", ... and m) is a policy that needs no training and is known to be better. Its mean over
+    all subsets of size k is unbiased and draws nothing at random: with the scores in order $x_1 \le \dots \le x_m$,
     $E \max = \sum_i x_i \binom{i-1}{k-1} / \binom{m}{k}$. Where no two answers tie, its win-rate is k / (k + 1) in expectation,
-    whoever judges: the reference's own answer is the best of k + 1 equals once in k + 1 times; ties make it less.
+    whoever judges: the reference's answer is the best of k + 1 equals once in k + 1 times; ties make it less.
 
     Args:
         checkpoint: the reference; nothing of it is computed here.

@@ -46,7 +46,7 @@ def kl(
     bucket: int = 8,
     noise: int = 8,
 ) -> pd.DataFrame:
-    r"""Rao-Blackwellised reverse KL on the checkpoint's own samples.
+    r"""Rao-Blackwellised reverse KL on the checkpoint's samples.
 
     $\sum_t KL(\pi(\cdot | x, y_{<t}) \| \pi_{ref}(\cdot | x, y_{<t}))$ with $y \sim \pi$. The position that drew the end token
     counts, padding does not. Softmax in float32.

@@ -15,7 +15,8 @@ def main(folder: str) -> None:
     results = dpobench.load(folder)
     print(results.leaderboard.to_string(index=False))
 
-    # A row per run, metric, group, prompt and draw. The empty condition is the main experiment. Of several opponents only one may be averaged: the reference.
+    # A row per run, metric, group, prompt and draw. The empty condition is the main experiment. Of several
+    # opponents only one may be averaged: the reference.
     scores = results.scores.query("split == 'test' and condition == ''")
     against_reference = (scores["metric"] == "win_rate") & (scores["group"] == "reference")
     means = (

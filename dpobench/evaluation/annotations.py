@@ -1,7 +1,7 @@
 """Verdicts that others gave: people, or a judge that ran elsewhere. Read from a file, looked up by what was compared.
 
-Four layouts are read: our own (CSV, JSON or a JSON object a line), AlpacaEval's `annotations.json`, Arena-Hard's judgements, and
-PandaLM's test set.
+Four layouts are read: that of dpobench (CSV, JSON or a JSON object a line), AlpacaEval's `annotations.json`, Arena-Hard's
+judgements, and PandaLM's test set.
 """
 
 import csv

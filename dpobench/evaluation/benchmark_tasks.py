@@ -99,7 +99,7 @@ def definitions(folders: Sequence[Path | str]) -> dict[str, Definition]:
                 f"task folder {folder}: no such folder; name one with evaluation.task_folders, or leave it out"
             )
         for file in _yamls(folder):
-            # As lm-eval does: what is no definition is passed over. A name that nothing defines is an error where it is asked for.
+            # As lm-eval does: what is no definition is passed over. A name that nothing defines is an error where it is requested.
             with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
                 unset: list[str] = []
                 settings = _merged(file, unset)

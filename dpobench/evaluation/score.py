@@ -103,7 +103,7 @@ def _draw_on_policy(
     seed: int,
     progress: Callable[[str], None],
 ) -> None:
-    """Answers of the model's own distribution, where those to be compared are drawn from another."""
+    """Answers of the model's distribution itself, where those to be compared are drawn from another."""
     if settings.sampling.is_policy or (folder / ON_POLICY_SAMPLES).is_file():
         return
     progress("sampling at temperature 1")

@@ -21,7 +21,7 @@ class Evaluation(Settings):
         judge_settings: hyper-parameters of the judge.
         settings: hyper-parameters of evaluators, by name.
         tasks: lm-eval task names.
-        task_folders: folders with task definitions of your own.
+        task_folders: folders with local task definitions.
         prompts: most held-out prompts answered.
         heldout_pairs: most held-out pairs scored.
         opponents: whose answers are compared with: "reference", "chosen", and for judges that compare two answers

@@ -21,7 +21,7 @@ def check(*, file: str = "") -> None:
 
 @judge(pointwise=False, check=check)
 def imported(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], *, file: str = "") -> pd.DataFrame:
-    """Look verdicts up in a file: our own schema, AlpacaEval's `annotations.json`, Arena-Hard's judgements, PandaLM's test set.
+    """Look verdicts up in a file: the schema below, AlpacaEval's `annotations.json`, Arena-Hard's judgements, PandaLM's test set.
 
     A row of the schema (CSV or JSONL) holds `prompt` (the content of the last message) or `prompt_id`, `first`, `second`, and
     `p_first` or `verdict`; or, as the verdicts of other judges are written, `a`, `b`, `order`, and `p_a` or `verdict`. Several rows

@@ -67,7 +67,7 @@ def verdicts_of(frame):
 
 # Twelve ways to misbehave, each once and then well, or for ever: what stands in the row, requests made, tokens on the account.
 # A good reply counts 110 tokens; a refused request costs none; one whose fate is unknown counts at its largest.
-def test_429_with_retry_after_is_waited_for_and_repeated(stub):
+def test_429_with_retry_after_is_waited_for_and_sent_again(stub):
     stub.script.extend([status(429, retry_after="0.3"), says("[[B]]")])
     assert verdicts_of(ask(stub, longest_wait=10.0)) == [("second", 0.0)]
     assert len(stub.requests) == 2
@@ -93,19 +93,19 @@ def test_429_for_ever_is_given_up(stub):
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 408])
-def test_500_is_repeated(stub, code):
+def test_500_is_sent_again(stub, code):
     stub.script.extend([status(code), status(code), says("[[C]]")])
     assert verdicts_of(ask(stub)) == [("tie", 0.5)]
     assert len(stub.requests) == 3
 
 
-def test_a_connection_reset_is_repeated(stub):
+def test_a_connection_reset_is_sent_again(stub):
     stub.script.extend([reset, says("[[A]]")])
     assert verdicts_of(ask(stub)) == [FIRST]
     assert len(stub.requests) == 2
 
 
-def test_a_slow_reply_is_given_up_and_repeated(stub):
+def test_a_slow_reply_is_given_up_and_sent_again(stub):
     stub.script.extend([slow(0.6, says("[[B]]")), says("[[A]]")])
     assert verdicts_of(ask(stub, timeout=0.2)) == [FIRST]
     assert len(stub.requests) == 2
@@ -125,7 +125,7 @@ def test_garbage_is_no_reply(stub):
     assert len(stub.requests) == 3
 
 
-def test_truncated_json_is_repeated(stub):
+def test_truncated_json_is_sent_again(stub):
     stub.script.extend([body(json.dumps(completion("[[B]]")).encode()[:-9]), says("[[A]]")])
     assert verdicts_of(ask(stub)) == [FIRST]
     assert len(stub.requests) == 2
@@ -166,7 +166,7 @@ def test_a_huge_reply_is_read_to_a_bound_and_not_taken_for_a_verdict(stub):
     assert stub.sent <= _endpoint.LARGEST + (16 << 20)
 
 
-def test_a_wrong_model_name_is_refused_with_what_the_server_offers(stub):
+def test_a_wrong_model_name_is_reported_with_what_the_server_offers(stub):
     stub.offers = ["other", "judge-1-large", "judge-1"]
     stub.trial.append(status(404, "no such model"))
     with pytest.raises(UserError, match=r"'judge_1'.*no such model.*it offers: judge-1, judge-1-large, other"):
@@ -174,14 +174,14 @@ def test_a_wrong_model_name_is_refused_with_what_the_server_offers(stub):
     assert (len(stub.trials), len(stub.requests)) == (1, 0)
 
 
-def test_the_message_names_a_server_that_does_not_list_its_models(stub):
+def test_a_server_that_does_not_list_its_models_is_reported(stub):
     stub.offers = None
     stub.trial.append(status(400, "pinned to another"))
     with pytest.raises(UserError, match=r"pinned to another.*does not tell which models it offers; check model"):
         ask(stub, model="judge_1")
 
 
-def test_a_server_that_answers_as_another_model_gives_one_warning(stub, caplog):
+def test_a_server_that_answers_as_another_model_is_reported_once(stub, caplog):
     stub.otherwise = says("[[A]]", model="other/model-7")
     assert verdicts_of(ask(stub, 3)) == [FIRST] * 3
     warned = [line for line in caplog.messages if "asked as model" in line]
@@ -277,7 +277,7 @@ def test_log_probabilities_give_a_soft_verdict(stub):
     )
 
 
-def test_a_server_that_ignores_logprobs_gets_text_mode(stub):
+def test_a_server_that_ignores_logprobs_is_requested_in_words(stub):
     stub.trial.append(says("A"))
     table = ask(stub, mode="auto")
     assert (verdicts_of(table), table["mode"][0]) == ([FIRST], "text")
@@ -285,7 +285,7 @@ def test_a_server_that_ignores_logprobs_gets_text_mode(stub):
     assert "logprobs" not in stub.requests[0]
 
 
-def test_a_server_that_refuses_logprobs_gets_text_mode(stub):
+def test_a_server_that_refuses_logprobs_is_requested_in_words(stub):
     stub.trial.extend([status(400, "logprobs are not supported"), says("[[A]]")])
     assert ask(stub, mode="auto")["mode"].tolist() == ["text"]
     assert len(stub.trials) == 2
@@ -318,7 +318,7 @@ def test_a_server_that_stops_giving_log_probabilities_gives_no_verdict(stub):
     assert (verdicts_of(table), table["raw"][0]) == ([UNPARSABLE], "A")
 
 
-def test_log_probabilities_that_do_not_come_are_an_error(stub):
+def test_log_probabilities_requested_in_vain_are_an_error(stub):
     stub.trial.append(says("A"))
     with pytest.raises(UserError, match=r"returns no log-probabilities of the labels A and B.*set calls.mode to text"):
         ask(stub, mode="logprobs")
@@ -342,7 +342,7 @@ def test_temperature_nought_and_the_seed_are_sent(stub):
 
 
 # The cache.
-def test_what_was_answered_is_never_asked_again(stub, store):
+def test_what_was_answered_is_never_sent_again(stub, store):
     before = ask(stub, 3)
     spent = judge_cache.current().spent()
     judge_cache.use(None, "")
@@ -367,14 +367,14 @@ def test_a_second_reply_that_can_be_read_counts(stub):
     assert len(stub.requests) == 2
 
 
-def test_a_comparison_that_failed_is_repeated_by_the_next_run(stub):
+def test_a_comparison_that_failed_is_sent_again_by_the_next_run(stub):
     stub.script.extend([status(500)] * 3)
     assert verdicts_of(ask(stub)) == [ERROR]
     assert verdicts_of(ask(stub)) == [FIRST]
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"reply_tokens": 99}, {"mode": "auto"}, {"template": True}])
-def test_another_question_is_a_new_request(stub, tmp_path, other):
+def test_another_question_is_sent_anew(stub, tmp_path, other):
     ask(stub)
     if "template" in other:
         file = tmp_path / "short.txt"

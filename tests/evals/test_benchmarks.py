@@ -223,7 +223,7 @@ def test_a_context_that_lost_its_start_scores_as_in_lm_eval_itself(checkpoint, m
     assert [logp for logp, _ in scored_names] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
-def test_lm_evals_own_index_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
+def test_lm_evals_index_is_read_only_for_names_that_are_not_local(checkpoint, tasks, tiny, monkeypatch):
     reads = []
     monkeypatch.setattr(
         _lm_eval, "stock_tasks", lambda: reads.append(1) or TaskManager(str(tasks), include_defaults=False)
@@ -253,7 +253,7 @@ def test_a_mistyped_metric_is_named_and_not_looked_up_on_the_hub(checkpoint, tas
         benchmarks(checkpoint, held(tiny, tasks, "pick"))
 
 
-def test_the_first_documents_are_those_of_the_limit_of_lm_eval(checkpoint, tasks, tiny):
+def test_the_first_documents_are_those_of_lm_evals_limit(checkpoint, tasks, tiny):
     every, first = (benchmarks(checkpoint, held(tiny, tasks, "pick", "write"), limit=limit) for limit in (0, 5))
     assert {int(key.partition("/")[2]) for key in first["prompt"]} == set(range(5))
     first_five = every["prompt"].str.partition("/")[2].astype(int) < 5
@@ -361,7 +361,7 @@ def test_tasks_remembered_between_checkpoints_score_alike(checkpoint, tasks, tin
     assert len(remembered) == 1
 
 
-def test_a_chat_template_is_used_where_there_is_one(checkpoint, tasks, tiny):
+def test_a_chat_template_is_required_where_there_is_one(checkpoint, tasks, tiny):
     with pytest.raises(UserError, match="template = true, but the tokenizer has no chat template"):
         benchmarks(checkpoint, held(tiny, tasks, "pick"), template=True)
     plain = benchmarks(checkpoint, held(tiny, tasks, "read", "pick"))

@@ -42,7 +42,7 @@ def test_a_function_of_a_module_scores_every_answer(gold):
     assert gold(ASKED, ["s"], function="operator:countOf")["score"].tolist() == [1]
 
 
-def test_parts_stand_beside_the_score_and_the_last_message_is_the_prompt(gold, file):
+def test_parts_stand_next_to_the_score_and_the_last_message_is_the_prompt(gold, file):
     table = gold(ASKED, ["a"], function=f"{file}:parts")
     assert list(table) == ["score", "extra", "length"]
     assert table.values.tolist() == [[2.5, 1, 4]]

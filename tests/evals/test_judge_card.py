@@ -92,7 +92,7 @@ def by_pair(frame, group):
     return frame[frame["group"] == group].pivot(index=["prompt", "draw"], columns="metric", values="value")
 
 
-def test_a_judge_of_the_place_is_seen_through(inputs):
+def test_a_judge_of_the_place_is_detected(inputs):
     scores = means(card(inputs, lambda a, b: 1.0)[0])
     for group in ("control", "labels"):
         assert scores[group, "judge_first_shown"] == scores[group, "judge_inconsistent"] == 1
@@ -121,7 +121,7 @@ def test_a_judge_of_length_agrees_with_length_alone(inputs):
     assert set(wide.loc[wide["judge_says"] != 0.5, "judge_says"]) == {0, 1}
 
 
-def test_a_judge_that_obeys_is_caught_by_the_same_answer_without_the_words(inputs):
+def test_a_judge_that_obeys_is_caught_and_the_same_answer_without_the_words_is_compared(inputs):
     def obeys(a, b):
         attacked = [any(attack in text for attack in ATTACKS) for text in (a, b)]
         return 0.5 + 0.5 * attacked[0] - 0.5 * attacked[1] if attacked[0] != attacked[1] else oracle(a, b)
@@ -291,7 +291,7 @@ def test_three_people_agree_with_one_another_better_than_length_does_with_them(p
 
 
 @pytest.mark.shared
-def test_the_file_of_real_verdicts_is_read_as_it_is_and_gives_the_majority(people, shared, inputs):
+def test_the_file_of_real_verdicts_is_read_as_it_is_and_gives_the_vote_of_most_people(people, shared, inputs):
     texts, votes = people
     file = shared / "data" / "judges" / "pandalm_testset_v1.json.gz"
     rows = read(str(file)).rows

@@ -148,7 +148,7 @@ def test_rows_are_complete_and_stretches_add_up(run, tiny):
 
 
 @pytest.mark.parametrize("most", [module.MOST_CACHED, 0])
-def test_the_reference_reads_its_own_answers_once_for_all_policies(tiny, most, monkeypatch):
+def test_the_reference_reads_its_answers_once_for_all_policies(tiny, most, monkeypatch):
     monkeypatch.setattr(module, "MOST_CACHED", most)
     reference, cache, passes = tiny.llama(seed=2), {}, []
     reference.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -176,7 +176,7 @@ def test_samples_of_another_distribution_are_refused(tiny, change):
         kl(tiny.checkpoint_of(tiny.llama()), held_out)
 
 
-def test_samples_of_another_temperature_leave_the_distance_to_those_of_the_models_own(tiny):
+def test_samples_of_another_temperature_leave_the_distance_to_those_of_the_model_itself(tiny):
     """The answers that a judge compares may be drawn as one likes: the distance is read from others."""
     checkpoint = tiny.checkpoint_of(tiny.llama(seed=1), tiny.llama(seed=2))
     policy_samples, cold = tiny.samples_of(ANSWERS), tiny.samples_of({"one": [[8, 0]], "two": [[9, 0]]})

@@ -156,7 +156,7 @@ def test_a_comparison_longer_than_the_model_reads_is_no_verdict(local, tmp_path)
     assert "longer" in table["raw"][1]
 
 
-def test_another_template_is_used_and_is_part_of_the_cache_key(local, folder, passes, tmp_path):
+def test_another_template_is_used_and_is_part_of_the_key(local, folder, passes, tmp_path):
     local(ASKED, FIRST, SECOND, model=str(folder))
     count = len(passes)
     template = tmp_path / "template.txt"
@@ -197,7 +197,7 @@ def test_a_reward_is_the_models_one_logit_of_the_whole_dialogue(reward_model, re
     assert len(set(table["score"])) == 3
 
 
-def test_a_dialogue_that_lost_its_beginning_is_told(reward_model, rewarding):
+def test_a_dialogue_that_lost_its_beginning_is_reported(reward_model, rewarding):
     table = reward_model(ASKED, FIRST, model=str(rewarding), max_tokens=60)
     assert table["truncated"].tolist() == [0, 1, 0]
     whole = reward_model(ASKED, FIRST, model=str(rewarding))["score"]

@@ -42,7 +42,7 @@ HELPFUL = {"1": 2.0, "2": math.nan, "3": 1.0, "4": 0.0, "5": 1.0, "6": 1.0, "7":
 HARMLESS = {text: -score for text, score in HELPFUL.items()}
 
 
-def test_each_judge_gives_its_own_verdicts_on_the_same_answers(answers, tiny):
+def test_each_judge_gives_separate_verdicts_on_the_same_answers(answers, tiny):
     inputs = {
         "helpful": ObjectiveInputs(judge=by_scores(HELPFUL), key="h"),
         "harmless": ObjectiveInputs(judge=by_scores(HARMLESS), key="s"),
@@ -77,7 +77,7 @@ def test_the_references_answers_are_judged_once_for_all_checkpoints(answers, tin
     assert sorted(judge.calls) == ["1", "3", "4"]
 
 
-def test_another_judge_of_the_same_name_is_asked_anew(answers, tiny):
+def test_another_judge_of_the_same_name_is_called_anew(answers, tiny):
     cache = {}
 
     def compute_once(key, compute):
@@ -90,7 +90,7 @@ def test_another_judge_of_the_same_name_is_asked_anew(answers, tiny):
         assert rows_of(rows, "objective_win_rate", "short")["p", 0] == wanted
 
 
-def test_a_judge_that_compares_sees_both_orders(answers, tiny):
+def test_a_judge_that_compares_is_called_in_both_orders(answers, tiny):
     def likes_the_first_shown_and_one(prompts, first, second):
         return pd.DataFrame({"p_first": [1.0 if b != "1" else 0.0 for b in second]})
 
@@ -128,7 +128,7 @@ def test_a_judge_that_returns_something_else_is_named_with_its_objective(answers
         objectives(tiny.checkpoint_of(None), dataclasses.replace(answers, objectives=inputs))
 
 
-def test_too_many_missing_verdicts_of_an_objective_are_refused_when_all_its_verdicts_are_saved(answers, tiny):
+def test_too_many_missing_verdicts_of_an_objective_are_refused_when_all_its_verdicts_are_written(answers, tiny):
     def silent_on_q(prompts, first, second):
         return pd.DataFrame({"p_first": [math.nan if p.id == "q" else 1.0 for p in prompts], "raw": "no idea"})
 

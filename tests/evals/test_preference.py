@@ -52,7 +52,7 @@ def test_margins_and_shifts_equal_the_hand_computed_ones(tiny, policy):
         assert tiny.values(scores, metric) == pytest.approx(values, abs=1e-5), metric
 
 
-def test_a_known_loss_gives_what_it_prefers(tiny, policy):
+def test_the_preference_of_a_known_loss_is_scored(tiny, policy):
     """Chosen 3 x 0.5 = 1.5 nats against 2 x 0.6 = 1.2: right by sums of log-ratios, whatever the reward per token."""
     pairs = [pair(policy, [0.5] * 3, [0.6] * 2), pair(policy, [30.0] * 3, [0.6] * 2)]
     checkpoint = tiny.checkpoint_of(policy, tiny.llama(seed=9))

@@ -92,7 +92,7 @@ def store(tmp_path):
     judge_cache.use(None, "")
 
 
-def test_the_server_ignores_logprobs_and_is_asked_in_words(server):
+def test_the_server_ignores_logprobs_and_is_requested_in_words(server):
     table = judges.get("api").function(
         [Prompt("p", ({"role": "user", "content": "a b"},))], ["c"], ["d"], **server, calls=CALLS
     )

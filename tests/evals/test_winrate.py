@@ -166,7 +166,7 @@ def compared(tiny):
     return dataclasses.replace(tiny.with_chosen(scores, {"q": "2"}), opponents=("reference",)), calls, tables
 
 
-def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
+def test_a_judge_that_compares_is_called_in_both_orders(compared, tiny):
     held_out, calls, tables = compared
     scores = winrate(tiny.checkpoint_of(None), held_out, most_missing=0.25)
     check(scores, spec_of(winrate, EvaluatorSpec).metrics, "winrate")
@@ -185,7 +185,7 @@ def test_a_judge_that_compares_is_asked_in_both_orders(compared, tiny):
     assert set(verdicts["b"]) == {"reference"}
 
 
-def test_verdicts_are_kept_even_where_too_many_are_missing(compared, tiny):
+def test_verdicts_are_written_even_where_too_many_are_missing(compared, tiny):
     held_out, _, tables = compared
     with pytest.raises(UserError, match=r"no verdict on 1 of 4 comparisons with reference \(one of them: 'words'\)"):
         winrate(tiny.checkpoint_of(None), held_out)

@@ -54,7 +54,7 @@ def test_several_verdicts_on_one_comparison_are_averaged(write):
     assert read(file).find(ASKED, "red", "seven") == 0.5
 
 
-def test_white_space_at_the_ends_is_not_told_apart_but_other_answers_are(write):
+def test_white_space_at_the_ends_does_not_distinguish_answers(write):
     annotations = read(
         write("v.jsonl", lines({"prompt": " Name a colour.\n", "first": "red ", "second": "x", "verdict": "tie"}))
     )
@@ -87,7 +87,7 @@ def test_alpaca_evals_annotations_are_read_as_they_are(write):
     assert shares == [pytest.approx(0.9), 0, 0.5, 0.5, None, None]
 
 
-def test_verdicts_as_dpobench_writes_them_are_read_as_they_were_shown(write):
+def test_rows_as_verdicts_are_written_are_read_as_they_were_shown(write):
     row = {"prompt": "Name a colour.", "a": "red", "b": "seven"}
     rows = [
         {**row, "order": 0, "p_a": 0.9, "verdict": "a"},

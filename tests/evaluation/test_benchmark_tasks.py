@@ -132,7 +132,7 @@ def test_a_folder_is_copied_only_where_a_variable_is_filled_in(folder, monkeypat
     assert not (tmp_path / place).exists()
 
 
-def test_names_of_lm_eval_are_known_without_reading_its_definitions_whole():
+def test_lm_evals_names_are_known_without_reading_its_definitions_whole():
     known = benchmark_tasks.stock_names()
     assert {"piqa", "gsm8k", "mmlu", "mmlu_anatomy", "ai2_arc", "math_word_problems", "blimp_npi_present_1"} <= known
     assert "piqa_local" not in known

@@ -93,7 +93,7 @@ def answer_three_and_die(places):
         yield place, {"n": place}
 
 
-def test_replies_from_before_a_kill_are_not_requested_again(store):
+def test_what_came_before_a_kill_is_not_sent_again(store):
     process = multiprocessing.get_context("spawn").Process(target=put_and_die, args=(store.file,))
     process.start()
     process.join()
@@ -108,7 +108,7 @@ def test_replies_from_before_a_kill_are_not_requested_again(store):
     assert places_asked == [3, 4]
 
 
-def test_a_bad_reply_is_asked_for_twice_and_no_more(store):
+def test_a_bad_reply_is_requested_twice_and_no_more(store):
     places_asked = []
 
     def ask(places):
@@ -121,7 +121,7 @@ def test_a_bad_reply_is_asked_for_twice_and_no_more(store):
     assert replies[1] == replies[3] == [{"ok": True}, {"ok": False}, {"ok": True}]
 
 
-def test_an_error_of_the_moment_is_not_kept(store):
+def test_an_error_of_the_moment_is_not_cached(store):
     assert store.get_or_ask(["k"], lambda places: []) == [None]
     assert store.get_or_ask(["k"], lambda places: [(0, {"n": 1})]) == [{"n": 1}]
 
@@ -169,7 +169,7 @@ def test_a_place_that_cannot_be_opened_is_named(tmp_path):
         Replies(tmp_path / "replies.sqlite", "a").get(["k"])
 
 
-def test_a_process_has_one_store_in_memory_by_default(tmp_path):
+def test_a_process_has_one_store_in_memory_unless_another_is_chosen(tmp_path):
     judge_cache.use(None, "fresh")
     judge_cache.current().put({"k": {"n": 1}})
     assert judge_cache.current().get(["k"]) == {"k": {"n": 1}}

@@ -51,7 +51,7 @@ def test_one_objective_alone_is_refused():
         read_objectives({"a": "gold:x"}, JUDGES)
 
 
-def test_a_missing_file_and_an_unknown_judge_have_different_messages():
+def test_a_file_that_is_not_there_and_a_judge_that_is_none_are_distinguished():
     with pytest.raises(UserError, match=r"objective b: absent\.jsonl is no judge, and there is no such file"):
         read_objectives({"a": "gold:x", "b": "absent.jsonl"}, JUDGES)
     with pytest.raises(UserError, match=r"objective b: data/absent\.jsonl is no judge, and there is no such file"):
@@ -71,7 +71,7 @@ def test_bare_objectives_are_the_parts_of_the_embedded_defaults_reward():
     assert {plugin.name for plugin, _ in judged_objectives(Evaluation(objectives=specs)).values()} == {"gold"}
 
 
-def test_bare_objectives_have_no_meaning_for_data_of_ones_own():
+def test_bare_objectives_have_no_meaning_for_other_data():
     with pytest.raises(UserError, match="takes those of the embedded default"):
         requested("auto", model="m", data="d")
     with pytest.raises(UserError, match="bare and with values"):
@@ -101,7 +101,7 @@ def test_an_edited_judge_of_an_objective_is_another_plan(tmp_path):
     assert keys[0] != keys[1]
 
 
-def test_objectives_that_were_not_asked_for_are_not_missed():
+def test_objectives_that_were_not_requested_are_not_missed():
     left = scoring_plan(Evaluation(), has_pairs=True, heldout="h").left_out
     assert "objectives" not in {entry["evaluator"] for entry in left}
     with pytest.raises(UserError, match="needs objectives; name two or more with --objectives"):

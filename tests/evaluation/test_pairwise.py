@@ -37,7 +37,7 @@ def test_a_judge_of_the_answers_says_the_same_in_both_orders():
     assert results["inconsistent"].tolist() == results["missing"].tolist() == [0] * 3
 
 
-def test_a_judge_that_goes_by_the_place_scores_one_half_and_is_detected():
+def test_a_judge_of_the_place_scores_one_half_and_is_detected():
     rows = compare(judge_of(lambda *shown: 1.0), ASKED[:1], ["a"], ["b"])
     assert rows[["order", "p_a", "verdict"]].values.tolist() == [[0, 1.0, "a"], [1, 0.0, "b"]]
     results = summary(rows)

@@ -138,7 +138,7 @@ def scored(root, name, evaluation):
     return done
 
 
-def test_the_pool_is_drawn_once_for_the_reference_from_a_stream_of_its_own(experiment):
+def test_the_pool_is_drawn_once_for_the_reference_from_a_separate_stream(experiment):
     root, prompts = experiment
     assert read_prompts(root / "held") == prompts
     assert scored(root, "reference", settings()) == [
@@ -156,7 +156,7 @@ def test_the_pool_is_drawn_once_for_the_reference_from_a_stream_of_its_own(exper
     assert len(pd.read_parquet(root / "held" / POOL)) == 9
 
 
-def test_at_another_temperature_answers_at_temperature_one_are_drawn_as_well(experiment):
+def test_at_another_temperature_answers_on_policy_are_drawn_as_well(experiment):
     root, _ = experiment
     evaluation = settings(evaluators=("kl",), temperature=0.5, pool=0)
     assert scored(root, "reference", evaluation) == ["sampling", "sampling at temperature 1", "kl"]
@@ -179,7 +179,7 @@ def test_where_no_distance_is_requested_nothing_is_drawn_twice(experiment):
     assert "sampling at temperature 1" not in scored(root, "reference", settings(temperature=0.5))
 
 
-def test_what_concerns_the_reference_alone_is_scored_for_it_alone(experiment):
+def test_an_evaluator_of_the_reference_alone_scores_it_alone(experiment):
     root, _ = experiment
     scored(root, "reference", settings())
     assert scored(root, "policy", settings()) == ["sampling", "about_the_pool"]
@@ -188,7 +188,7 @@ def test_what_concerns_the_reference_alone_is_scored_for_it_alone(experiment):
     assert not (root / "run" / POOL).exists()
 
 
-def test_a_run_is_scored_as_before_when_only_what_is_said_of_the_reference_changes(experiment):
+def test_a_run_is_scored_as_before_when_only_the_scores_of_the_reference_change(experiment):
     one = scoring_plan(settings(evaluators=("about_the_inputs",)), has_pairs=False, heldout="h")
     both = scoring_plan(settings(), has_pairs=False, heldout="h")
     pool = scoring_plan(settings(evaluators=("about_the_pool",)), has_pairs=False, heldout="h")
