@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from dpobench import UserError
 from dpobench.artifacts.scores import check
 from dpobench.evals import _lm_eval
+from dpobench.evals import benchmarks as module
 from dpobench.evals.benchmarks import benchmarks
 from dpobench.evaluation.spec import EvaluatorSpec
 from dpobench.models.checkpoint import Checkpoint
