@@ -61,17 +61,17 @@ def for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imported(node: ast.AST) -> Iterator[str]:
-    """Dotted names that are imported when the program runs; `from a import b` gives `a.b`."""
+def imported(node: ast.AST, *, types: bool = False) -> Iterator[str]:
+    """Dotted names that are imported when the program runs, or for its types, too; `from a import b` gives `a.b`."""
     for child in ast.iter_child_nodes(node):
-        if for_types_only(child):
+        if for_types_only(child) and not types:
             continue
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "relative imports hide where a name comes from"
             yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        yield from imported(child)
+        yield from imported(child, types=types)
 
 
 @cache
@@ -180,11 +180,11 @@ def test_a_room_hands_on_few_names_and_each_module_of_them_is_used_elsewhere(roo
 
 
 def modules() -> dict[str, set[str]]:
-    """Every module of the engine with those that it imports, wherever the import stands."""
+    """Every module of the engine with those that it imports, wherever the import stands, for types as well."""
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in ENGINE}
     reached: dict[str, set[str]] = {}
     for name, file in names.items():
-        dotted = {".".join(("dpobench", *place_of(one))) for one in imports_of(file) if place_of(one)}
+        dotted = {".".join(("dpobench", *place_of(one))) for one in imported(tree(file), types=True) if place_of(one)}
         # `from a.b import c` is the module a.b.c, or a name of a.b.
         targets = {one if one in names else one.rpartition(".")[0] for one in dotted}
         reached[name] = {target for target in targets if target in names and target not in (name, "dpobench")}

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-if TYPE_CHECKING:
-    from dpobench.models.prefix_attention import PerHead, Piece
-
+from dpobench.models.protocols import PerHead, Piece
 
 # Tokens of a block, the kernel's unit.
 BLOCK = 128
@@ -40,10 +38,10 @@ class Kernel(Protocol):
 
 
 def attend_flex(
-    query: "PerHead",
-    key: "PerHead",
-    value: "PerHead",
-    pieces: "Sequence[Piece]",
+    query: PerHead,
+    key: PerHead,
+    value: PerHead,
+    pieces: Sequence[Piece],
     scaling: float | None = None,
     kernel: Kernel | None = None,
 ) -> Float[Tensor, "1 heads S D"]:
@@ -108,7 +106,7 @@ def _uncompiled(
 
 
 @lru_cache(maxsize=4)
-def _block_mask(pieces: "tuple[Piece, ...]", length: int, device: torch.device) -> BlockMask:
+def _block_mask(pieces: tuple[Piece, ...], length: int, device: torch.device) -> BlockMask:
     """What attends to what; shared by the layers of a model, by the reference and by activations computed again."""
     # Every token's segment and the segment of its prompt. Tokens beyond the row are segments of their own: a row that saw nothing
     # would be a mean over nothing, and a segment of all of them would be work.

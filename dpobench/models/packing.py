@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dpobench.data.tokens import Ids, TokenPair
 from dpobench.models.logprobs import CompletionLayout, Device, completion_logps, pair_batch, tensor
-from dpobench.models.prefix_attention import Piece, attend
-from dpobench.models.protocols import CausalLM, ForwardInputs
+from dpobench.models.prefix_attention import attend
+from dpobench.models.protocols import CausalLM, ForwardInputs, Piece
 
 NAME = "dpobench_shared_prompt"
 # How far log-probabilities of the two layouts may lie apart, nats a token: rounding of float32, with room for deep models.

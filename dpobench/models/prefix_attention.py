@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-PerHead = Float[Tensor, "1 heads S D"]
-# Start of a prompt, its end, and the ends of its answers, which follow one another.
-Piece = tuple[int, int, tuple[int, ...]]
+from dpobench.models.protocols import PerHead, Piece
 
 
 class LayerOptions(TypedDict, total=False):

@@ -9,7 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dpobench.data.template import Tokenizer as TokenizerOfText
-from dpobench.models.prefix_attention import Piece
+
+PerHead = Float[Tensor, "1 heads S D"]
+# Start of a prompt, its end, and the ends of its answers, which follow one another.
+Piece = tuple[int, int, tuple[int, ...]]
 
 
 class ForwardInputs(TypedDict, total=False):
