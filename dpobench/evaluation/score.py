@@ -66,14 +66,29 @@ def score(
         for name in (SAMPLES, ON_POLICY_SAMPLES):
             (folder / name).unlink(missing_ok=True)
         drawn_for.write(folder)
-    prompts = read_prompts(heldout)
+    prompts, sampling = read_prompts(heldout), settings.sampling
+
+    def draw(file: str, part: str, how: Sampling, stream: int) -> None:
+        progress(part)
+        with _random_state(0):
+            table = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, stream)
+        write_bytes(folder / file, table.to_parquet(index=False))
+
     if not (folder / SAMPLES).is_file():
-        progress("sampling")
-        _draw(checkpoint, prompts, settings.sampling, seed, folder / SAMPLES)
-    if any(ON_POLICY in plugin.spec.needs for plugin, _ in planned.chosen):
-        _draw_on_policy(checkpoint, folder, prompts, settings, seed, progress)
+        draw(SAMPLES, "sampling", sampling, seed)
+    wants_on_policy = any(ON_POLICY in plugin.spec.needs for plugin, _ in planned.chosen)
+    if wants_on_policy and not sampling.is_policy and not (folder / ON_POLICY_SAMPLES).is_file():
+        untempered = replace(sampling, temperature=1.0, top_p=1.0, top_k=0)
+        draw(ON_POLICY_SAMPLES, "sampling at temperature 1", untempered, seed)
     if folder == heldout:
-        _draw_pool(checkpoint, folder, prompts, settings, drawn_for, progress)
+        pool = PoolRecord(heldout=planned.heldout, seed=seed, pool=settings.pool)
+        current = PoolRecord.lies_in(folder) and PoolRecord.read(folder) == pool
+        if not current or (folder / POOL).is_file() != (settings.pool > 0):
+            (folder / POOL).unlink(missing_ok=True)
+            if settings.pool > 0:
+                # From another stream of random numbers than the reference's samples.
+                draw(POOL, "further answers", replace(sampling, draws=settings.pool), seed + 1)
+            pool.write(folder)
     held_out = _held_out(folder, heldout, prompts, settings, planned, shared_cache(checkpoint, heldout, planned))
     for plugin, arguments in planned.chosen:
         if scores_reference_only(plugin) and folder != heldout:
@@ -86,50 +101,6 @@ def score(
             frame = plugin.function(checkpoint, held_out, **arguments)
         scores.check(frame, plugin.spec.metrics, plugin.name)
         scores.write(folder, plugin.name, frame, plugin.spec.metrics, score_settings)
-
-
-def _draw(checkpoint: Checkpoint, prompts: Sequence[Prompt], how: Sampling, seed: int, file: Path) -> None:
-    """Draw a policy's answers into a file; the random state of the caller stays as it was."""
-    with _random_state(0):
-        drawn = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, seed)
-    write_bytes(file, drawn.to_parquet(index=False))
-
-
-def _draw_on_policy(
-    checkpoint: Checkpoint,
-    folder: Path,
-    prompts: Sequence[Prompt],
-    settings: Evaluation,
-    seed: int,
-    progress: Callable[[str], None],
-) -> None:
-    """Answers of the model's distribution itself, where those to be compared are drawn from another."""
-    if settings.sampling.is_policy or (folder / ON_POLICY_SAMPLES).is_file():
-        return
-    progress("sampling at temperature 1")
-    how = replace(settings.sampling, temperature=1.0, top_p=1.0, top_k=0)
-    _draw(checkpoint, prompts, how, seed, folder / ON_POLICY_SAMPLES)
-
-
-def _draw_pool(
-    checkpoint: Checkpoint,
-    folder: Path,
-    prompts: Sequence[Prompt],
-    settings: Evaluation,
-    drawn_for: SamplesRecord,
-    progress: Callable[[str], None],
-) -> None:
-    """Further answers of the reference, from a stream of their own."""
-    wanted = PoolRecord(heldout=drawn_for.heldout, seed=drawn_for.seed, pool=settings.pool)
-    current = PoolRecord.lies_in(folder) and PoolRecord.read(folder) == wanted
-    if current and (folder / POOL).is_file() == (settings.pool > 0):
-        return
-    (folder / POOL).unlink(missing_ok=True)
-    if settings.pool > 0:
-        progress("further answers")
-        how = replace(settings.sampling, draws=settings.pool)
-        _draw(checkpoint, prompts, how, drawn_for.seed + 1, folder / POOL)
-    wanted.write(folder)
 
 
 def shared_cache(checkpoint: Checkpoint, heldout: Path, planned: ScoringPlan) -> ComputeOnce:
