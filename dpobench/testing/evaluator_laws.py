@@ -17,7 +17,7 @@ from dpobench.models.checkpoint import Checkpoint
 from dpobench.plugins.plugin import Settings
 from dpobench.testing import evaluator_inputs
 from dpobench.testing.evaluator_inputs import Situation, fixed_seed, held_out, situations
-from dpobench.testing.law import Law, in_turn
+from dpobench.testing.law import Law, in_turn, meaning
 
 ANY = "*"
 # Another order of the prompts is another padding of the batches, hence other rounding.
@@ -33,7 +33,7 @@ def tried(evaluator: Evaluator, settings: Settings) -> Iterator[Law]:
     """
     arguments = evaluator.arguments(settings)
     broken = declaration(evaluator)
-    yield Law("declaration", not broken, broken, "what is declared makes sense by itself")
+    yield Law("declaration", not broken, broken, meaning(declaration))
     if broken:
         return
     with evaluator_inputs.checkpoints() as both:

@@ -13,7 +13,7 @@ from dpobench.errors import DpobenchError, PluginRefused, UserError
 from dpobench.evaluation.pairwise import compare
 from dpobench.evaluation.spec import Judge
 from dpobench.plugins.plugin import Settings
-from dpobench.testing.law import Law, in_turn
+from dpobench.testing.law import Law, in_turn, meaning
 
 QUESTIONS = ("Name a colour.", "What is 2 + 2?", "Grüße bitte die Nachbarn.", "Say nothing.", "Name a colour, please.")
 FIRST = ("Red, because it is warm.", "4", "Guten Tag!", "", "Blue")
@@ -32,7 +32,7 @@ def tried(judge: Judge, settings: Settings) -> Iterator[Law]:
     """
     arguments = judge.arguments(settings)
     broken = declaration(judge)
-    yield Law("declaration", not broken, broken, "what is declared makes sense by itself")
+    yield Law("declaration", not broken, broken, meaning(declaration))
     if not broken:
         yield from in_turn(LAWS, JudgeProbe(judge, arguments))
 

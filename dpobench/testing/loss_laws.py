@@ -22,7 +22,7 @@ from dpobench.testing.beyond import (
 )
 from dpobench.testing.declaration import declaration
 from dpobench.testing.direction import direction
-from dpobench.testing.law import Law, in_turn
+from dpobench.testing.law import Law, in_turn, meaning
 from dpobench.testing.probe import Outcome, Probe, written
 
 
@@ -34,7 +34,7 @@ def tried(variant: Variant, params: Settings) -> Iterator[Law]:
         params: hyper-parameters that differ from the defaults.
     """
     broken = declaration(variant)
-    yield Law("declaration", not broken, broken)
+    yield Law("declaration", not broken, broken, meaning(declaration))
     if not broken:
         yield from in_turn(LAWS, Probe(variant, params))
 
