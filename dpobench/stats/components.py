@@ -162,17 +162,12 @@ def advice(variances: Components, seeds: int, prompts: int) -> str:
         text += "With one seed per variant the spread between trainings is unknown: a second seed comes before anything else. "
     known = to_halve(variances, seeds, prompts)
     ways = {name: number for name, number in known.items() if number is not None}
+    now = {"prompts": prompts, "answers per prompt": 1, "seeds": seeds}
     # Prompts and answers cost sampling only; trainings are dearer.
     order = [name for name in ("prompts", "answers per prompt", "seeds") if name in ways]
     if not order:
         return text + "None of seeds, prompts and answers per prompt alone halves the error: more of several is needed."
-    cheap = min(
-        (n for n in order if n != "seeds"), key=lambda n: ways[n] / (prompts if n == "prompts" else 1), default="seeds"
-    )
-    text += f"The cheapest way to halve the error: {ways[cheap]} {cheap} in place of {_now(cheap, seeds, prompts)}."
+    cheap = min((n for n in order if n != "seeds"), key=lambda n: ways[n] / now[n], default="seeds")
+    text += f"The cheapest way to halve the error: {ways[cheap]} {cheap} in place of {now[cheap]}."
     without = [name for name in ("prompts", "answers per prompt", "seeds") if name in known and name not in ways]
     return text + (f" No number of {' or of '.join(without)} alone would do it." if without else "")
-
-
-def _now(name: str, seeds: int, prompts: int) -> int:
-    return {"prompts": prompts, "seeds": seeds}.get(name, 1)

@@ -251,11 +251,7 @@ def _places(confidence: Array, bins: int) -> npt.NDArray[np.int64]:
 def _gaps(p: Array, bins: int) -> Array:
     """Confidence less outcome in the bin where each pair falls, averaged over seeds: shape [N, bins]."""
     confidence, right = np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, p > 0.5)
-    return _binned(confidence, right, bins)
-
-
-def _binned(confidence: Array, right: Array, bins: int) -> Array:
-    seeds, prompts = confidence.shape
+    seeds, prompts = p.shape
     gaps = np.zeros((prompts, bins))
     for stated, outcome in zip(confidence, right, strict=True):
         gaps[np.arange(prompts), _places(stated, bins)] += (stated - outcome) / seeds

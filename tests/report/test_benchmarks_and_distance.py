@@ -113,7 +113,7 @@ def test_a_folder_without_further_estimates_has_no_section(planted):
     assert distance.section(findings(planted)) is None
 
 
-def test_the_row_of_one_seed_carries_its_checkpoints_own_test(make):
+def test_the_row_of_one_seed_carries_the_test_of_its_checkpoint(make):
     folder = make(betas=(0.1,), seeds=(0,))
     compared = changes(findings(folder))
     for change in compared:
@@ -127,8 +127,8 @@ def test_the_row_of_one_seed_carries_its_checkpoints_own_test(make):
 
 def test_with_more_seeds_the_row_counts_them_and_each_checkpoint_stands_below(planted):
     f = findings(planted)
-    found = {(change.variant, change.task): change for change in changes(f)}
-    change = found["ipo", "steering"]
+    by_task = {(change.variant, change.task): change for change in changes(f)}
+    change = by_task["ipo", "steering"]
     assert change.test == "t over documents and seeds"
     assert len(change.each) == 3
     assert change.lost == pytest.approx(np.mean(change.losses))

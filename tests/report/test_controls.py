@@ -48,7 +48,7 @@ def test_without_a_pool_there_is_no_section(make):
     assert controls.best_of_rows(f) == []
 
 
-def test_both_controls_stand_beside_the_variants(make):
+def test_both_controls_are_in_the_table_of_the_variants(make):
     f = with_controls(make(betas=(0.1,), seeds=(0, 1)))
     shown, rows = table_of(f)
     tested = [i for i, prompt in enumerate(prompt_ids(World())) if split_of(prompt) == "test"]
@@ -76,9 +76,9 @@ def test_a_variant_less_the_best_of_4_is_paired_by_prompt_and_knows_its_seeds(ma
     f = with_controls(make(betas=(0.1,), seeds=(0, 1, 2)))
     _, rows = table_of(f)
     row = next(row for row in rows if row["compared"] == "dpo")
-    own = f.results.table("win_rate", f.chosen["dpo"].ids, None, "test")
+    wins = f.results.table("win_rate", f.chosen["dpo"].ids, None, "test")
     base = f.results.table("best_of_win_rate", ["reference"], "4", "test")
-    differences = own.to_numpy() - base.to_numpy()
+    differences = wins.to_numpy() - base.to_numpy()
     assert float(row["difference"]) == pytest.approx(differences.mean())
     half = (float(row["difference_high"]) - float(row["difference_low"])) / 2
     prompts_only = 1.96 * differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1])
@@ -86,7 +86,7 @@ def test_a_variant_less_the_best_of_4_is_paired_by_prompt_and_knows_its_seeds(ma
     assert int(row["seeds"]) == 3
 
 
-def test_what_beats_every_variant_without_training_is_said_at_the_head(make):
+def test_whatever_beats_every_variant_without_training_is_reported_at_the_head(make):
     f = with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2, 64))
     (sentence,) = controls.section(f).notes
     assert sentence.startswith("No trained variant reaches the best of 64 answers of the reference, 0.9")
@@ -94,7 +94,7 @@ def test_what_beats_every_variant_without_training_is_said_at_the_head(make):
     assert controls.section(with_controls(make(betas=(0.1,), seeds=(0, 1)), ks=(1, 2))).notes == []
 
 
-def test_a_reference_that_beats_itself_is_said_at_the_head(make):
+def test_a_reference_that_beats_itself_is_reported_at_the_head(make):
     shown, rows = table_of(with_controls(make(betas=(0.1,), seeds=(0,)), same=0.8))
     assert rows[0]["reading"] == "does not cover 0.5"
     assert "negative control fails" in shown.alarms[0]

@@ -87,8 +87,8 @@ def folder(make):
     enrich(made / "reference" / "0123456789ab", reference=True)
     for run in sorted((made / "runs").iterdir()):
         enrich(run)
-        told = {"forwards": 64 * 32 * 2, "backwards": 64 * 32, "peak_bytes": 512_000_000}
-        edit(run / "run.json", lambda note, told=told: note.update(cost=told))
+        cost = {"forwards": 64 * 32 * 2, "backwards": 64 * 32, "peak_bytes": 512_000_000}
+        edit(run / "run.json", lambda note, cost=cost: note.update(cost=cost))
     edit(made / "plan.json", lambda plan: plan.update(data=DATA, states_probability=["dpo"]))
     write_report(made)
     return made
@@ -101,8 +101,8 @@ def table(folder, name):
 
 def row_of(folder, name, variant, **wanted):
     wanted = {"variant": variant, **{key: str(value) for key, value in wanted.items()}}
-    (found,) = [row for row in table(folder, name) if all(row[key] == value for key, value in wanted.items())]
-    return found
+    (row,) = [row for row in table(folder, name) if all(row[key] == value for key, value in wanted.items())]
+    return row
 
 
 def selected(folder, variant):
@@ -119,10 +119,10 @@ def test_accuracy_is_split_by_the_sign_of_the_difference_in_length(folder):
     runs, _ = selected(folder, "ipo")
     lengths = on_test(frame_of(runs[0], "preference", "length_difference"))
     row = row_of(folder, "pair_lengths", "ipo")
-    for name, kept in (("longer", lengths > 0), ("equal", lengths == 0), ("shorter", lengths < 0)):
-        means = [frame_of(run, "preference", "accuracy")[lengths.index[kept]].mean() for run in runs]
+    for name, inside in (("longer", lengths > 0), ("equal", lengths == 0), ("shorter", lengths < 0)):
+        means = [frame_of(run, "preference", "accuracy")[lengths.index[inside]].mean() for run in runs]
         assert float(row[name]) == pytest.approx(np.mean(means)), name
-        assert int(row[f"{name}_pairs"]) == kept.sum()
+        assert int(row[f"{name}_pairs"]) == inside.sum()
         assert float(row[f"{name}_low"]) < float(row[name]) < float(row[f"{name}_high"])
 
 
@@ -181,14 +181,14 @@ def test_a_cell_that_the_policy_likes_better_and_the_judge_less_is_a_gap(make):
         enrich(run)
     part = optimisation.section(read(load(made)))
     assert [row["reading"] for row in part.tables[0].frame.to_dict("records")] == ["gap", "selected"]
-    assert part.sentences[0].startswith("The policy's own reward rises while the judge's falls")
+    assert part.sentences[0].startswith("The policy's implicit reward rises while the judge's falls")
 
 
 def test_lengths_are_set_against_the_datas_chosen_answers_to_the_same_prompts(folder):
     runs, _ = selected(folder, "dpo")
-    own = np.mean([on_test(frame_of(run, "samples", "length")).mean() for run in runs])
+    written = np.mean([on_test(frame_of(run, "samples", "length")).mean() for run in runs])
     chosen = on_test(frame_of(folder / "reference" / "0123456789ab", "samples", "chosen_length")).mean()
-    assert float(row_of(folder, "lengths", "dpo")["chosen_ratio"]) == pytest.approx(own / chosen)
+    assert float(row_of(folder, "lengths", "dpo")["chosen_ratio"]) == pytest.approx(written / chosen)
     assert "the data's chosen" in (folder / "report" / "figures" / "lengths.svg").read_text()
 
 
@@ -199,7 +199,7 @@ def test_the_form_of_answers_has_a_row_for_the_reference(folder):
     assert float(rows["reference"]["entropy"]) == pytest.approx(entropies.mean())
 
 
-def test_the_calibration_error_has_an_interval_and_stands_beside_what_chance_gives(folder):
+def test_the_calibration_error_has_an_interval_and_the_error_by_chance_is_given(folder):
     rows = table(folder, "calibration")
     assert {row["variant"] for row in rows} == {"dpo"}
     for row in rows:
@@ -230,7 +230,7 @@ def test_gradients_are_counted_over_all_steps_of_a_cell(folder):
     assert float(row["largest_margin"]) == pytest.approx(np.abs(margins).max())
 
 
-def test_unlike_clipping_is_said_at_the_head(make):
+def test_unlike_clipping_is_reported_at_the_head(make):
     folder = make(variants=("dpo", "ipo"), betas=(0.1,), seeds=(0,), prompts=64)
     assert trouble.section(read(load(folder))).notes == []
     for run in (folder / "runs").glob("*"):
@@ -241,7 +241,7 @@ def test_unlike_clipping_is_said_at_the_head(make):
     assert "nearly every step of ipo and seldom for dpo" in sentence
 
 
-def test_a_spike_is_a_step_far_above_the_median_of_its_own_run(make):
+def test_a_spike_is_a_step_far_above_the_median_of_its_run(make):
     made = make(variants=("dpo",), betas=(0.1,), seeds=(0, 1), prompts=64)
     for factor, run in zip((1.0, 100.0), sorted((made / "runs").iterdir()), strict=True):
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -265,7 +265,7 @@ def test_one_seed_has_no_spread(make):
     assert len(trouble.spread(read(load(made))).frame) == 0
 
 
-def test_the_data_are_told_in_words_and_nothing_counted_is_lost(folder):
+def test_the_counts_of_the_data_are_all_reported(folder):
     rows = {row["what"]: (row["training"], row["heldout"]) for row in table(folder, "data")}
     assert rows["Labels against the data's own scores"] == ("580 (28.3%), kept", "0")
     assert rows["Chosen and rejected identical"] == ("8 (0.4%), left out", "0")
@@ -277,7 +277,7 @@ def test_the_data_are_told_in_words_and_nothing_counted_is_lost(folder):
     assert not any("/" in what or "_" in what for what in rows)
 
 
-def test_the_cost_of_a_variant_is_told_with_what_an_hour_bought(folder):
+def test_the_cost_of_a_variant_is_reported_with_the_gain_of_an_hour(folder):
     row = row_of(folder, "compute", "dpo")
     assert (float(row["forwards"]), float(row["backwards"]), float(row["peak_megabytes"])) == (2.0, 1.0, 512.0)
     # 8.5 seconds a run on one thread; the reference's win-rate is one half.
@@ -286,7 +286,7 @@ def test_the_cost_of_a_variant_is_told_with_what_an_hour_bought(folder):
     assert float(row["gain_per_hour_low"]) < float(row["gain_per_hour"]) < float(row["gain_per_hour_high"])
 
 
-def test_a_count_that_is_the_same_in_every_row_is_said_once():
+def test_a_count_that_is_the_same_in_every_row_is_stated_once():
     columns = [Column("Prompts", "n", 0), Column("Seeds", "seeds", 0)]
     left, sentence = counted(
         [{"n": 3, "seeds": 1}, {"n": 4, "seeds": 1}], columns, {"n": "test prompts", "seeds": "seeds"}
@@ -385,7 +385,7 @@ def test_a_columns_head_keeps_the_capitals_of_its_metric(folder):
     assert "Win-rate" in heads
 
 
-def test_scores_that_are_no_numbers_are_told_at_the_head(make):
+def test_scores_that_are_no_numbers_are_reported_at_the_head(make):
     made = make(variants=("dpo", "ipo"), betas=(0.1,), seeds=(0, 1), prompts=64)
     run = sorted((made / "runs").iterdir())[0]
     frame, meaning = scores.read(run, "kl")
@@ -410,7 +410,7 @@ def test_answers_drawn_for_the_distance_alone_are_not_set_against_the_judges_rew
     for run in sorted((made / "runs").iterdir()):
         enrich(run)
     assert optimisation.own_reward(read(load(made))).frame["correlation"].notna().all()
-    edit(made / "experiment.json", lambda told: told.update(evaluation={"temperature": 0.7}))
+    edit(made / "experiment.json", lambda record: record.update(evaluation={"temperature": 0.7}))
     table = optimisation.own_reward(read(load(made)))
     assert table.frame["correlation"].isna().all()
     assert "temperature 1" in table.note

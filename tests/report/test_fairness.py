@@ -10,7 +10,7 @@ from dpobench.artifacts.records import RunRecord
 from dpobench.report.write import write_report
 
 
-def told(folder):
+def report_of(folder):
     write_report(folder)
     with (folder / "report" / "tables" / "trials.csv").open(newline="") as stream:
         rows = {row["variant"]: row for row in csv.DictReader(stream)}
@@ -28,14 +28,14 @@ def uneven(make):
 
 
 def test_unequal_trials_are_a_sentence_and_a_column(uneven):
-    text, rows = told(uneven)
+    text, rows = report_of(uneven)
     assert "unequal numbers of trials" in text
     assert "| Trials |" in next(line for line in text.splitlines() if line.startswith("| Variant"))
     assert {name: row["trials"] for name, row in rows.items()} == {"dpo": "2", "ipo": "1"}
 
 
 def test_equal_trials_take_no_column(make):
-    text, _ = told(make(variants=("dpo", "ipo"), seeds=(0,), betas=(0.1, 0.3), prompts=128))
+    text, _ = report_of(make(variants=("dpo", "ipo"), seeds=(0,), betas=(0.1, 0.3), prompts=128))
     assert "Every variant had the same number of trials." in text
     assert "| Trials |" not in text
 
@@ -44,7 +44,7 @@ def test_a_loss_that_read_more_of_the_data_is_named(make):
     folder = make(variants=("dpo", "ipo"), seeds=(0,), betas=(0.1,), prompts=128)
     given = {"dpo": [], "ipo": ["gold"]}
     write_json(folder / "plan.json", read_json(folder / "plan.json") | {"given": given})
-    text, rows = told(folder)
+    text, rows = report_of(folder)
     assert "Given more of the data than the others: ipo (gold)." in text
     assert [rows[name]["given"] for name in ("dpo", "ipo")] == ["", "gold"]
 
@@ -61,13 +61,13 @@ def test_of_many_variants_the_control_and_the_best_stand_out_and_the_others_are_
 
 def test_variants_worse_than_what_they_started_from_are_named(make):
     folder = make(variants=("dpo", "ipo"), seeds=(0,), betas=(0.1,), prompts=256, advantage={"ipo": -0.6})
-    text, _ = told(folder)
+    text, _ = report_of(folder)
     assert "Worse than the reference they started from, on these prompts: ipo." in text
 
 
 def test_a_difference_that_cannot_be_is_not_called_detectable(make):
     folder = make(variants=("dpo", "ipo"), seeds=(0, 1), betas=(0.1,), prompts=64, seed_sd=0.6)
-    text, _ = told(folder)
+    text, _ = report_of(folder)
     assert "Any difference in win-rate at all could have been missed" in text
     assert "below about 1" not in text
 

@@ -34,19 +34,19 @@ class Outline(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found = {}
+        self.headings = {}
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         name = dict(attrs).get("id")
         if tag == "h2":
-            self.found[name] = []
+            self.headings[name] = []
         elif name and not name.endswith("caption") and tag in ("h3", "details"):
-            self.found[list(self.found)[-1]].append(name)
+            self.headings[list(self.headings)[-1]].append(name)
 
 
 def test_what_answers_one_question_stands_in_one_section(page):
-    outline = Outline((page / "report.html").read_text()).found
+    outline = Outline((page / "report.html").read_text()).headings
     assert list(outline)[:4] == ["board", "front", "strengths", "sure"]
     assert list(outline)[-4:] == ["answers", "cost", "meaning", "origin"]
     assert "texture" in outline["over-optimisation"]
@@ -68,27 +68,27 @@ def table(name, rows=1, columns=3):
     return Table(name, f"Title of {name}", pd.DataFrame([row] * rows, dtype=object), shown)
 
 
-def test_a_section_that_no_section_names_has_one_of_its_own():
+def test_a_section_that_no_chapter_names_has_a_chapter():
     sections = [Section("news", "News", [table("fresh")], ["Said."], {})]
-    found = {section.anchor: section for section in layout.chapters({"fresh": table("fresh")}, [], sections)}
-    assert [part.kind for part in found["news"].parts] == ["sentence", "table"]
-    assert found["news"].short == "News"
+    chapters = {section.anchor: section for section in layout.chapters({"fresh": table("fresh")}, [], sections)}
+    assert [part.kind for part in chapters["news"].parts] == ["sentence", "table"]
+    assert chapters["news"].short == "News"
 
 
-def test_a_sections_sentences_in_the_middle_of_a_section_have_a_heading_and_at_its_start_none():
+def test_a_sections_sentences_in_the_middle_of_a_chapter_have_a_heading_and_at_its_start_none():
     sections = [Section("judge", "The judge", [], ["First."]), Section("controls", "Controls", [], ["Second."])]
-    (found,) = [section for section in layout.chapters({}, [], sections) if section.anchor == "trust"]
-    assert [(part.kind, part.name) for part in found.parts] == [
+    (chapter,) = [section for section in layout.chapters({}, [], sections) if section.anchor == "trust"]
+    assert [(part.kind, part.name) for part in chapter.parts] == [
         ("sentence", "First."),
         ("heading", "Controls"),
         ("sentence", "Second."),
     ]
 
 
-def test_an_empty_section_is_left_out_and_missing_benchmarks_are_said():
-    found = {section.anchor: section for section in layout.chapters({"grid": table("grid", rows=0)}, [], [])}
-    assert list(found) == ["tasks"]
-    assert found["tasks"].parts[0].name == "No benchmark was run."
+def test_an_empty_chapter_is_left_out_and_missing_benchmarks_are_reported():
+    chapters = {section.anchor: section for section in layout.chapters({"grid": table("grid", rows=0)}, [], [])}
+    assert list(chapters) == ["tasks"]
+    assert chapters["tasks"].parts[0].name == "No benchmark was run."
 
 
 def test_in_a_wide_table_intervals_stand_below_their_numbers(page):

@@ -68,11 +68,11 @@ def test_every_declared_name_is_read_somewhere():
 
 
 def test_no_module_of_the_report_reads_a_metric_that_is_not_declared():
-    asked = ("table", "pairs", "groups", "estimate", "difference")
+    readers = ("table", "pairs", "groups", "estimate", "difference")
     literal = []
     for file in (ENGINE / "report").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in asked:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in readers:
                 strings = {one.value for one in node.args if isinstance(one, ast.Constant)}
                 literal += [f"{file.name}:{node.lineno} {name}" for name in strings & set(given())]
     assert literal == []

@@ -89,11 +89,13 @@ def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
     assert set(grid) == {"dpo", "ipo", "cdpo", "reference"}
     tested = [i for i, prompt in enumerate(prompt_ids(World())) if split_of(prompt) == "test"]
     raw = f.results.scores
-    own = raw[
+    rows_of_objective = raw[
         raw["run"].isin(f.chosen["dpo"].ids) & (raw["metric"] == "objective_win_rate") & (raw["group"] == "helpful")
     ]
-    kept = {prompt_ids(World())[i] for i in tested}
-    assert float(grid["dpo"]["helpful"]) == pytest.approx(own[own["prompt"].isin(kept)]["value"].mean())
+    tested_ids = {prompt_ids(World())[i] for i in tested}
+    assert float(grid["dpo"]["helpful"]) == pytest.approx(
+        rows_of_objective[rows_of_objective["prompt"].isin(tested_ids)]["value"].mean()
+    )
     assert float(grid["dpo"]["helpful_low"]) < float(grid["dpo"]["helpful"]) < float(grid["dpo"]["helpful_high"])
     assert {name: row["pareto"] for name, row in grid.items()} == {
         "dpo": "yes",
@@ -107,7 +109,7 @@ def test_every_cell_has_every_aim_and_its_share_of_resamples(make):
     assert not any(sentence.startswith("cdpo") for sentence in shown.sentences)
 
 
-def test_what_a_variant_gains_and_pays_is_told_against_the_control(make):
+def test_gains_and_losses_of_a_variant_are_reported_against_the_control(make):
     f = with_objectives(make(betas=(0.1,), seeds=(0, 1, 2)), CHANCES)
     rows = {row["variant"]: row for row in rows_of(objectives.section(f).tables[0])}
     assert float(rows["ipo"]["helpful_difference_high"]) < 0 < float(rows["ipo"]["harmless_difference_low"])
@@ -125,7 +127,7 @@ def test_cells_as_good_as_one_another_share_the_set(make):
     assert float(grid["reference"]["membership"]) < 0.05
 
 
-def test_a_third_aim_on_pairs_of_its_own_has_its_own_prompts_and_no_plane_figure(make):
+def test_a_third_objective_on_other_pairs_has_other_prompts_and_no_plane_figure(make):
     f = with_objectives(make(betas=(0.1,), seeds=(0, 1)), CHANCES, {"dpo": 0.6, "ipo": 0.6, "cdpo": 0.95})
     shown = objectives.section(f)
     grid = {row["variant"]: row for row in rows_of(shown.tables[1])}
@@ -152,21 +154,24 @@ def without_verdicts(folder, variant, share):
     for c in (c for c in read(load(folder)).configurations if c.variant == variant):
         for run in c.runs:
             frame, _ = scores.read(run.folder, "objectives")
-            own = frame[(frame["group"] == "helpful") & (frame["metric"] == "objective_win_rate")].sort_values("prompt")
-            lost = own.iloc[: round(share * len(own))]
+            rows_of_objective = frame[
+                (frame["group"] == "helpful") & (frame["metric"] == "objective_win_rate")
+            ].sort_values("prompt")
+            lost = rows_of_objective.iloc[: round(share * len(rows_of_objective))]
             rest = frame.drop(lost.index)
-            missing = own["prompt"].isin(lost["prompt"]).to_numpy(dtype=float)
-            worst = own["value"].to_numpy() * (1 - missing)
-            told = {"missing": missing, "win_rate_worst": worst, "win_rate_best": worst + missing}
+            missing = rows_of_objective["prompt"].isin(lost["prompt"]).to_numpy(dtype=float)
+            worst = rows_of_objective["value"].to_numpy() * (1 - missing)
+            bounds = {"missing": missing, "win_rate_worst": worst, "win_rate_best": worst + missing}
             tables = [
-                scores.score_rows(own["prompt"].tolist(), f"objective_{n}", v, group="helpful") for n, v in told.items()
+                scores.score_rows(rows_of_objective["prompt"].tolist(), f"objective_{n}", v, group="helpful")
+                for n, v in bounds.items()
             ]
-            declared = {f"objective_{name}": Metric("share", "higher") for name in ("win_rate", *told)}
-            scores.write(run.folder, "objectives", pd.concat([rest, *tables], ignore_index=True), declared, {})
+            declared = {f"objective_{name}": Metric("share", "higher") for name in ("win_rate", *bounds)}
+            scores.write(run.folder, "objectives", pd.concat([rest, *tables], ignore_index=True), declared, ScoreSettings())
     return read(load(folder))
 
 
-def test_missing_verdicts_stand_beside_the_win_rate_with_their_bounds(make):
+def test_missing_verdicts_are_reported_with_their_bounds(make):
     folder = make(betas=(0.1,), seeds=(0,))
     with_objectives(folder, CHANCES)
     shown = objectives.section(without_verdicts(folder, "ipo", 0.25))

@@ -26,10 +26,10 @@ def fond(prompts, first, second, *, whom="ipo", calls="", fails=False, silent=""
         raise UserError("the budget is used up")
     with Path(calls, "calls").open("a") as stream:
         stream.write("x" * len(first))
-    said = [[f"Said by {whom}." in text for text in both] for both in zip(first, second)]
-    found = pd.DataFrame({"p_first": [0.5 + (a - b) / 2 for a, b in said]})
-    found.loc[[prompt.id[0] == silent for prompt in prompts], "p_first"] = None
-    return found
+    marks = [[f"Said by {whom}." in text for text in both] for both in zip(first, second)]
+    table = pd.DataFrame({"p_first": [0.5 + (a - b) / 2 for a, b in marks]})
+    table.loc[[prompt.id[0] == silent for prompt in prompts], "p_first"] = None
+    return table
 
 @judge(pointwise=True)
 def scoring(prompts, completions):
@@ -38,7 +38,7 @@ def scoring(prompts, completions):
 
 
 @pytest.fixture
-def asked(make, tmp_path):
+def with_judge(make, tmp_path):
     (tmp_path / "own.py").write_text(PLUGIN)
     judges.add_file(tmp_path / "own.py")
     folder = make(variants=("dpo", "ipo", "cdpo"), betas=(0.1,), seeds=(0, 1), prompts=40)
@@ -55,8 +55,8 @@ def asked(make, tmp_path):
         judges._loaded.pop(name, None)
 
 
-def test_each_variant_meets_the_control_on_the_test_prompts_in_both_orders(asked):
-    folder, evaluation, _ = asked
+def test_each_variant_meets_the_control_on_the_test_prompts_in_both_orders(with_judge):
+    folder, evaluation, _ = with_judge
     place = tournament.play(folder, evaluation())
     verdicts = pd.read_parquet(place / "verdicts.parquet")
     assert list(verdicts) == ["prompt", "draw", "a", "b", "score"]
@@ -76,8 +76,8 @@ def test_each_variant_meets_the_control_on_the_test_prompts_in_both_orders(asked
     assert sealed(place)
 
 
-def test_what_was_played_is_not_played_again_but_another_judge_plays_anew(asked):
-    folder, evaluation, calls = asked
+def test_what_was_played_is_not_played_again_but_another_judge_plays_anew(with_judge):
+    folder, evaluation, calls = with_judge
     tournament.play(folder, evaluation())
     count = calls.stat().st_size
     assert count > 0
@@ -89,29 +89,29 @@ def test_what_was_played_is_not_played_again_but_another_judge_plays_anew(asked)
     assert set(verdicts.loc[verdicts["a"].str.startswith("cdpo"), "score"]) == {0.5, 1.0}
 
 
-def test_everybody_meets_everybody_where_that_was_asked_for(asked):
-    folder, evaluation, _ = asked
+def test_each_player_meets_each_other_where_that_was_requested(with_judge):
+    folder, evaluation, _ = with_judge
     every = evaluation().model_copy(update={"opponents": ("reference", "round_robin")})
     verdicts = pd.read_parquet(tournament.play(folder, every) / "verdicts.parquet")
     pairs = {(a.split("-")[0], b.split("-")[0]) for a, b in zip(verdicts["a"], verdicts["b"], strict=True)}
-    own = {("dpo", "ipo"), ("dpo", "cdpo"), ("ipo", "cdpo")}
-    assert pairs == own | {(name, "reference") for name in ("dpo", "ipo", "cdpo")}
+    expected = {("dpo", "ipo"), ("dpo", "cdpo"), ("ipo", "cdpo")}
+    assert pairs == expected | {(name, "reference") for name in ("dpo", "ipo", "cdpo")}
     tournament_section = section(read(load(folder)))
     assert "the judge's comparisons" in tournament_section.sentences[0], (
         "the report's tournament is read from these verdicts"
     )
 
 
-def test_a_judge_that_fails_ends_nothing_and_is_told(asked):
-    folder, evaluation, _ = asked
+def test_a_judge_that_fails_ends_nothing_and_is_reported(with_judge):
+    folder, evaluation, _ = with_judge
     heard = []
     assert tournament.play(folder, evaluation(fails=True), heard.append) is None
     assert heard[-1] == "tournament not played: the budget is used up"
     assert not (folder / "tournament").exists()
 
 
-def test_there_is_nothing_to_play_without_a_judge_or_with_one_that_scores(asked):
-    folder, _, _ = asked
+def test_there_is_nothing_to_play_without_a_judge_or_with_one_that_scores(with_judge):
+    folder, _, _ = with_judge
     assert tournament.play(folder) is None
     assert tournament.play(folder, Evaluation(judge="scoring")) is None
 
@@ -120,8 +120,8 @@ def moved(place):
     return place.with_name("tournament-earlier")
 
 
-def test_what_each_variant_did_against_control_and_reference_is_in_the_report(asked):
-    folder, evaluation, _ = asked
+def test_what_each_variant_did_against_control_and_reference_is_in_the_report(with_judge):
+    folder, evaluation, _ = with_judge
     tournament.play(folder, evaluation())
     tournament_section = section(read(load(folder)))
     assert "the judge's comparisons" in tournament_section.sentences[0]
@@ -135,8 +135,8 @@ def test_what_each_variant_did_against_control_and_reference_is_in_the_report(as
     assert 0.5 < by_player["ipo"][f"expected_{place}"] < 1
 
 
-def test_verdicts_that_stay_away_are_told(asked):
-    folder, evaluation, _ = asked
+def test_missing_verdicts_are_reported(with_judge):
+    folder, evaluation, _ = with_judge
     tournament.play(folder, evaluation())
     assert not [line for line in section(read(load(folder))).sentences if "no verdict" in line]
     every = read_json(folder / "tournament" / "note.json")["prompts"]
@@ -150,8 +150,8 @@ def test_verdicts_that_stay_away_are_told(asked):
     assert tournament_section.tables[0].frame["n_prompts"].iloc[0] < every
 
 
-def test_baselines_do_not_play_and_do_not_hinder(asked):
-    folder, evaluation, _ = asked
+def test_baselines_do_not_play_and_do_not_hinder(with_judge):
+    folder, evaluation, _ = with_judge
     record = read_json(folder / "plan.json")
     write_json(folder / "plan.json", record | {"baselines": ["cdpo"]})
     verdicts = pd.read_parquet(tournament.play(folder, evaluation()) / "verdicts.parquet")
@@ -161,8 +161,8 @@ def test_baselines_do_not_play_and_do_not_hinder(asked):
 
 
 @pytest.mark.parametrize("other", [{"judge": "scoring"}, {"judge": None}, {"fails": True}])
-def test_a_tournament_does_not_outlive_its_judge(asked, other):
-    folder, evaluation, calls = asked
+def test_a_tournament_does_not_outlive_its_judge(with_judge, other):
+    folder, evaluation, calls = with_judge
     place = tournament.play(folder, evaluation())
     before, count = (place / "verdicts.parquet").read_bytes(), calls.stat().st_size
     assert tournament.play(folder, evaluation(**other) if "fails" in other else Evaluation(**other)) is None
@@ -174,8 +174,8 @@ def test_a_tournament_does_not_outlive_its_judge(asked, other):
     assert not moved(place).exists()
 
 
-def test_two_judges_in_turn_are_asked_once_each(asked):
-    folder, evaluation, calls = asked
+def test_two_judges_in_turn_are_called_once_each(with_judge):
+    folder, evaluation, calls = with_judge
     counts = []
     for _ in range(2):
         for whom in ("ipo", "cdpo"):
@@ -186,8 +186,8 @@ def test_two_judges_in_turn_are_asked_once_each(asked):
     assert counts[0] == counts[1] > 0
 
 
-def test_verdicts_of_another_judge_than_the_reports_are_not_shown(asked):
-    folder, evaluation, _ = asked
+def test_verdicts_of_another_judge_than_the_reports_are_not_shown(with_judge):
+    folder, evaluation, _ = with_judge
     place = tournament.play(folder, evaluation())
     note = next((folder / "reference").glob("*/scores/winrate.json"))
     record, judge = read_json(note), read_json(place / "note.json")["judge"]
@@ -196,8 +196,8 @@ def test_verdicts_of_another_judge_than_the_reports_are_not_shown(asked):
         assert ("the judge's comparisons" in " ".join(section(read(load(folder))).sentences)) == shown
 
 
-def test_a_judge_that_breaks_ends_nothing_and_leaves_its_traceback(asked, monkeypatch):
-    folder, evaluation, _ = asked
+def test_a_judge_that_breaks_ends_nothing_and_leaves_its_traceback(with_judge, monkeypatch):
+    folder, evaluation, _ = with_judge
 
     def breaks(prompts, first, second, **settings):
         raise RuntimeError("CUDA out\nof memory")

@@ -93,7 +93,7 @@ def test_the_leaderboard_has_a_row_per_variant_and_the_columns_that_were_promise
     assert table[0]["seeds"] == "3"
 
 
-def test_a_planted_better_variant_is_found_and_an_equal_one_is_not(planted_report):
+def test_a_planted_better_variant_is_detected_and_an_equal_one_is_not(planted_report):
     table = by_variant(planted_report)
     assert table["ipo"]["verdict"] == "better than dpo"
     assert float(table["ipo"]["p_adjusted"]) < 0.05
@@ -114,9 +114,9 @@ def test_the_headline_number_is_the_mean_over_test_prompts_of_the_selected_runs(
     means = []
     for run in row["run_ids"].split():
         frame = pd.read_parquet(planted_report / "runs" / run / "scores" / "winrate.parquet")
-        kept = frame[(frame["metric"] == "win_rate") & (frame["prompt"].map(split_of) == "test")]
-        means.append(kept["value"].mean())
-        assert len(kept) == int(row["n_prompts"])
+        tested = frame[(frame["metric"] == "win_rate") & (frame["prompt"].map(split_of) == "test")]
+        means.append(tested["value"].mean())
+        assert len(tested) == int(row["n_prompts"])
     assert float(row["win_rate"]) == pytest.approx(np.mean(means), abs=1e-9)
 
 
@@ -251,7 +251,7 @@ def test_where_the_numbers_come_from_includes_decoding_judge_and_settings(make):
     assert "chunk=64, code abc, judge j0" in origin
 
 
-def test_planned_runs_that_are_not_there_are_said_to_be_missing(make):
+def test_planned_runs_that_are_not_there_are_reported_as_missing(make):
     folder = make(variants=("dpo", "ipo"), seeds=(0, 1), betas=(0.1,), prompts=128)
     gone = sorted((folder / "runs").glob("ipo-*"))[0]
     shutil.rmtree(gone)

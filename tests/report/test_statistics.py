@@ -15,8 +15,8 @@ def findings(folder):
     return read(load(folder))
 
 
-def table(found, name):
-    return next(t for t in found.tables if t.name == name).frame.to_dict("records")
+def table(shown, name):
+    return next(t for t in shown.tables if t.name == name).frame.to_dict("records")
 
 
 def test_a_planted_winner_shares_no_letter_and_the_others_do(planted):
@@ -48,7 +48,7 @@ def test_equivalence_is_of_every_variant_but_the_control(planted):
     assert rows["ipo"]["verdict"] == "different, not shown within 0.02"
 
 
-def test_one_seed_is_said_to_be_of_checkpoints(make):
+def test_one_seed_is_reported_as_of_checkpoints(make):
     f = findings(make(seeds=(0,), betas=(0.1,), variants=("dpo", "ipo")))
     shown = section(f)
     assert "not of the methods" in shown.sentences[0]

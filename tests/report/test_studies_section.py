@@ -21,15 +21,15 @@ TWO = {"variants": ("dpo", "ipo"), "betas": (0.1, 0.3), "seeds": (0, 1), "prompt
 
 def with_condition(folder, other, condition):
     """Put the runs of another made-up experiment beside those of this one, as what a study made of them."""
-    plan, beside = read_json(folder / "plan.json"), read_json(other / "plan.json")
-    for entry in beside["runs"]:
+    plan, changed = read_json(folder / "plan.json"), read_json(other / "plan.json")
+    for entry in changed["runs"]:
         changed = entry | {"id": f"{entry['id']}-changed", "condition": condition}
         place = folder / "runs" / changed["id"]
         shutil.copytree(other / "runs" / entry["id"], place)
         write_json(place / "run.json", read_json(place / "run.json") | changed | {"pairs": 100})
         plan["runs"].append(changed)
-    told = [*plan.get("conditions", ()), {"condition": condition, "reference": plan["reference"]}]
-    write_json(folder / "plan.json", plan | {"conditions": told})
+    conditions = [*plan.get("conditions", ()), {"condition": condition, "reference": plan["reference"]}]
+    write_json(folder / "plan.json", plan | {"conditions": conditions})
     return folder
 
 
@@ -47,8 +47,8 @@ def noisy(make):
 def study_of(folder):
     """The only section there is, and its rows by variant and value."""
     f = read(load(folder))
-    (found,) = (found for name in KINDS if (found := section(f, name)) is not None)
-    return found, {(row["variant"], row["value"]): row for row in found.tables[0].frame.to_dict("records")}
+    (shown,) = (shown for name in KINDS if (shown := section(f, name)) is not None)
+    return shown, {(row["variant"], row["value"]): row for row in shown.tables[0].frame.to_dict("records")}
 
 
 def wins(folder, run):
@@ -62,7 +62,7 @@ def test_a_report_without_studies_has_no_section(make):
     assert [section(f, name) for name in KINDS] == [None] * 4
 
 
-def test_the_loss_of_one_variant_is_found_and_nothing_is_claimed_of_the_other(noisy):
+def test_the_loss_of_one_variant_is_detected_and_nothing_is_claimed_of_the_other(noisy):
     shown, row = study_of(noisy)
     assert set(row) == {("dpo", 0.0), ("dpo", 0.3), ("ipo", 0.0), ("ipo", 0.3)}
     assert row["ipo", 0.3]["change_low"] < -0.3 < row["ipo", 0.3]["change_high"] < 0
@@ -84,7 +84,7 @@ def test_a_difference_is_the_mean_over_the_test_prompts_and_seeds_of_selected_st
     assert row["ipo", 0.3]["change"] == pytest.approx(np.mean(changed - proper), abs=1e-12)
 
 
-def test_the_strength_of_the_experiment_proper_is_shown_beside_the_one_selected(make):
+def test_the_beta_of_the_main_experiment_is_shown_with_the_one_selected(make):
     # Where the noise is, the variant does well at the other strength only.
     folder, other = (make(**(TWO | {"betas": betas})) for betas in ((0.03, 0.3), (0.3, 0.03)))
     _, row = study_of(with_condition(folder, other, {"label_noise": 0.3}))
@@ -134,11 +134,11 @@ def test_the_section_stands_in_the_report_and_its_table_in_a_file(noisy):
 def test_a_baseline_is_no_candidate(make):
     fields = TWO | {"variants": ("dpo", "ipo", "cdpo"), "seeds": (0, 1, 2)}
     folder = make(**fields, advantage={"cdpo": 0.2})
-    candidate, beside = read(load(folder)), read(load(with_baseline(folder, "cdpo")))
+    candidate, baseline = read(load(folder)), read(load(with_baseline(folder, "cdpo")))
     # Holm over one difference less: the raw p is the adjusted one.
     assert set(candidate.comparisons) == {"ipo", "cdpo"}
-    assert set(beside.comparisons) == {"ipo"}
-    assert beside.comparisons["ipo"].p_adjusted == candidate.comparisons["ipo"].p
+    assert set(baseline.comparisons) == {"ipo"}
+    assert baseline.comparisons["ipo"].p_adjusted == candidate.comparisons["ipo"].p
     write_report(folder)
     with (folder / "report" / "tables" / "leaderboard.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -155,8 +155,8 @@ def test_a_baseline_is_no_candidate(make):
 def test_a_baseline_of_one_configuration_makes_no_unequal_trials(make):
     folder = make(variants=("dpo", "ipo", "cdpo"), seeds=(0,), betas=(0.1, 0.3), prompts=128)
     plan = read_json(folder / "plan.json")
-    kept = [run for run in plan["runs"] if run["variant"] != "cdpo" or run["beta"] == 0.1]
-    write_json(folder / "plan.json", plan | {"runs": kept})
+    runs = [run for run in plan["runs"] if run["variant"] != "cdpo" or run["beta"] == 0.1]
+    write_json(folder / "plan.json", plan | {"runs": runs})
     assert read(load(folder)).unequal_trials
     assert not read(load(with_baseline(folder, "cdpo"))).unequal_trials
 
@@ -180,7 +180,7 @@ def test_no_interval_of_a_difference_of_shares_leaves_what_is_possible(make):
         assert (frame[f"{name}_high"].dropna() == 1).any() or (frame[f"{name}_low"].dropna() == -1).any()
 
 
-def test_what_was_measured_of_weaker_references_is_told_worst_first(make):
+def test_the_measured_loss_of_weaker_references_is_reported_worst_first(make):
     folder = with_condition(make(**TWO), make(**TWO), {"reference_quality": 0.1})
     plan = read_json(folder / "plan.json")
     plan["conditions"][0]["measured"] = {"steps": 12, "held_out_loss": 24.318, "floor": 17.04}

@@ -15,7 +15,7 @@ def test_negative_numbers_stay_numbers_in_csv():
     assert Table("t", "T", frame, []).csv() == "a,b\n-0.5,'-x\n"
 
 
-def test_control_and_bidirectional_characters_are_written_out_and_others_kept():
+def test_control_and_bidirectional_characters_are_written_out_and_others_stay():
     assert text.visible("a\x1b[31m\u202eb\x00\ud800") == "a⟨U+001B⟩[31m⟨U+202E⟩b⟨U+0000⟩⟨U+D800⟩"
     assert text.visible("né 👩‍🍳\n\tβ") == "né 👩‍🍳\n\tβ"
 

@@ -50,7 +50,7 @@ def passed(make):
         place = folder / "runs" / run["id"]
         for step, worth, share in zip(AT, WORTH[run["variant"]], (0.3, 0.7), strict=True):
             write_checkpoint(place, run["id"], step, worth, 6.0 * share)
-        # The log-ratio of own answers at the end, beside the KL of 6 nats.
+        # The log-ratio of the policy's answers at the end, with the KL of 6 nats.
         frame, meaning = scores.read(place, "kl")
         further = scores.score_rows(prompt_ids(World()), "kl_k1", 6 + seeded(run["id"]).normal(0, 1, 512))
         frame = pd.concat([frame, further], ignore_index=True)
@@ -84,12 +84,12 @@ def test_every_cell_stands_there_at_each_step_and_at_its_end(findings):
     assert held["distance_low"] < 1.8 < held["distance_high"]
 
 
-def test_only_the_variant_that_was_better_on_its_way_is_said_to_have_been(findings):
+def test_only_the_variant_that_was_better_within_its_training_is_reported(findings):
     better, gap = section(findings).sentences
     assert "Of 2 cells, 1 had a better win-rate before the end" in better
     assert "ipo at β 0.1 after 21 of 64 steps" in better
     assert "dpo" not in better
-    assert "own reward rose while the judge's fell: ipo at β 0.1 after 21 of 64 steps" in gap
+    assert "implicit reward rose while the judge's fell: ipo at β 0.1 after 21 of 64 steps" in gap
     assert "dpo" not in gap
 
 
@@ -100,11 +100,11 @@ def test_the_end_is_compared_with_the_checkpoint_training_by_training(findings):
     assert best is not None
     point = best.point
     assert [p.step for p in (point, *best.of)] == [21] * 4
-    gain, own = within.gained(findings, cell, best.of, "win_rate"), findings.estimate(cell.ids, "win_rate")
+    gain, end = within.gained(findings, cell, best.of, "win_rate"), findings.estimate(cell.ids, "win_rate")
     now = findings.results.table("win_rate", cell.ids, None, "test")
     then = point.findings.results.table("win_rate", list(point.ids), None, "test")
     assert gain.value == pytest.approx(float(now.to_numpy().mean() - then[now.columns].to_numpy().mean()))
-    assert (gain.seeds, gain.n_prompts) == (3, own.n_prompts)
+    assert (gain.seeds, gain.n_prompts) == (3, end.n_prompts)
     # Every training moved by as much: end and checkpoint both go up, their difference and its error stay.
     moved = findings.results.scores.copy()
     places = {run: 0.1 * place for place, run in enumerate(cell.ids)}
@@ -117,7 +117,7 @@ def test_the_end_is_compared_with_the_checkpoint_training_by_training(findings):
     same = whole.chosen["ipo"]
     again = within.gained(whole, same, within.best_earlier(whole, same).of, "win_rate")
     assert again.se == pytest.approx(gain.se)
-    assert whole.estimate(cell.ids, "win_rate").se > 2 * own.se
+    assert whole.estimate(cell.ids, "win_rate").se > 2 * end.se
 
 
 def test_a_training_is_read_at_the_checkpoint_that_the_others_pick(findings):
@@ -187,7 +187,7 @@ def test_the_section_is_on_the_page_and_nowhere_without_checkpoints(passed, equa
     assert section(read(load(equal))) is None
 
 
-def test_checkpoints_that_are_no_longer_asked_for_are_not_reported(passed):
+def test_checkpoints_that_are_no_longer_requested_are_not_reported(passed):
     record = json.loads((passed / "experiment.json").read_text())
     write_json(passed / "experiment.json", record | {"evaluation": {"checkpoints": 0}})
     try:

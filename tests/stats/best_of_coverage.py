@@ -41,7 +41,7 @@ def table(repetitions):
 
 
 if __name__ == "__main__":
-    for prompts, levels, found in table(int(sys.argv[1]) if len(sys.argv) > 1 else 2000):
+    for prompts, levels, shares in table(int(sys.argv[1]) if len(sys.argv) > 1 else 2000):
         sys.stdout.write(
-            f"{prompts:4d} prompts, {levels:4d} levels: " + ", ".join(f"{one:.3f}" for one in found) + "\n"
+            f"{prompts:4d} prompts, {levels:4d} levels: " + ", ".join(f"{one:.3f}" for one in shares) + "\n"
         )

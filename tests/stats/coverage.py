@@ -21,43 +21,43 @@ SHARES = {False: (0.5, 0.8, 0.95), True: (0.5, 0.9)}
 
 def normal(repetitions):
     """Per number of seeds: every rate over all prompts, seed and method spreads."""
-    found = defaultdict(list)
+    rates_of = defaultdict(list)
     for seeds, prompts, method in product(SEEDS, PROMPTS, METHOD_SD):
         for seed_sd in SEED_SD if seeds > 1 else (0.0,):
             design = Design(seeds, prompts, seed_sd, method)
             rates = error_rates(design, variants=max(VARIANTS), repetitions=repetitions)
             for variants in VARIANTS:
-                found[seeds, "family-wise", f"{variants} tested"].append((rates.familywise[variants], design))
-            found[seeds, "mean", "coverage"].append((rates.mean_coverage, design))
-            found[seeds, "mean", "half width"].append((rates.mean_width, design))
-            found[seeds, "difference", "coverage"].append((rates.difference_coverage, design))
-            found[seeds, "difference", "half width"].append((rates.difference_width, design))
-            found[seeds, "difference", "type I"].append((rates.rejected, design))
-            found[seeds, "equivalence at the margin", "type I"].append((rates.equivalent, design))
-    return found
+                rates_of[seeds, "family-wise", f"{variants} tested"].append((rates.familywise[variants], design))
+            rates_of[seeds, "mean", "coverage"].append((rates.mean_coverage, design))
+            rates_of[seeds, "mean", "half width"].append((rates.mean_width, design))
+            rates_of[seeds, "difference", "coverage"].append((rates.difference_coverage, design))
+            rates_of[seeds, "difference", "half width"].append((rates.difference_width, design))
+            rates_of[seeds, "difference", "type I"].append((rates.rejected, design))
+            rates_of[seeds, "equivalence at the margin", "type I"].append((rates.equivalent, design))
+    return rates_of
 
 
 def verdicts(repetitions, soft):
     """Per number of seeds and share: coverage and width of shares and of their differences."""
-    found = defaultdict(list)
+    rates_of = defaultdict(list)
     for seeds, prompts, share in product(SEEDS, (64, 500), SHARES[soft]):
         for seed_sd in (0.0, 0.02, 0.05) if seeds > 1 else (0.0,):
             design = Verdicts(share, seeds, prompts, seed_sd, soft=soft)
             rates = verdict_errors(design, repetitions=repetitions, seed=prompts)
             kind = f"{'soft' if soft else '0, 1/2, 1'}, share {share}"
-            found[seeds, f"share ({kind})", "coverage"].append((rates.share_coverage, design))
-            found[seeds, f"share ({kind})", "half width"].append((rates.share_width, design))
-            found[seeds, f"difference ({kind})", "coverage"].append((rates.difference_coverage, design))
-            found[seeds, f"difference ({kind})", "half width"].append((rates.difference_width, design))
-            found[seeds, f"difference ({kind})", "type I"].append((rates.rejected, design))
-    return found
+            rates_of[seeds, f"share ({kind})", "coverage"].append((rates.share_coverage, design))
+            rates_of[seeds, f"share ({kind})", "half width"].append((rates.share_width, design))
+            rates_of[seeds, f"difference ({kind})", "coverage"].append((rates.difference_coverage, design))
+            rates_of[seeds, f"difference ({kind})", "half width"].append((rates.difference_width, design))
+            rates_of[seeds, f"difference ({kind})", "type I"].append((rates.rejected, design))
+    return rates_of
 
 
-def table(found):
+def table(rates_of):
     """Markdown: least, mean and largest of each rate, and where the extremes are."""
     lines = ["| seeds | what | rate | designs | least | mean | largest | least at | largest at |"]
     lines.append("|---:|---|---|---:|---:|---:|---:|---|---|")
-    for (seeds, what, rate), cells in found.items():
+    for (seeds, what, rate), cells in rates_of.items():
         low, high = (chosen(cells, key=lambda cell: cell[0]) for chosen in (min, max))
         factor, unit = (1, "") if rate == "half width" else (100, " %")
         mean = sum(value for value, _ in cells) / len(cells)
@@ -76,15 +76,15 @@ def where(design):
 
 def uneven(repetitions):
     """What two or three seeds do where the control's trainings spread more or less than the variants'."""
-    found = defaultdict(list)
+    rates_of = defaultdict(list)
     for seeds, steadiness in product((2, 3, 5), (0.0, 0.5, 2.0)):
         for prompts, seed_sd in product((200, 2000), (0.02, 0.05)):
             design = Design(seeds, prompts, seed_sd, 0.2, steadiness=steadiness)
             rates = error_rates(design, variants=1, repetitions=repetitions)
-            found[seeds, f"difference, the control's seeds spread {steadiness:g} times", "type I"].append(
+            rates_of[seeds, f"difference, the control's seeds spread {steadiness:g} times", "type I"].append(
                 (rates.rejected, design)
             )
-    return found
+    return rates_of
 
 
 def ratios(repetitions):

@@ -43,19 +43,19 @@ def frontier_worlds(
             value = (rng.random((seeds, 2 * prompts)) < np.clip(chance, 0, 1)).astype(float)
             moved = far[i] * np.exp(log_sd * farther - log_sd**2 / 2)
             nats = moved * rng.gamma(2, 0.5, 2 * prompts) * rng.gamma(4, 0.25, (seeds, 2 * prompts))
-            variant, test, seen = "ab"[i // 4], slice(prompts, None), slice(prompts)
-            sides = value[:, test], nats[:, test], value[:, seen].mean(1), nats[:, seen].mean(1)
+            variant, test, selection = "ab"[i // 4], slice(prompts, None), slice(prompts)
+            sides = value[:, test], nats[:, test], value[:, selection].mean(1), nats[:, selection].mean(1)
             cells.append(tradeoff.Cell(variant, *sides, variant if together else ""))
         result = tradeoff.tradeoff(cells, base, "a", resamples=300, seed=repetition)
 
         def true(variant: str, read: Callable[[tradeoff._Path], np.ndarray], cells=cells) -> float:
-            own = [i for i, cell in enumerate(cells) if cell.variant == variant]
+            members = [i for i, cell in enumerate(cells) if cell.variant == variant]
             total = []
             for fold in range(seeds):
                 others = [s for s in range(seeds) if s != fold] or [0]
-                away = [cells[i].selection_distance[others].mean() for i in own]
-                picked = tradeoff.frontier_of(away, [cells[i].selection_value[others].mean() for i in own], 0.5)
-                places = [own[j] for j in picked]
+                away = [cells[i].selection_distance[others].mean() for i in members]
+                picked = tradeoff.frontier_of(away, [cells[i].selection_value[others].mean() for i in members], 0.5)
+                places = [members[j] for j in picked]
                 path = tradeoff._Path(true_value[places], true_far[places], start, [away[j] for j in picked])
                 total.append(read(path).mean())
             return float(np.mean(total))
@@ -81,13 +81,13 @@ def ellipse_worlds(rng: np.random.Generator, repetitions: int, seeds: int, promp
     """One cell; trainings that went farther win more often."""
     log_sd = 5 * seed_sd
     for repetition in range(repetitions):
-        luck, own = rng.normal(size=(2, seeds, 1))
-        chance = np.clip(0.65 + rng.normal(0, 0.15, prompts) + seed_sd * luck, 0, 1)
-        moved = 5 * np.exp(log_sd * (0.6 * luck + 0.8 * own) - log_sd**2 / 2)
+        common, separate = rng.normal(size=(2, seeds, 1))
+        chance = np.clip(0.65 + rng.normal(0, 0.15, prompts) + seed_sd * common, 0, 1)
+        moved = 5 * np.exp(log_sd * (0.6 * common + 0.8 * separate) - log_sd**2 / 2)
         value = (rng.random((seeds, prompts)) < chance).astype(float)
         nats = moved * rng.gamma(2, 0.5, prompts) * rng.gamma(4, 0.25, (seeds, prompts))
-        ((seen, away),) = resample.draws([np.stack([value, nats])], 1000, repetition)
-        around = resample.ellipse(float(np.log(nats.mean())), value.mean(), np.log(np.maximum(away, 1e-3)), seen)
+        ((selection, away),) = resample.draws([np.stack([value, nats])], 1000, repetition)
+        around = resample.ellipse(float(np.log(nats.mean())), value.mean(), np.log(np.maximum(away, 1e-3)), selection)
         # A distance from its centre below 1 is within.
         yield "ellipse", 0.0, 1.0, float(around.distance(np.log(5), 0.65))
 
@@ -130,10 +130,12 @@ def length_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompt
     for repetition in range(repetitions):
         base, common, wins, differences = rng.lognormal(3.4, 0.4, prompts).round(), rng.normal(0, 0.8, prompts), [], []
         for _ in range(4):
-            own = (base * np.exp(rng.normal(0.1, 0.35, (seeds, prompts)))).round()
+            lengths = (base * np.exp(rng.normal(0.1, 0.35, (seeds, prompts)))).round()
             logit = 0.4 + common + rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.4, prompts)
-            wins.append((rng.random((seeds, prompts)) < expit(logit + np.tanh((own - base) / spread))).astype(float))
-            differences.append(own - base)
+            wins.append(
+                (rng.random((seeds, prompts)) < expit(logit + np.tanh((lengths - base) / spread))).astype(float)
+            )
+            differences.append(lengths - base)
         hard = length.difficulty(wins, differences)[0]
         estimate = length.length_controlled(wins[0], differences[0], hard, resamples=200, seed=repetition)
         yield "length-controlled", estimate.low, estimate.high, truth[0]
@@ -163,9 +165,9 @@ def trial_worlds(rng: np.random.Generator, repetitions: int, seeds: int, prompts
         shared = rng.normal(0, 0.15, 2 * prompts)
         chance = means[:, None, None] + shared + rng.normal(0, seed_sd, (4, seeds, 1))
         wins = (rng.random((4, seeds, 2 * prompts)) < chance).astype(float)
-        seen = wins[:, :, :prompts].mean((1, 2))
-        (estimate,) = tradeoff.best_trials(list(wins[:, :, prompts:]), seen, [2])
-        yield "best of two trials", estimate.low, estimate.high, float(tradeoff.best_weights(seen, 2) @ means)
+        selection = wins[:, :, :prompts].mean((1, 2))
+        (estimate,) = tradeoff.best_trials(list(wins[:, :, prompts:]), selection, [2])
+        yield "best of two trials", estimate.low, estimate.high, float(tradeoff.best_weights(selection, 2) @ means)
 
 
 def agreement_worlds(rng: np.random.Generator, repetitions: int, prompts: int, pairs: int, skill: float) -> Found:
@@ -188,12 +190,12 @@ def agreement_worlds(rng: np.random.Generator, repetitions: int, prompts: int, p
     )
     for _ in range(repetitions):
         verdict, label, long, sentence, unit = judged(prompts)
-        found = (
+        estimates = (
             agree.agreement(verdict, label, unit),
             agree.kappa(verdict, label, unit),
             agree.correlation(long, sentence, unit),
         )
-        for name, estimate, true in zip(("agreement", "kappa", "correlation"), found, truth, strict=True):
+        for name, estimate, true in zip(("agreement", "kappa", "correlation"), estimates, truth, strict=True):
             yield name, estimate.low, estimate.high, true
 
 

@@ -17,8 +17,8 @@ def stated(rng: Rng, seeds: int, prompts: int, scale: float, boldness: float) ->
     """Stated probability of the outcome that happened: logits of the truth, stretched, each seed seeing them with its own noise."""
     logit = rng.normal(0, scale, prompts)
     label = rng.random(prompts) < special.expit(logit)
-    seen = boldness * (logit + rng.normal(0, 0.2 * scale * (seeds > 1), (seeds, prompts)))
-    return np.where(label, special.expit(seen), special.expit(-seen))
+    logits = boldness * (logit + rng.normal(0, 0.2 * scale * (seeds > 1), (seeds, prompts)))
+    return np.where(label, special.expit(logits), special.expit(-logits))
 
 
 @cache
@@ -39,8 +39,8 @@ def brier(rng: Rng, seeds: int, prompts: int, boldness: float, truth: float) -> 
 
 def correlation(rng: Rng, seeds: int, prompts: int, rho: float, heavy: bool) -> bool:
     """Seeds share the prompts' difficulty; with heavy tails both measurements are scaled by one chi-squared variable."""
-    shared, own = (rng.normal(size=(n, prompts, 2)) for n in (1, seeds))
-    z = np.sqrt(0.5) * shared + np.sqrt(0.5) * own
+    shared, each = (rng.normal(size=(n, prompts, 2)) for n in (1, seeds))
+    z = np.sqrt(0.5) * shared + np.sqrt(0.5) * each
     x, y = z[..., 0], rho * z[..., 0] + np.sqrt(1 - rho**2) * z[..., 1]
     scale = np.sqrt(8 / rng.chisquare(8, prompts)) if heavy else 1.0
     estimate = crossed_correlation(x * scale, y * scale)

@@ -99,20 +99,20 @@ class Experiments:
 
 def experiments(design: Design, variants: int, repetitions: int, rng: np.random.Generator) -> Experiments:
     """Draw experiments of one design, as the mean squares of normal scores."""
-    d, arms = design, variants + 1
-    own = d.method_sd**2 / 2 + d.residual_sd**2 / d.seeds
-    covariance = np.full((arms, arms), d.prompt_sd**2) + np.eye(arms) * own
+    d, count = design, variants + 1
+    alone = d.method_sd**2 / 2 + d.residual_sd**2 / d.seeds
+    covariance = np.full((count, count), d.prompt_sd**2) + np.eye(count) * alone
     within = stats.wishart(d.prompts - 1, covariance / (d.prompts - 1)).rvs(repetitions, random_state=rng)
-    within = np.asarray(within).reshape(repetitions, arms, arms)
-    means = rng.multivariate_normal(np.zeros(arms), covariance / d.prompts, repetitions)
+    within = np.asarray(within).reshape(repetitions, count, count)
+    means = rng.multivariate_normal(np.zeros(count), covariance / d.prompts, repetitions)
     means = means + np.append(0.0, np.full(variants, d.effect))
-    rest = np.full(arms, d.residual_sd**2 / (d.seeds * d.prompts))
-    between, residual = np.zeros((2, repetitions, arms))
+    rest = np.full(count, d.residual_sd**2 / (d.seeds * d.prompts))
+    between, residual = np.zeros((2, repetitions, count))
     if d.seeds > 1:
         sd = d.seed_sd * np.append(d.steadiness, np.ones(variants))
-        means += rng.normal(0, 1, (repetitions, arms)) * sd / np.sqrt(d.seeds)
-        between = (sd**2 / d.seeds + rest) * _mean_square(rng, d.seeds - 1, (repetitions, arms))
-        residual = rest * _mean_square(rng, (d.seeds - 1) * (d.prompts - 1), (repetitions, arms))
+        means += rng.normal(0, 1, (repetitions, count)) * sd / np.sqrt(d.seeds)
+        between = (sd**2 / d.seeds + rest) * _mean_square(rng, d.seeds - 1, (repetitions, count))
+        residual = rest * _mean_square(rng, (d.seeds - 1) * (d.prompts - 1), (repetitions, count))
     return Experiments(means, within, between, residual, d)
 
 
@@ -162,23 +162,23 @@ def error_rates(
     half = _half(spread, alpha)
     true = _error(design, alone=True)
     held, width = np.mean(np.abs(value) <= half), np.mean(half) / true
-    found = [drawn.difference(variant) for variant in range(1, variants + 1)]
-    halves = [_half(spread, alpha) for _, spread in found]
-    off = [np.abs(value - design.effect) for value, _ in found]
+    differences = [drawn.difference(variant) for variant in range(1, variants + 1)]
+    halves = [_half(spread, alpha) for _, spread in differences]
+    off = [np.abs(value - design.effect) for value, _ in differences]
     # A test rejects where its interval ends before zero; Holm claims anything at all where one does at alpha over their number.
     families = {}
     for count in range(1, variants + 1):
-        first = [np.abs(value) > _half(spread, alpha / count) for value, spread in found[:count]]
+        first = [np.abs(value) > _half(spread, alpha / count) for value, spread in differences[:count]]
         families[count] = float(np.mean(np.any(first, axis=0)))
     # Were the margin the true difference, equivalence is claimed where the estimate falls this far short of it; a margin so wide
     # that its other end plays no part is the case in which the claim is easiest.
-    short = [value - design.effect < -_half(spread, 2 * alpha) for value, spread in found]
+    short = [value - design.effect < -_half(spread, 2 * alpha) for value, spread in differences]
     return Errors(
         float(held),
         float(width),
         float(np.mean([o <= half for o, half in zip(off, halves, strict=True)])),
         float(np.mean(halves) / _error(design)),
-        float(np.mean([np.abs(value) > half for (value, _), half in zip(found, halves, strict=True)])),
+        float(np.mean([np.abs(value) > half for (value, _), half in zip(differences, halves, strict=True)])),
         families,
         float(np.mean(short)),
     )
@@ -192,10 +192,10 @@ def _error(d: Design, alone: bool = False) -> float:
     """True standard error of a mean or of a difference."""
     seed = d.seed_sd**2 / d.seeds if d.seeds > 1 else 0.0
     rest = d.residual_sd**2 / (d.seeds * d.prompts)
-    own = d.method_sd**2 / 2 / d.prompts + rest
+    alone = d.method_sd**2 / 2 / d.prompts + rest
     if alone:
-        return float(np.sqrt(d.prompt_sd**2 / d.prompts + own + seed * d.steadiness**2))
-    return float(np.sqrt(2 * own + seed * (1 + d.steadiness**2)))
+        return float(np.sqrt(d.prompt_sd**2 / d.prompts + alone + seed * d.steadiness**2))
+    return float(np.sqrt(2 * alone + seed * (1 + d.steadiness**2)))
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Verdicts:
         """Scores [S, N]; `shared` are standard normal, one per prompt."""
         count = (self.seeds, self.prompts)
         level = np.full((self.seeds, 1), share)
-        # With one seed the checkpoint itself is the object: its own share is the truth.
+        # With one seed the checkpoint itself is the object: its share is the truth.
         if self.seeds > 1 and self.seed_sd:
             size = share * (1 - share) / self.seed_sd**2 - 1
             level = rng.beta(share * size, (1 - share) * size, (self.seeds, 1))

@@ -27,7 +27,7 @@ def test_kappa_of_three_categories_and_its_error_are_those_of_statsmodels():
     assert estimate.se == pytest.approx(expected.std_kappa * np.sqrt(400 / 399), rel=1e-9)
 
 
-def test_agreement_of_pairs_of_their_own_is_wilsons_nearly():
+def test_agreement_of_independent_pairs_is_wilsons_nearly():
     estimate = agreement([1] * 160 + [0] * 40, [1] * 200)
     wilson = stats.binomtest(160, 200).proportion_ci(0.95, method="wilson")
     assert (estimate.low, estimate.high) == pytest.approx((wilson.low, wilson.high), abs=2e-3)

@@ -22,16 +22,16 @@ def test_equals_share_their_weight():
 
 def test_the_curve_is_the_mean_over_all_subsets():
     values = np.random.default_rng(0).normal(size=(5, 7))
-    for k, found in zip(range(1, 8), best_of(values, range(1, 8)), strict=True):
+    for k, estimate in zip(range(1, 8), best_of(values, range(1, 8)), strict=True):
         expected = np.mean([values[:, list(s)].max(1).mean() for s in combinations(range(7), k)])
-        assert found.value == pytest.approx(expected, abs=1e-12)
+        assert estimate.value == pytest.approx(expected, abs=1e-12)
 
 
 def test_picked_by_one_judge_and_read_by_another_nothing_is_gained_from_noise():
     rng = np.random.default_rng(0)
     values, noise = rng.normal(size=(2000, 8)), rng.normal(size=(2000, 8))
-    own, other = best_of(values, [8])[0], best_of(values, [8], by=noise)[0]
-    assert own.value > 1.3
+    itself, other = best_of(values, [8])[0], best_of(values, [8], by=noise)[0]
+    assert itself.value > 1.3
     assert other.low < 0 < other.high
 
 

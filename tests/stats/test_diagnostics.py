@@ -29,8 +29,8 @@ def test_the_plain_error_is_the_gap_in_each_bin_weighed_by_its_pairs():
 def test_chance_alone_is_taken_out_of_the_error():
     """Over many draws of calibrated pairs the plain error is far from zero, the other one much nearer."""
     rng = np.random.default_rng(0)
-    seen = [calibration_error(coverage.stated(rng, 1, 264, 1.0, 1.0), resamples=50) for _ in range(100)]
-    plain, value = (np.mean([getattr(one, name) for one in seen]) for name in ("plain", "value"))
+    errors = [calibration_error(coverage.stated(rng, 1, 264, 1.0, 1.0), resamples=50) for _ in range(100)]
+    plain, value = (np.mean([getattr(one, name) for one in errors]) for name in ("plain", "value"))
     assert plain > 0.05
     assert value < 0.7 * plain
 

@@ -66,11 +66,11 @@ def test_without_a_difference_all_share_one_letter():
     assert letters([], []) == {}
 
 
-def test_where_all_differ_each_has_its_own_letter_in_the_order_given():
+def test_where_all_differ_each_has_another_letter_in_the_order_given():
     assert letters(["x", "y", "z"], set(combinations("xyz", 2))) == {"x": "a", "y": "b", "z": "c"}
 
 
-def test_sixty_names_that_all_differ_are_told_apart_in_no_time():
+def test_sixty_names_that_all_differ_get_their_letters_in_no_time():
     # In the order a set happens to have, the columns in between would be more than a billion.
     names = [f"v{i}" for i in range(60)]
     signs = letters(names, set(combinations(names, 2)))

@@ -76,10 +76,10 @@ def test_cells_picked_on_other_prompts_do_not_flatter_whoever_has_many():
     # Eight equal cells at equal distances; the best of them on the test prompts themselves would look 0.03 better.
     rng, values = np.random.default_rng(0), []
     for _ in range(200):
-        test, seen = (rng.random((8, 200)) < 0.6, rng.random((8, 200)) < 0.6)
+        test, selection = (rng.random((8, 200)) < 0.6, rng.random((8, 200)) < 0.6)
         cells = [
             Cell("a", t[None].astype(float), np.full((1, 200), 1.0), np.array([s.mean()]), np.array([1.0]))
-            for t, s in zip(test, seen, strict=True)
+            for t, s in zip(test, selection, strict=True)
         ]
         values.append(tradeoff(cells, np.full(200, 0.5), resamples=2).frontiers["a"].at[1.0].value)
     assert np.mean(values) == pytest.approx(0.6, abs=3 * np.sqrt(0.24 / 200 / 200))

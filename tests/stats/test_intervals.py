@@ -16,18 +16,18 @@ HOLDERS = ("Estimate", "CalibrationError", "Ellipse", "Stratum", "Tournament", "
 
 def interval_makers():
     """Names of the functions of the statistics, used in the report, that return intervals."""
-    found = set()
+    names = set()
     for file in sorted((ROOT / "dpobench" / "report").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dpobench.stats"):
                 module = importlib.import_module(node.module)
                 functions = [getattr(module, name.name) for name in node.names]
-                found |= {
+                names |= {
                     f.__name__
                     for f in functions
                     if inspect.isfunction(f) and any(h in str(inspect.signature(f).return_annotation) for h in HOLDERS)
                 }
-    return sorted(found)
+    return sorted(names)
 
 
 def test_the_guide_names_what_shows_the_coverage_of_every_interval_of_the_report():

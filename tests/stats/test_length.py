@@ -101,12 +101,12 @@ def test_difficulty_leaves_to_length_what_is_lengths():
 
 
 def test_equal_length_reads_the_pairs_within_a_tenth():
-    own, base = np.tile([10.0, 11.0, 12.0, 9.0, 8.0], 10)[None], np.full(50, 10.0)
+    lengths, base = np.tile([10.0, 11.0, 12.0, 9.0, 8.0], 10)[None], np.full(50, 10.0)
     wins = np.tile([1.0, 0.0, 1.0, 0.5, 1.0], 10)[None]
-    stratum = equal_length(wins, own, base)
+    stratum = equal_length(wins, lengths, base)
     assert (stratum.pairs, stratum.win_rate.n_prompts) == (30, 30)
     assert stratum.win_rate.value == 0.5
-    assert equal_length(wins[:, :5], own[:, :5], base[:5]).win_rate is None
+    assert equal_length(wins[:, :5], lengths[:, :5], base[:5]).win_rate is None
 
 
 def test_fifths_hold_equal_differences_together():
@@ -132,8 +132,8 @@ def test_alpacaevals_win_rates_and_errors_are_met_exactly_and_its_length_control
     rows = pd.read_csv(folder / "alpacaeval2_scores.csv.gz")
     board = pd.read_csv(folder / "alpacaeval2_leaderboard.csv").set_index("model")
     assert len(board) == 29
-    for model, own in rows.groupby("model"):
-        estimate = crossed_mean([own["preference"].to_numpy()[None]])
+    for model, verdicts in rows.groupby("model"):
+        estimate = crossed_mean([verdicts["preference"].to_numpy()[None]])
         assert 100 * estimate.value == pytest.approx(board.loc[model, "win_rate"], abs=1e-9)
         assert 100 * estimate.se == pytest.approx(board.loc[model, "standard_error"], abs=1e-9)
     wide = rows.pivot(index="model", columns="prompt").dropna(axis=1).loc[board.index]

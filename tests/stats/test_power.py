@@ -13,14 +13,14 @@ from tests.stats.simulate import Design, experiments
 KNOWN = Components(prompts=0.09, method=0.02, seed=0.0004, residual=0.09)
 
 
-def drawn(seeds, prompts, arms, found, rng):
-    shared = rng.normal(0, found.prompts**0.5, prompts)
+def drawn(seeds, prompts, variants, variances, rng):
+    shared = rng.normal(0, variances.prompts**0.5, prompts)
     return [
         shared
-        + rng.normal(0, found.method**0.5, prompts)
-        + rng.normal(0, found.seed**0.5, (seeds, 1))
-        + rng.normal(0, found.residual**0.5, (seeds, prompts))
-        for _ in range(arms)
+        + rng.normal(0, variances.method**0.5, prompts)
+        + rng.normal(0, variances.seed**0.5, (seeds, 1))
+        + rng.normal(0, variances.residual**0.5, (seeds, prompts))
+        for _ in range(variants)
     ]
 
 
@@ -40,9 +40,9 @@ def test_components_by_hand():
 
 def test_components_are_right_on_average():
     rng = np.random.default_rng(0)
-    found = [components(drawn(3, 150, 4, KNOWN, rng)) for _ in range(200)]
+    variances = [components(drawn(3, 150, 4, KNOWN, rng)) for _ in range(200)]
     for name in ("prompts", "method", "seed", "residual"):
-        values = [getattr(one, name) for one in found]
+        values = [getattr(one, name) for one in variances]
         # Cutting at zero moves the smallest up a little.
         assert np.mean(values) == pytest.approx(getattr(KNOWN, name), rel=0.08), name
 
@@ -128,7 +128,7 @@ def test_more_seeds_and_prompts_see_smaller_differences():
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("question", "message"),
     [
         ({"seeds": 0}, "--seeds 0: at least 1"),
         ({"prompts": 1}, "--prompts 1: at least 2"),
@@ -138,9 +138,9 @@ def test_more_seeds_and_prompts_see_smaller_differences():
         ({"effect": 3.0}, "3 points of win-rate are 0.03"),
     ],
 )
-def test_an_impossible_question_is_refused(asked, said):
-    with pytest.raises(UserError, match=said.replace("(", r"\(")):
-        lines(**asked)
+def test_an_impossible_question_is_refused(question, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        lines(**question)
 
 
 def test_a_folder_without_an_experiment_is_refused(tmp_path):

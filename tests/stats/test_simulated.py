@@ -56,7 +56,7 @@ def test_a_family_claims_anything_falsely_in_one_of_twenty_experiments_at_most(d
     assert rates.familywise[variants] <= 0.055 + sampling_error(0.055, REPETITIONS)
 
 
-def test_true_differences_beside_it_do_not_make_a_false_claim_likelier():
+def test_further_true_differences_do_not_make_a_false_claim_likelier():
     assert familywise_under_partial_truth(Design(3, 200, 0.02, 0.2), 2, 2) <= 0.055 + sampling_error(0.055, 2000)
 
 

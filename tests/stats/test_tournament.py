@@ -30,7 +30,7 @@ def test_strengths_of_two_players_are_the_log_odds():
     assert fitted.misfit is None
 
 
-def test_strengths_that_explain_all_pairs_are_found_again():
+def test_strengths_that_explain_all_pairs_are_recovered():
     true = {"a": 0.0, "b": 0.7, "c": -0.4}
     chance = {(x, y): 1 / (1 + np.exp(true[y] - true[x])) for x, y in (("a", "b"), ("a", "c"), ("b", "c"))}
     fitted = tournament(list(true), pairs_of(chance))
@@ -59,10 +59,10 @@ def test_errors_are_those_of_statsmodels_clustered_by_prompt():
 
 def test_seeds_that_differ_widen_the_interval_and_copies_of_a_seed_do_not():
     rng = np.random.default_rng(0)
-    base, own = rng.normal(0, 1, (1, 400, 1)), rng.normal(0, 1, (1, 400, 1))
-    single = tournament(["a", "b"], round_robin({"a": base, "b": own})).strength["b"]
-    copies = tournament(["a", "b"], round_robin({"a": base, "b": np.repeat(own, 3, axis=0)})).strength["b"]
-    moved = np.repeat(own, 3, axis=0) + np.array([-0.5, 0.0, 0.5]).reshape(3, 1, 1)
+    base, other = rng.normal(0, 1, (1, 400, 1)), rng.normal(0, 1, (1, 400, 1))
+    single = tournament(["a", "b"], round_robin({"a": base, "b": other})).strength["b"]
+    copies = tournament(["a", "b"], round_robin({"a": base, "b": np.repeat(other, 3, axis=0)})).strength["b"]
+    moved = np.repeat(other, 3, axis=0) + np.array([-0.5, 0.0, 0.5]).reshape(3, 1, 1)
     apart = tournament(["a", "b"], round_robin({"a": base, "b": moved})).strength["b"]
     assert copies.se == pytest.approx(single.se, rel=1e-9)
     assert apart.se > 3 * single.se
@@ -91,14 +91,14 @@ def test_seeds_of_the_others_add_no_degrees_of_freedom():
     assert 2 <= fitted.strength["b"].spread.seeds_df <= 4
 
 
-def test_a_player_trained_once_is_a_checkpoint_beside_others_with_seeds():
+def test_a_player_trained_once_is_a_checkpoint_even_if_others_have_seeds():
     rng = np.random.default_rng(0)
     rewards = {n: rng.normal(0, 1, (s, 100, 1)) for n, s in (("a", 3), ("b", 1), ("c", 2))}
     strength = tournament(list(rewards), round_robin(rewards)).strength
     assert [strength[n].seeds for n in "abc"] == [3, 1, 2]
 
 
-def test_one_who_always_wins_has_a_finite_strength_and_is_said_to():
+def test_a_player_that_always_wins_has_a_finite_strength_and_is_reported():
     fitted = tournament(["a", "b", "c"], pairs_of({("a", "b"): 0.5, ("a", "c"): 0.0, ("b", "c"): 0.0}))
     assert fitted.separated
     # Half a tied prompt among a hundred: c wins 100.25 of 100.5 against two players equal to one another.
@@ -106,7 +106,7 @@ def test_one_who_always_wins_has_a_finite_strength_and_is_said_to():
     assert not tournament(["a", "b"], pairs_of({("a", "b"): 0.01})).separated
 
 
-def test_a_ring_is_seen_and_speaks_against_strengths():
+def test_a_ring_is_detected_and_is_evidence_against_strengths():
     rng = np.random.default_rng(0)
     pairs = {
         p: (rng.random((1, 1, 300)) < c).astype(float)
@@ -132,7 +132,7 @@ def test_intervals_of_the_tournament_cover_and_its_fit_is_rarely_doubted(cell):
         assert 0.88 <= share <= 0.995, measure
 
 
-def test_players_who_never_met_are_told_apart_through_those_whom_both_met():
+def test_players_that_never_met_are_compared_through_those_that_both_met():
     logit = {"a": 0.0, "b": 1.0, "c": -0.5, "d": 0.7}
     chance = lambda x, y: 1 / (1 + np.exp(logit[y] - logit[x]))  # noqa: E731
     met = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]

@@ -1,7 +1,7 @@
 """Controls: a comparison that must show no difference, and one that must show a difference."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,12 @@ def section(f: Findings) -> Section | None:
         "may lie further left), and every variant at its selected β. Bars are 95 % intervals; the dotted line is k / (k + 1), "
         "which the best of k reaches where no two answers tie."
     )
-    alarms = [_alarm(same)] if same is not None and _p(same) < ALARM else []
+    alarms = []
+    if same is not None and same.p_of(0.5) < ALARM:
+        alarms.append(
+            f"The negative control fails: the reference wins {interval(same.value, same.low, same.high, 3)} against a second draw of "
+            "itself, where the true value is 0.5. The judge, the sampling or the split is wrong, and no win-rate here can be trusted."
+        )
     figures = {"best_of": (caption, figure)} if figure is not None else {}
     title = "Controls: a difference that must be shown, and one that must not"
     return Section("controls", title, [table], _sentences(same, best), figures, _untrained(f, best), alarms)
@@ -120,18 +125,6 @@ def _untrained(f: Findings, best: list[BestOf]) -> list[str]:
                 f"The baseline {name} does better than every variant, each interval of the difference clear of zero."
             )
     return sentences
-
-
-def _p(same: Estimate) -> float:
-    """Of an A/A control at one half."""
-    return replace(same, value=same.value - 0.5).p
-
-
-def _alarm(same: Estimate) -> str:
-    return (
-        f"The negative control fails: the reference wins {interval(same.value, same.low, same.high, 3)} against a second draw of itself, "
-        "where the true value is 0.5. The judge, the sampling or the split is wrong, and no win-rate here can be trusted."
-    )
 
 
 def _sentences(same: Estimate | None, best: list[BestOf]) -> list[str]:

@@ -26,7 +26,7 @@ def section(f: Findings) -> Section | None:
     if not any(len(table.frame) for table in tables) and figure is None:
         return None
     caption = (
-        "Held-out test pairs of the selected cells by what became of the log-probability of both answers, compared with the reference. "
+        "Held-out test pairs of the selected cells by the change of the log-probability of both answers from the reference. "
         "Where both fall, the probability went to texts that nobody labelled."
     )
     return Section(

@@ -247,7 +247,7 @@ def _verdicts(f: Findings) -> Table:
     ]
     note = (
         "On test prompts, selected cells. A missing verdict counts in no win-rate; the two bounds count all of them as lost and as "
-        "won, the win-rate lies in between; bold where more than 2 % are missing. A tie is half a win; ties are the "
+        "won, the true win-rate lies in between; bold where more than 2 % are missing. A tie is half a win; ties are the "
         "comparisons that the judge tied in both orders, or whose answers are identical."
     )
     frame = pd.DataFrame(rows, dtype=object)

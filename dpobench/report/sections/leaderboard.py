@@ -207,7 +207,7 @@ def grid(f: Findings) -> Table:
         logs = [run.log for run in c.done if len(run.log)]
         row["final_loss"] = float(np.mean([_tail(log, "loss") for log in logs])) if logs else None
         row["gradient_norm"] = float(np.mean([_tail(log, "gradient_norm") for log in logs])) if logs else None
-        row["status"] = _status(c)
+        row["status"] = "done" if len(c.done) == len(c.runs) else c.reasons
         row |= {"reason": c.reasons, "selected": c.key in selected, "run_ids": " ".join(run.id for run in c.runs)}
         rows.append(row)
     frame = pd.DataFrame(rows, dtype=object)
@@ -261,10 +261,6 @@ def _grid_note(f: Findings) -> str:
         size
         + "Intervals are not adjusted for the number of cells; final loss is the mean over the last tenth of the steps."
     )
-
-
-def _status(c: Configuration) -> str:
-    return "done" if len(c.done) == len(c.runs) else c.reasons
 
 
 def _tail(log: pd.DataFrame, column: str) -> float:

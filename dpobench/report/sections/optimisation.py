@@ -28,7 +28,7 @@ def section(f: Findings) -> Section | None:
     sentences = []
     if gaps:
         sentences.append(
-            f"The policy's own reward rises while the judge's falls, compared with the selected cell: {listed(gaps)}. This is "
+            f"The policy's implicit reward rises while the judge's falls, compared with the selected cell: {listed(gaps)}. This is "
             "over-optimisation: the quantity that the loss measures improves, the judge's reward does not."
         )
     return Section("policy-answers", "The policy's answers: implicit reward and form", tables, sentences)

@@ -65,7 +65,8 @@ def frontier(f: Findings) -> Figure | None:
         axis.annotate(
             plain(f.label(c)),
             (x.value, y.value),
-            _offset(f, c.variant),
+            # Labels of different variants stand on different sides of their points, so that near points keep both.
+            ((7, 6), (7, -13), (-22, 6), (-22, -13))[f.foremost.index(c.variant) % 4],
             textcoords="offset points",
             fontsize=8,
             color=style["color"],
@@ -84,11 +85,6 @@ def frontier(f: Findings) -> Figure | None:
     axis.set_ylabel(plain(f.results.label(f.ranking)))
     legend(figure, axis)
     return figure
-
-
-def _offset(f: Findings, variant: str) -> tuple[int, int]:
-    """Labels of different variants stand on different sides of their points, so that near points keep both."""
-    return ((7, 6), (7, -13), (-22, 6), (-22, -13))[f.foremost.index(variant) % 4]
 
 
 def _pareto_steps(f: Findings, axis: Axes, points: list[tuple[float, float]]) -> None:

@@ -40,8 +40,9 @@ def differences(f: Findings) -> dict[tuple[str, str], Estimate]:
     """All pairs, the better first, on the prompts that all of them have."""
     scores = selected_scores(f)
     return {
-        (a, b): _bounded(f, crossed_difference([scores[a]], [scores[b]]))
+        (a, b): share_difference(d) if _share(f) else d
         for a, b in combinations(scores, 2)
+        for d in [crossed_difference([scores[a]], [scores[b]])]
     }  # fmt: skip
 
 
@@ -129,8 +130,8 @@ def variances(f: Findings, measurement: Measured) -> Table:
         Column("Seeds", "seeds", 0),
     ]
     note = (
-        f"Of {_label(f)} at the selected strengths, by the method of moments; a part that came out below zero is shown as zero. "
-        "With few seeds the seeds' part is itself little known: these numbers are for planning, and no test uses them."
+        f"Of {_label(f)} at the selected cells, by the method of moments; a part that came out below zero is shown as zero. "
+        "With few seeds the part of the seeds is itself uncertain: these numbers are for planning, and no test uses them."
     )
     return Table("variances", "Where the error comes from", pd.DataFrame(rows, dtype=object), columns, note)
 
@@ -210,10 +211,6 @@ def margin(f: Findings) -> float:
 
 def _share(f: Findings) -> bool:
     return f.ranking is not None and f.results.metrics[f.ranking].unit == "share"
-
-
-def _bounded(f: Findings, estimate: Estimate) -> Estimate:
-    return share_difference(estimate) if _share(f) else estimate
 
 
 def _label(f: Findings) -> str:

@@ -138,7 +138,7 @@ def spread(f: Findings) -> Table:
     columns, size = counted(rows, [*columns, Column("Seeds", "seeds", 0)], {"seeds": "seeds"})
     note = size + (
         "Standard deviation between the seeds' means over test prompts; answers are drawn anew for each seed, and their chance is in it. "
-        "Interval from chi-squared, seeds taken as normal: few seeds say little about their own spread, and that is why a difference "
-        "between methods needs several."
+        "Interval from chi-squared, seeds taken as normal: few seeds determine their spread poorly, which is why a difference between "
+        "methods needs several."
     )
     return Table("seed_spread", "Spread between seeds", pd.DataFrame(rows, dtype=object), columns, note)

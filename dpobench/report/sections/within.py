@@ -94,6 +94,7 @@ def gained(f: Findings, cell: Configuration, then: Sequence[Point], metric: str 
 
 
 def _sentences(f: Findings, cells: Sequence[Configuration]) -> list[str]:
+    """Cells that were better before their end, and those whose implicit reward rose while the judge's fell."""
     sign, count, better, gaps = -1.0 if f.direction == "lower" else 1.0, 0, [], []
     for cell in cells:
         best = best_earlier(f, cell)
@@ -106,30 +107,27 @@ def _sentences(f: Findings, cells: Sequence[Configuration]) -> list[str]:
         farther, paid = gained(f, cell, best.of, LOG_RATIO), gained(f, cell, best.of, REWARD)
         if farther is not None and paid is not None and farther.low > 0 and paid.high < 0:
             gaps.append(name)
-    return [*_better(f, count, better), *_gaps(gaps)] if count else []
-
-
-def _better(f: Findings, count: int, better: Sequence[str]) -> list[str]:
-    metric = f.results.label(f.ranking or "")
-    alone = all(len(c.done) == 1 for c in f.configurations if c.done)
-    whose = "With one seed this holds for these trainings, not for the methods. " if alone else ""
-    if not better:
-        return [f"No cell of {count} is shown to have had a better {metric} before its end than at it. {whose}".strip()]
-    return [
-        f"Of {count} cells, {len(better)} had a better {metric} before the end than at it: {listed(better, 6)}. Checkpoints are picked on "
-        "the selection prompts, for each training by the others, and read on the test prompts; intervals are not adjusted for the "
-        f"number of cells. {whose}".strip()
-    ]
-
-
-def _gaps(gaps: Sequence[str]) -> list[str]:
-    if not gaps:
+    if not count:
         return []
-    return [
-        f"From the checkpoint named to the end, the policy's implicit reward rose while the judge's fell: {listed(gaps, 6)}. That is "
-        "over-optimisation within a training, both intervals clear of zero and not adjusted. Whether a shorter training would do better "
-        "was not tried."
-    ]
+    metric, single = f.results.label(f.ranking or ""), all(len(c.done) == 1 for c in f.configurations if c.done)
+    level = " With one seed this holds for these trainings, not for the methods." if single else ""
+    if better:
+        sentences = [
+            f"Of {count} cells, {len(better)} had a better {metric} before the end than at it: {listed(better, 6)}. Checkpoints are picked "
+            "on the selection prompts, for each training by the others, and read on the test prompts; intervals are not adjusted for the "
+            f"number of cells.{level}"
+        ]
+    else:
+        sentences = [
+            f"The data do not show a better {metric} before the end than at it for any of {count} cells.{level}"
+        ]
+    if gaps:
+        sentences.append(
+            f"From the checkpoint named to the end, the policy's implicit reward rose while the judge's fell: {listed(gaps, 6)}. That is "
+            "over-optimisation within a training, both intervals clear of zero and not adjusted. Whether a shorter training would do "
+            "better was not tried."
+        )
+    return sentences
 
 
 def _table(f: Findings, cells: Sequence[Configuration], name: str, title: str) -> Table:
