@@ -192,10 +192,10 @@ def _error(d: Design, alone: bool = False) -> float:
     """True standard error of a mean or of a difference."""
     seed = d.seed_sd**2 / d.seeds if d.seeds > 1 else 0.0
     rest = d.residual_sd**2 / (d.seeds * d.prompts)
-    alone = d.method_sd**2 / 2 / d.prompts + rest
+    one = d.method_sd**2 / 2 / d.prompts + rest
     if alone:
-        return float(np.sqrt(d.prompt_sd**2 / d.prompts + alone + seed * d.steadiness**2))
-    return float(np.sqrt(2 * alone + seed * (1 + d.steadiness**2)))
+        return float(np.sqrt(d.prompt_sd**2 / d.prompts + one + seed * d.steadiness**2))
+    return float(np.sqrt(2 * one + seed * (1 + d.steadiness**2)))
 
 
 @dataclass(frozen=True)
