@@ -21,8 +21,8 @@ TWO = {"variants": ("dpo", "ipo"), "betas": (0.1, 0.3), "seeds": (0, 1), "prompt
 
 def with_condition(folder, other, condition):
     """Put the runs of another made-up experiment beside those of this one, as what a study made of them."""
-    plan, changed = read_json(folder / "plan.json"), read_json(other / "plan.json")
-    for entry in changed["runs"]:
+    plan, studied = read_json(folder / "plan.json"), read_json(other / "plan.json")
+    for entry in studied["runs"]:
         changed = entry | {"id": f"{entry['id']}-changed", "condition": condition}
         place = folder / "runs" / changed["id"]
         shutil.copytree(other / "runs" / entry["id"], place)
