@@ -11,7 +11,7 @@ from dpobench.analysis.findings import read
 from dpobench.analysis.results import load
 from dpobench.artifacts import scores
 from dpobench.artifacts.files import read_json, write_json
-from dpobench.artifacts.scores import Metric
+from dpobench.artifacts.scores import Metric, ScoreSettings
 from dpobench.data.prompts import split_of
 from dpobench.report.sections import objectives
 from tests.report.conftest import World, prompt_ids, seeded
