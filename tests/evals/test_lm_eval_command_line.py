@@ -84,7 +84,6 @@ def by_command_line(folder):
 
 @pytest.mark.slow
 def test_every_sample_is_that_of_the_command_line(files, tiny, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(files / "ours"))
     monkeypatch.setenv("DPOBENCH_CACHE", str(files / "cache"))
     answered = []
     for kind in ("loglikelihood", "generate_until"):

@@ -19,7 +19,6 @@ def data(shared, tmp_path, monkeypatch):
         pytest.skip(f"{folder.name}/ is absent")
     monkeypatch.setenv("DPOBENCH_BENCHMARKS", str(folder))
     monkeypatch.setenv("DPOBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "data"))
     return folder
 
 

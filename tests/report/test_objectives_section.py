@@ -167,7 +167,9 @@ def without_verdicts(folder, variant, share):
                 for n, v in bounds.items()
             ]
             declared = {f"objective_{name}": Metric("share", "higher") for name in ("win_rate", *bounds)}
-            scores.write(run.folder, "objectives", pd.concat([rest, *tables], ignore_index=True), declared, ScoreSettings())
+            scores.write(
+                run.folder, "objectives", pd.concat([rest, *tables], ignore_index=True), declared, ScoreSettings()
+            )
     return read(load(folder))
 
 
