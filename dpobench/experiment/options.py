@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from dpobench.artifacts.files import digest
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.objectives import OBJECTIVE_NAME
+from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment, Tree, merge, parse, read_toml, set_path
 from dpobench.experiment.grids import parse_grids
 from dpobench.experiment.plugin_files import register
@@ -103,7 +104,9 @@ class Options:
         else:
             experiment = given
         if self.asks_for_embedded_objectives:
-            experiment = _with_embedded_objectives(experiment)
+            experiment = experiment.model_copy(
+                update={"evaluation": _with_embedded_objectives(experiment.evaluation, experiment.preset)}
+            )
         register(experiment.plugins)
         losses = {name: variants.get(name) for name in experiment.variants}
         grid, warnings = parse_grids(self.beta_grid, self.grid, losses)
@@ -219,20 +222,18 @@ def parse_objectives(texts: Sequence[str]) -> dict[str, str]:
     return objectives
 
 
-def _with_embedded_objectives(experiment: Experiment) -> Experiment:
+def _with_embedded_objectives(evaluation: Evaluation, preset_name: str | None) -> Evaluation:
     """The embedded default's objectives, the parts of its reward.
 
     Raises:
         UserError: the data are the user's own.
     """
-    if experiment.preset is None:
+    if preset_name is None:
         raise UserError(
             "a bare --objectives takes those of the embedded default; with --model and --data write for example "
             "--objectives helpful=JUDGE:SETTING,harmless=PAIRS.jsonl"
         )
-    objectives = read_toml(PRESETS.parent / "objectives.toml")[experiment.preset]
-    evaluation = experiment.evaluation.model_copy(update={"objectives": objectives})
-    return experiment.model_copy(update={"evaluation": evaluation})
+    return evaluation.model_copy(update={"objectives": read_toml(PRESETS.parent / "objectives.toml")[preset_name]})
 
 
 def _for_judge(base: Tree, judge: str | None) -> Tree:

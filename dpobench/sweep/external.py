@@ -66,11 +66,11 @@ def evaluate(checkpoints: Sequence[str], experiment: Experiment, out: Path, wher
         _refuse_experiment(out)
         sweep_parts(out)
         inputs = gather_heldout(experiment, say)
-        scored = [read_checkpoint(spec, experiment, inputs, where.device) for spec in specs]
+        scored = [read_checkpoint(spec, experiment.model or "", inputs, where.device) for spec in specs]
         records = [one.record for one in scored]
         _refuse_twins(scored)
         _refuse_mixed(specs, scored)
-        control = _control(experiment, scored)
+        control = _control(experiment.control, scored)
         for one in scored:
             if not _is_sealed(out / "runs" / one.record.id):
                 check_weights(one.folder)
@@ -133,12 +133,13 @@ def _refuse_twins(scored: Sequence[ExternalCheckpoint]) -> None:
         cells[cell] = place
 
 
-def _control(experiment: Experiment, scored: Sequence[ExternalCheckpoint]) -> str:
+def _control(requested: str | None, scored: Sequence[ExternalCheckpoint]) -> str:
+    """The checkpoint that the others are tested against: the requested one, or the first that was no baseline."""
     names = list(dict.fromkeys(one.record.variant for one in scored))
-    if experiment.control is not None and experiment.control not in names:
-        raise UnknownName("checkpoint", experiment.control, names)
+    if requested is not None and requested not in names:
+        raise UnknownName("checkpoint", requested, names)
     candidates = [one.record.variant for one in scored if not one.source.baseline]
-    return experiment.control or next(iter(candidates), names[0])
+    return requested or next(iter(candidates), names[0])
 
 
 def _is_sealed(folder: Path) -> bool:

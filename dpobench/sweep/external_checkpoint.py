@@ -11,7 +11,6 @@ from dpobench.artifacts.files import digest, file_hash, read_json
 from dpobench.artifacts.records import CheckpointSource, PlanRecord, RunRecord, Values, json_values
 from dpobench.artifacts.scores import WITHIN
 from dpobench.errors import UserError
-from dpobench.experiment.config import Experiment
 from dpobench.losses.registry import variants
 from dpobench.models import adapters
 from dpobench.models.checkpoint import load_tokenizer, locate, model_hash, resolve, weights_hash
@@ -50,12 +49,12 @@ class ExternalCheckpoint:
         return None if self.source.base is None else Path(self.source.base)
 
 
-def read_checkpoint(spec: CheckpointSpec, experiment: Experiment, inputs: Inputs, device: str) -> ExternalCheckpoint:
+def read_checkpoint(spec: CheckpointSpec, reference: str, inputs: Inputs, device: str) -> ExternalCheckpoint:
     """Read a checkpoint's folder and check that it can be compared with the reference.
 
     Args:
         spec: the checkpoint as the command line names it.
-        experiment: model (the reference).
+        reference: folder or hub name of the reference, as the user named it.
         inputs: the reference's folder and content key.
         device: where it will be scored.
 
@@ -63,7 +62,7 @@ def read_checkpoint(spec: CheckpointSpec, experiment: Experiment, inputs: Inputs
         UserError: there is no such checkpoint, or it has another vocabulary than the reference.
     """
     folder, ours = _locate(spec.place)
-    base = _base(folder, experiment, inputs) if adapters.is_adapter(folder) else None
+    base = _base(folder, reference, inputs) if adapters.is_adapter(folder) else None
     _check_vocabulary(folder, base or folder, inputs.model)
     # What a hub name leads to is called by its commit.
     last = folder.name if expanded(spec.place).is_dir() else Path(spec.place).name
@@ -176,17 +175,17 @@ def _known_loss(record: RunRecord) -> dict[str, object]:
     return {name: getattr(record, name) for name in ("variant", "params", "strength", "unit", "seed")}
 
 
-def _base(folder: Path, experiment: Experiment, inputs: Inputs) -> Path:
+def _base(folder: Path, reference: str, inputs: Inputs) -> Path:
     """The model that an adapter was trained on: the reference where it is that, else the one that the adapter names."""
     adapter = adapters.read(folder)
     adapters.check(adapter)
-    if adapter.base == experiment.model and adapter.revision is None:
+    if adapter.base == reference and adapter.revision is None:
         return inputs.model
     try:
         base = resolve(adapter.base, adapter.revision)
     except UserError as error:
         raise UserError(
-            f"adapter {folder}: its base is not to be had: {error}. Where the reference is its base, write {experiment.model} under "
+            f"adapter {folder}: its base is not to be had: {error}. Where the reference is its base, write {reference} under "
             f"base_model_name_or_path in its {adapters.CONFIG}"
         ) from error
     return inputs.model if _weights(base) == _weights(inputs.model) else base

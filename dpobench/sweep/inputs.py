@@ -23,6 +23,7 @@ from dpobench.evaluation.settings import Evaluation
 from dpobench.experiment.config import Experiment
 from dpobench.models.checkpoint import load_tokenizer, model_hash, resolve
 from dpobench.synthetic import embedded
+from dpobench.training.run import Recipe
 
 Say = Callable[[str], None]
 
@@ -82,6 +83,108 @@ class Inputs:
     objectives: Mapping[str, Sequence[TokenPair]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Reads and tokenises rows as the settings say.
+
+    Args:
+        data: where rows come from and how they are read.
+        recipe: limits of the sequences.
+        evaluation: how many held-out pairs and prompts there are at most.
+        tokenizer: of the start policy.
+        say: shows a line to the user.
+    """
+
+    data: Data
+    recipe: Recipe
+    evaluation: Evaluation
+    tokenizer: Tokenizer
+    say: Say
+
+    def read(self, source: str) -> DataReport:
+        """The usable rows of a source."""
+        report = self.data.read(source, self.tokenizer.all_special_tokens)
+        for line in report.lines():
+            self.say(line)
+        return report.require_usable()
+
+    def tokenised(self, rows: Sequence[Preference]) -> tuple[list[TokenPair], TokenReport]:
+        """Rows as token ids, and what was cut or left out."""
+        return tokenise(
+            rows,
+            self.tokenizer,
+            template=self.data.template,
+            max_tokens=self.recipe.max_tokens,
+            max_prompt_tokens=self.recipe.max_prompt_tokens,
+            most_lost=self.data.most_lost,
+        )
+
+    def divided_rows(self) -> tuple[list[Preference], list[Preference], DataCounts]:
+        """Training and held-out rows, disjoint in their prompts, and what was counted."""
+        data = self.data
+        assert data.source is not None
+        report = self.read(data.source)
+        counts: DataCounts = {"train": _source_counts(report)}
+        if data.heldout is None:
+            train, heldout = hold_out(report.rows, data.heldout_share, seed=0)
+        else:
+            train = list(report.rows)
+            heldout_report = self.read(data.heldout)
+            counts["heldout"] = _source_counts(heldout_report)
+            hits = overlapping((row.prompt for row in heldout_report.rows), (row.prompt for row in train))
+            heldout = [row for index, row in enumerate(heldout_report.rows) if index not in hits]
+            counts["overlap"] = len(hits)
+            if hits:
+                self.say(f"{len(hits)} held-out rows left out: their prompts are training prompts too")
+        if data.limit:
+            train = sorted(train, key=lambda row: row.id)[: data.limit]
+        return train, sorted(heldout, key=lambda row: row.id)[: self.evaluation.heldout_pairs], counts
+
+    def prompts(self, heldout: Sequence[Preference]) -> list[Prompt]:
+        """Held-out prompts: those of a file, or those of the held-out pairs; each once, short enough, the first by hash."""
+        dialogues: dict[str, tuple[tuple[Message, ...], str | None]] = {}
+        if self.data.prompts is not None:
+            for messages in read_dialogues(self.data.prompts):
+                dialogues.setdefault(prompt_id(messages), (messages, None))
+        else:
+            for row in heldout:
+                dialogues.setdefault(row.prompt_id, (row.prompt, row.chosen))
+        prompts = []
+        for identity, (messages, chosen) in sorted(dialogues.items()):
+            token_ids = tokenise_prompt(messages, self.tokenizer, self.data.template)
+            if len(token_ids) <= self.recipe.max_prompt_tokens:
+                prompts.append(Prompt(identity, messages, token_ids, chosen))
+        return prompts[: self.evaluation.prompts]
+
+    def objective_pairs(self, train: Sequence[Preference]) -> dict[str, list[TokenPair]]:
+        """Held-out pairs of the objectives that are data sets, without those whose prompt is trained on.
+
+        Args:
+            train: training rows; none where nothing is trained.
+
+        Raises:
+            UserError: a file cannot be read, or fewer than four prompts of it are left.
+        """
+        pairs_of = {}
+        for spec in read_objectives(self.evaluation.objectives, judges.names()):
+            if not spec.source:
+                continue
+            rows = self.data.read(spec.source, self.tokenizer.all_special_tokens).require_usable().rows
+            hits = overlapping((row.prompt for row in rows), (row.prompt for row in train))
+            clean = sorted((row for index, row in enumerate(rows) if index not in hits), key=lambda row: row.id)
+            pairs, _ = self.tokenised(clean[: self.evaluation.heldout_pairs])
+            if len({pair.prompt.tobytes() for pair in pairs}) < 4:
+                raise UserError(
+                    f"objective {spec.name}: {spec.source} leaves {len(pairs)} pairs, {len(hits)} of {len(rows)} share a prompt "
+                    "with the training pairs; 4 prompts are needed at least"
+                )
+            self.say(
+                f"objective {spec.name}: {len(pairs):,} held-out pairs, {len(hits):,} left out: their prompts are trained on"
+            )
+            pairs_of[spec.name] = pairs
+        return pairs_of
+
+
 def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda line: None) -> Inputs:
     """Read and check everything an experiment needs.
 
@@ -100,20 +203,20 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
         missing = "--model" if experiment.model is None else "--data"
         raise UserError(f"{missing} is missing: give --model and --data together, or neither for the embedded default")
     model = resolve(experiment.model)
-    tokenizer = load_tokenizer(model)
-    _check_context(model, experiment)
-    train, heldout, counts = _divided_rows(experiment.data, experiment.evaluation, tokenizer, say)
-    train_pairs, report = _tokenised(train, tokenizer, experiment)
+    _check_context(model, experiment.recipe, experiment.evaluation.max_new_tokens)
+    reader = _Reader(experiment.data, experiment.recipe, experiment.evaluation, load_tokenizer(model), say)
+    train, heldout, counts = reader.divided_rows()
+    train_pairs, report = reader.tokenised(train)
     counts["tokens"] = report.to_json()
     for line in report.lines():
         say(line)
-    heldout_pairs, report = _tokenised(heldout, tokenizer, experiment)
+    heldout_pairs, report = reader.tokenised(heldout)
     counts["heldout_tokens"] = report.to_json()
     if len(train_pairs) < experiment.recipe.batch:
         raise UserError(
             f"recipe.batch = {experiment.recipe.batch}, but there are {len(train_pairs)} training pairs; choose a smaller batch"
         )
-    prompts = _prompts(experiment, heldout, tokenizer)
+    prompts = reader.prompts(heldout)
     if experiment.data.prompts is not None:
         hits = overlapping((prompt.messages for prompt in prompts), (row.prompt for row in train))
         prompts = [prompt for index, prompt in enumerate(prompts) if index not in hits]
@@ -133,7 +236,7 @@ def gather(experiment: Experiment, out: Path, cache: Path, say: Say = lambda lin
         experiment.evaluation,
         counts,
         _training_prompts(train, train_pairs),
-        objective_pairs(experiment, tokenizer, train, say),
+        reader.objective_pairs(train),
     )
 
 
@@ -150,52 +253,18 @@ def gather_heldout(experiment: Experiment, say: Say = lambda line: None) -> Inpu
     assert experiment.model is not None
     assert experiment.data.source is not None
     model = resolve(experiment.model)
-    tokenizer = load_tokenizer(model)
-    report = _read(experiment.data.source, experiment.data, tokenizer, say)
+    reader = _Reader(experiment.data, experiment.recipe, experiment.evaluation, load_tokenizer(model), say)
+    report = reader.read(experiment.data.source)
     rows = sorted(report.rows, key=lambda row: row.id)[: experiment.evaluation.heldout_pairs]
-    pairs, token_report = _tokenised(rows, tokenizer, experiment)
-    prompts = _prompts(experiment, rows, tokenizer)
+    pairs, token_report = reader.tokenised(rows)
+    prompts = reader.prompts(rows)
     counts: DataCounts = {
         "heldout": _source_counts(report),
         "heldout_tokens": token_report.to_json(),
         "prompts": _split_counts(prompts),
     }
-    objectives = objective_pairs(experiment, tokenizer, (), say)
+    objectives = reader.objective_pairs(())
     return Inputs(model, model_hash(model), (), pairs, prompts, experiment.evaluation, counts, objectives=objectives)
-
-
-def objective_pairs(
-    experiment: Experiment, tokenizer: Tokenizer, train: Sequence[Preference], say: Say
-) -> dict[str, list[TokenPair]]:
-    """Held-out pairs of the objectives that are data sets, without those whose prompt is trained on.
-
-    Args:
-        experiment: whose objectives, by name.
-        tokenizer: of the start policy.
-        train: training rows; none where nothing is trained.
-        say: shows a line to the user.
-
-    Raises:
-        UserError: a file cannot be read, or fewer than four prompts of it are left.
-    """
-    pairs_of = {}
-    for spec in read_objectives(experiment.evaluation.objectives, judges.names()):
-        if not spec.source:
-            continue
-        rows = experiment.data.read(spec.source, tokenizer.all_special_tokens).require_usable().rows
-        hits = overlapping((row.prompt for row in rows), (row.prompt for row in train))
-        clean = sorted((row for index, row in enumerate(rows) if index not in hits), key=lambda row: row.id)
-        pairs, _ = _tokenised(clean[: experiment.evaluation.heldout_pairs], tokenizer, experiment)
-        if len({pair.prompt.tobytes() for pair in pairs}) < 4:
-            raise UserError(
-                f"objective {spec.name}: {spec.source} leaves {len(pairs)} pairs, {len(hits)} of {len(rows)} share a prompt "
-                "with the training pairs; 4 prompts are needed at least"
-            )
-        say(
-            f"objective {spec.name}: {len(pairs):,} held-out pairs, {len(hits):,} left out: their prompts are trained on"
-        )
-        pairs_of[spec.name] = pairs
-    return pairs_of
 
 
 def _training_prompts(rows: Sequence[Preference], pairs: Sequence[TokenPair]) -> list[Prompt]:
@@ -206,19 +275,6 @@ def _training_prompts(rows: Sequence[Preference], pairs: Sequence[TokenPair]) ->
         if row.id in token_ids:
             prompts.setdefault(row.prompt_id, Prompt(row.prompt_id, row.prompt, token_ids[row.id]))
     return list(prompts.values())
-
-
-def _tokenised(
-    rows: Sequence[Preference], tokenizer: Tokenizer, experiment: Experiment
-) -> tuple[list[TokenPair], TokenReport]:
-    return tokenise(
-        rows,
-        tokenizer,
-        template=experiment.data.template,
-        max_tokens=experiment.recipe.max_tokens,
-        max_prompt_tokens=experiment.recipe.max_prompt_tokens,
-        most_lost=experiment.data.most_lost,
-    )
 
 
 def _split_counts(prompts: Sequence[Prompt]) -> dict[str, int]:
@@ -254,12 +310,12 @@ def _with_world(experiment: Experiment, out: Path, cache: Path, say: Say) -> Exp
     )
 
 
-def _check_context(model: Path, experiment: Experiment) -> None:
+def _check_context(model: Path, recipe: Recipe, answer: int) -> None:
+    """Refuse sequences longer than the model reads; `answer` is the most tokens of a sampled answer."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
-    recipe, answer = experiment.recipe, experiment.evaluation.max_new_tokens
     if limit is not None and recipe.max_tokens > limit:
         raise UserError(f"recipe.max_tokens = {recipe.max_tokens}, but the model reads {limit} at most; lower it")
     if limit is not None and recipe.max_prompt_tokens + answer > limit:
@@ -267,13 +323,6 @@ def _check_context(model: Path, experiment: Experiment) -> None:
             f"recipe.max_prompt_tokens = {recipe.max_prompt_tokens} and evaluation.max_new_tokens = {answer}, "
             f"but the model reads {limit} together at most; lower one of them"
         )
-
-
-def _read(source: str, data: Data, tokenizer: Tokenizer, say: Say) -> DataReport:
-    report = data.read(source, tokenizer.all_special_tokens)
-    for line in report.lines():
-        say(line)
-    return report.require_usable()
 
 
 def _source_counts(report: DataReport) -> SourceCounts:
@@ -288,43 +337,3 @@ def _source_counts(report: DataReport) -> SourceCounts:
         # The report of the experiment reads these lines.
         "problems": {p.kind: f"{p.count:,} rows, action: {p.action}" for p in report.problems} or "none",
     }
-
-
-def _divided_rows(
-    data: Data, evaluation: Evaluation, tokenizer: Tokenizer, say: Say
-) -> tuple[list[Preference], list[Preference], DataCounts]:
-    """Training and held-out rows, disjoint in their prompts, and what was counted."""
-    assert data.source is not None
-    report = _read(data.source, data, tokenizer, say)
-    counts: DataCounts = {"train": _source_counts(report)}
-    if data.heldout is None:
-        train, heldout = hold_out(report.rows, data.heldout_share, seed=0)
-    else:
-        train = list(report.rows)
-        heldout_report = _read(data.heldout, data, tokenizer, say)
-        counts["heldout"] = _source_counts(heldout_report)
-        hits = overlapping((row.prompt for row in heldout_report.rows), (row.prompt for row in train))
-        heldout = [row for index, row in enumerate(heldout_report.rows) if index not in hits]
-        counts["overlap"] = len(hits)
-        if hits:
-            say(f"{len(hits)} held-out rows left out: their prompts are training prompts too")
-    if data.limit:
-        train = sorted(train, key=lambda row: row.id)[: data.limit]
-    return train, sorted(heldout, key=lambda row: row.id)[: evaluation.heldout_pairs], counts
-
-
-def _prompts(experiment: Experiment, heldout: Sequence[Preference], tokenizer: Tokenizer) -> list[Prompt]:
-    """Held-out prompts: those of a file, or those of the held-out pairs; each once, short enough, the first by hash."""
-    dialogues: dict[str, tuple[tuple[Message, ...], str | None]] = {}
-    if experiment.data.prompts is not None:
-        for messages in read_dialogues(experiment.data.prompts):
-            dialogues.setdefault(prompt_id(messages), (messages, None))
-    else:
-        for row in heldout:
-            dialogues.setdefault(row.prompt_id, (row.prompt, row.chosen))
-    prompts = []
-    for identity, (messages, chosen) in sorted(dialogues.items()):
-        token_ids = tokenise_prompt(messages, tokenizer, experiment.data.template)
-        if len(token_ids) <= experiment.recipe.max_prompt_tokens:
-            prompts.append(Prompt(identity, messages, token_ids, chosen))
-    return prompts[: experiment.evaluation.prompts]

@@ -24,8 +24,8 @@ from dpobench.data.perturb import columns_of_the_pair
 from dpobench.errors import UserError
 from dpobench.evaluation.plan import ScoringPlan, scoring_plan
 from dpobench.evaluation.settings import Evaluation
-from dpobench.experiment.config import Experiment
-from dpobench.experiment.studies import successor
+from dpobench.experiment.config import Experiment, Tree
+from dpobench.experiment.studies import Studies, successor
 from dpobench.losses.registry import variants
 from dpobench.losses.variant import Variant
 from dpobench.models.checkpoint import model_hash
@@ -34,7 +34,7 @@ from dpobench.sweep.inputs import Inputs, Say, gather
 from dpobench.sweep.job import Job, keep_replies
 from dpobench.sweep.prepare import heldout_folder, need_folders, training_folder
 from dpobench.training.reference import beyond_pairs, check_pairs
-from dpobench.training.run import Run
+from dpobench.training.run import Recipe, Run
 
 
 @dataclass(frozen=True)
@@ -105,78 +105,98 @@ def plan_jobs(
     keep_replies(where.cache, out)
     inputs = gather(experiment, out, where.cache, say)
     losses = {name: variants.get(name) for name in experiment.variants}
-    _check(experiment, inputs, losses)
+    _check(experiment.studies, experiment.recipe, inputs, losses.values())
     columns = {name for loss in losses.values() for name in loss.columns}
     if experiment.studies.label_noise and (unchanged := columns_of_the_pair(sorted(columns))):
         say(
             f"--label-noise: of the columns that losses read, {', '.join(unchanged)} stay as they are where a label is flipped"
         )
-    shared = _conditions(experiment, inputs, out, where, say)
+    preparation = _Preparation(experiment.recipe, tuple(losses.values()), experiment.world, out, where, say)
+    shared = preparation.conditions(experiment.studies, inputs)
     jobs = [
-        _job(run, one, experiment, out, where)
+        _job(run, one, experiment.plugins, out, where)
         for one in shared
         for run in experiment.runs(one.training.name, one.condition)
     ]
-    jobs += _later_rounds(experiment, shared[0], jobs)
+    jobs += _later_rounds(experiment.studies, shared[0], jobs)
     _write_plan(experiment, shared, [job.run for job in jobs], baselines, out)
     return jobs
 
 
-def _check(experiment: Experiment, inputs: Inputs, losses: Mapping[str, Variant]) -> None:
+def _check(studies: Studies, recipe: Recipe, inputs: Inputs, losses: Collection[Variant]) -> None:
     """Refuse what the data cannot give."""
-    check_pairs(losses.values(), inputs.train)
-    experiment.studies.check_size(len(inputs.train))
-    recipe = experiment.recipe
+    check_pairs(losses, inputs.train)
+    studies.check_size(len(inputs.train))
     if recipe.reference_every >= (steps := recipe.steps(len(inputs.train))):
         raise UserError(
             f"recipe.reference_every = {recipe.reference_every} has no effect in {steps} steps; choose a smaller number"
         )
-    if experiment.studies.rounds > 1:
+    if studies.rounds > 1:
         planned = scoring_plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout="")
-        rounds.check_rounds(experiment.studies, planned, losses.values())
+        rounds.check_rounds(studies, planned, losses)
 
 
-def _conditions(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, say: Say) -> list[Shared]:
-    """What each condition's runs share; the main experiment comes first."""
-    conditions = [_shared(experiment, inputs, out, where, say)]
-    if experiment.studies.reference_quality:
-        conditions = [replace(conditions[0], measured=MeasuredReference.of_world(out / "world"))]
-    for condition in experiment.studies.conditions(len(inputs.train)):
-        if condition.reference_quality is None:
-            conditions.append(replace(conditions[0], condition=condition, measured=None))
-            continue
-        say(f"reference_quality={condition.reference_quality:g}: an under-trained reference")
-        folder = _undertrained(experiment, condition.reference_quality, out, where.cache)
-        weaker = replace(inputs, model=folder / "model", model_hash=model_hash(folder / "model"))
-        shared = _shared(experiment, weaker, out, where, say)
-        conditions.append(replace(shared, condition=condition, measured=MeasuredReference.of_undertrained(folder)))
-    return conditions
+@dataclass(frozen=True)
+class _Preparation:
+    """Makes what runs share, once.
+
+    Args:
+        recipe: of every run.
+        losses: all that are trained.
+        world: settings of the embedded default.
+        out: folder of the experiment.
+        where: device and cache.
+        say: shows a line to the user.
+    """
+
+    recipe: Recipe
+    losses: Sequence[Variant]
+    world: Tree
+    out: Path
+    where: Machine
+    say: Say
+
+    def conditions(self, studies: Studies, inputs: Inputs) -> list[Shared]:
+        """What each condition's runs share; the main experiment comes first."""
+        conditions = [self.shared(inputs)]
+        if studies.reference_quality:
+            conditions = [replace(conditions[0], measured=MeasuredReference.of_world(self.out / "world"))]
+        for condition in studies.conditions(len(inputs.train)):
+            if condition.reference_quality is None:
+                conditions.append(replace(conditions[0], condition=condition, measured=None))
+                continue
+            self.say(f"reference_quality={condition.reference_quality:g}: an under-trained reference")
+            folder = self.undertrained(condition.reference_quality)
+            weaker = replace(inputs, model=folder / "model", model_hash=model_hash(folder / "model"))
+            measured = MeasuredReference.of_undertrained(folder)
+            conditions.append(replace(self.shared(weaker), condition=condition, measured=measured))
+        return conditions
+
+    def shared(self, inputs: Inputs) -> Shared:
+        """What the runs on these inputs share."""
+
+        def planned(key: str) -> ScoringPlan:
+            return scoring_plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
+
+        heldout = heldout_folder(inputs, planned, self.out, self.where.device, self.say)
+        training = training_folder(inputs, self.out, self.recipe.precision, self.where.device, self.say)
+        names = {name for loss in self.losses for name in loss.needs}
+        needs = need_folders(inputs, training, names, self.recipe, self.where.device, self.say)
+        return Shared(Condition(), inputs, training, needs, heldout, planned(heldout.name))
+
+    def undertrained(self, quality: float) -> Path:
+        """The embedded base model after a share of its training, copied into the experiment's folder."""
+        from dpobench.synthetic import embedded
+
+        built = embedded.undertrained(self.world, self.where.cache, quality)
+        folder = self.out / "undertrained" / built.name
+        if not folder.is_dir() or folder_hash(folder) != folder_hash(built):
+            with building(folder) as part:
+                shutil.copytree(built, part, dirs_exist_ok=True)
+        return folder
 
 
-def _shared(experiment: Experiment, inputs: Inputs, out: Path, where: Machine, say: Say) -> Shared:
-    def planned(key: str) -> ScoringPlan:
-        return scoring_plan(inputs.evaluation, has_pairs=bool(inputs.heldout), heldout=key)
-
-    heldout = heldout_folder(inputs, planned, out, where.device, say)
-    training = training_folder(inputs, out, experiment.recipe.precision, where.device, say)
-    names = {name for variant in experiment.variants for name in variants.get(variant).needs}
-    needs = need_folders(inputs, training, names, experiment.recipe, where.device, say)
-    return Shared(Condition(), inputs, training, needs, heldout, planned(heldout.name))
-
-
-def _undertrained(experiment: Experiment, quality: float, out: Path, cache: Path) -> Path:
-    """The embedded base model after a share of its training, copied into the experiment's folder."""
-    from dpobench.synthetic import embedded
-
-    built = embedded.undertrained(experiment.world, cache, quality)
-    folder = out / "undertrained" / built.name
-    if not folder.is_dir() or folder_hash(folder) != folder_hash(built):
-        with building(folder) as part:
-            shutil.copytree(built, part, dirs_exist_ok=True)
-    return folder
-
-
-def _job(run: Run, shared: Shared, experiment: Experiment, out: Path, where: Machine) -> Job:
+def _job(run: Run, shared: Shared, plugins: tuple[str, ...], out: Path, where: Machine) -> Job:
     evaluation = shared.inputs.evaluation
     # Within their trainings only runs of the main experiment are scored: a study compares ends.
     evaluation = evaluation if run.condition.is_main else _without_checkpoints(evaluation)
@@ -188,7 +208,7 @@ def _job(run: Run, shared: Shared, experiment: Experiment, out: Path, where: Mac
         needs={name: folder for name, folder in shared.needs.items() if name in variants.get(run.variant).needs},
         heldout=shared.heldout,
         evaluation=evaluation,
-        plugins=experiment.plugins,
+        plugins=plugins,
         device=where.device,
         data_hash=shared.training.name,
         model_hash=shared.inputs.model_hash,
@@ -206,16 +226,16 @@ def _scored_as(key: str, evaluation: Evaluation) -> str:
     return f"{key}+{evaluation.checkpoints}" if evaluation.checkpoints else key
 
 
-def _later_rounds(experiment: Experiment, main: Shared, jobs: Sequence[Job]) -> list[Job]:
+def _later_rounds(studies: Studies, main: Shared, jobs: Sequence[Job]) -> list[Job]:
     """Every run of the main experiment once more in each later round, from the policy of the round before."""
-    if experiment.studies.rounds == 1:
+    if studies.rounds == 1:
         return []
     prompts = rounds.write_training_prompts(main.inputs, main.training)
-    key = rounds.key(prompts, experiment.studies, main.inputs.evaluation, main.scoring)
+    key = rounds.key(prompts, studies, main.inputs.evaluation, main.scoring)
     later: list[Job] = []
     before = [job for job in jobs if job.run.condition.is_main]
-    for number in experiment.studies.later_rounds:
-        before = [_after(job, number, key, prompts, experiment.studies.answers) for job in before]
+    for number in studies.later_rounds:
+        before = [_after(job, number, key, prompts, studies.answers) for job in before]
         later += before
     return later
 
