@@ -220,7 +220,7 @@ def _scores(
         for evaluator in score_files.present(folder):
             frame, meaning = score_files.read(folder, evaluator)
             frames.append(frame.assign(run=name))
-            metrics |= _by_name(meaning, frame)
+            metrics |= metrics_by_name(meaning, frame)
             settings.setdefault(evaluator, score_files.settings(folder, evaluator))
     empty = pd.DataFrame({name: [] for name in ("run", *score_files.COLUMNS)})
     table = pd.concat(frames, ignore_index=True) if frames else empty
@@ -230,7 +230,7 @@ def _scores(
     return table[finite].reset_index(drop=True), not_finite, metrics, settings
 
 
-def _by_name(meaning: Mapping[str, Metric], frame: pd.DataFrame) -> dict[str, Metric]:
+def metrics_by_name(meaning: Mapping[str, Metric], frame: pd.DataFrame) -> dict[str, Metric]:
     """What each metric means, those included whose names only the scores know: they mean what was declared for "*"."""
     unnamed = {str(name) for name in frame["metric"].unique()} - set(meaning) if "*" in meaning else set()
     # One label for all of them would not distinguish them.
@@ -259,13 +259,19 @@ def conditions(results: Results) -> list[Condition]:
     return [condition for place, condition in enumerate(changed) if condition not in changed[:place]]
 
 
-def _run(folder: Path, planned: PlannedRun) -> RunResult:
+def read_run(folder: Path, planned: PlannedRun) -> RunRecord:
+    """What became of a planned run; one that is trained, but not fully scored, counts as missing."""
     if not RunRecord.lies_in(folder):
-        return RunResult(RunRecord.missing(planned))
+        return RunRecord.missing(planned)
     record = RunRecord.read(folder)
     if record.status == "done" and not (folder / MANIFEST).is_file():
-        record = record.updated(status="missing", reason="trained, not fully scored yet")
-    return RunResult(record, folder, _log(folder / "log.jsonl"))
+        return record.updated(status="missing", reason="trained, not fully scored yet")
+    return record
+
+
+def _run(folder: Path, planned: PlannedRun) -> RunResult:
+    record = read_run(folder, planned)
+    return RunResult(record, folder, _log(folder / "log.jsonl")) if RunRecord.lies_in(folder) else RunResult(record)
 
 
 def _log(path: Path) -> pd.DataFrame:

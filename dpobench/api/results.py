@@ -14,6 +14,7 @@ from dpobench.artifacts import scores as score_files
 from dpobench.artifacts.records import PlanRecord, RunRecord
 from dpobench.data.prompts import split_of
 from dpobench.errors import UserError
+from dpobench.experiment.studies import describe
 from dpobench.stats.crossed import Estimate
 
 SCORE_COLUMNS = (
@@ -67,7 +68,7 @@ class Results:
                     "variant": REFERENCE if record is None else record.variant,
                     "beta": None if record is None else record.beta,
                     "seed": None if record is None else record.seed,
-                    "condition": "" if record is None else _text(record),
+                    "condition": "" if record is None else describe(record.condition),
                     "evaluator": evaluator,
                 }
                 frames.append(frame.assign(**described))
@@ -85,7 +86,8 @@ class Results:
         rows = {}
         for place, _ in self._scored():
             for evaluator in score_files.present(place):
-                for name, metric in score_files.read(place, evaluator)[1].items():
+                frame, meaning = score_files.read(place, evaluator)
+                for name, metric in results.metrics_by_name(meaning, frame).items():
                     rows[name] = {
                         "metric": name,
                         "evaluator": evaluator,
@@ -116,7 +118,7 @@ class Results:
                 "beta": record.beta,
                 "unit": record.unit,
                 "learning_rate": record.learning_rate,
-                "condition": _text(record),
+                "condition": describe(record.condition),
                 "status": record.status,
                 "reason": record.reason,
                 "steps": record.steps,
@@ -181,8 +183,7 @@ class Results:
 
     def _records(self) -> Iterator[RunRecord]:
         for planned in self._plan.runs:
-            folder = self.folder / "runs" / planned.id
-            yield RunRecord.read(folder) if RunRecord.lies_in(folder) else RunRecord.missing(planned)
+            yield results.read_run(self.folder / "runs" / planned.id, planned)
 
     def _scored(self) -> Iterator[tuple[Path, RunRecord | None]]:
         """Folders with scores: the reference's first, then those of finished runs."""
@@ -224,7 +225,8 @@ def load(folder: str | Path) -> Results:
 def compare(first: str | Path, second: str | Path) -> pd.DataFrame:
     """Two experiments variant by variant, each at its selected beta, by the metric that both rank by.
 
-    A difference is given where it means something: both experiments scored on the same held-out inputs against the same reference.
+    A difference is given where it means something: both experiments scored on the same held-out inputs, against the same
+    reference, by the same judge.
 
     Args:
         first: folder of an experiment.
@@ -247,7 +249,7 @@ def compare(first: str | Path, second: str | Path) -> pd.DataFrame:
         raise UserError(
             f"{first} and {second} rank by {names}: only experiments that rank by one metric can be compared"
         )
-    both = _joined(*sides) if sides[0].results.reference.name == sides[1].results.reference.name else None
+    both = _joined(*sides) if _measured_alike(*sides) else None
     rows = []
     for variant in dict.fromkeys([*sides[0].chosen, *sides[1].chosen]):
         row: dict[str, str | float | int | None] = {"variant": variant, "metric": metrics[0]}
@@ -259,6 +261,12 @@ def compare(first: str | Path, second: str | Path) -> pd.DataFrame:
         difference = _difference(both, *cells) if both is not None else None
         rows.append(row | _interval("difference", difference) | {"p": difference.p if difference else None})
     return pd.DataFrame(rows)
+
+
+def _measured_alike(first: Findings, second: Findings) -> bool:
+    """Whether both were scored on one set of held-out inputs, against one reference, by one judge."""
+    judges = [{one.needs.get("judge") for one in side.results.settings.values()} for side in (first, second)]
+    return first.results.reference.name == second.results.reference.name and judges[0] == judges[1]
 
 
 def _difference(both: Findings, first: Configuration | None, second: Configuration | None) -> Estimate | None:
@@ -282,8 +290,3 @@ def _interval(name: str, value: Estimate | None) -> dict[str, float | None]:
         f"{name}_low": value.low if value else None,
         f"{name}_high": value.high if value else None,
     }
-
-
-def _text(record: RunRecord) -> str:
-    """A condition in a few words."""
-    return " ".join(f"{name}={value:g}" for name, value in record.condition.changed.items())

@@ -1,13 +1,15 @@
 """Starting an experiment from Python, with the options of the command."""
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from dpobench.api.results import Results, load
-from dpobench.errors import DpobenchError
+from dpobench.errors import DpobenchError, UnknownName, UserError
 from dpobench.experiment.options import BARE, Options, default_folder
 from dpobench.sweep import run as sweep
 
@@ -53,14 +55,16 @@ def run(
         >>> results.verdict                                                                       # doctest: +SKIP
     """
     machine = {name: options.pop(name, None) for name in ("device", "workers", "threads")}
-    _refuse_unknown(options)
+    options = _checked(options)
+    if isinstance(variants, str):
+        raise UserError(f"variants = {variants!r}: a list of names is expected, as in ['dpo', 'ipo']")
     requested = Options(
         variants=list(variants),
         beta_grid=_beta_grid(beta_grid),
         grid=[f"{name}={_comma_separated(values)}" for name, values in (grid or {}).items()],
-        seeds=list(seeds),
+        seeds=[int(seed) for seed in seeds],
         assignments=[f"{path}={_toml(value)}" for path, value in (settings or {}).items()],
-        **options,  # type: ignore[arg-type]  # pydantic checks each value when the experiment is made
+        **options,  # type: ignore[arg-type]  # checked by name and kind above, by value where the experiment is made
     )
     console = Console(quiet=quiet, soft_wrap=True, file=sys.stdout)
     experiment, warnings = requested.experiment()
@@ -76,14 +80,33 @@ def run(
     return results
 
 
-def _refuse_unknown(options: Mapping[str, object]) -> None:
-    """Refuse a mistyped option; the nearest is named."""
-    from dpobench.errors import UnknownName
+# Options of the command that take several values.
+_SEVERAL = ("lr_grid", "tasks", "objectives", "label_noise", "train_size", "reference_quality", "plugins")
 
+
+def _checked(options: Mapping[str, object]) -> dict[str, object]:
+    """Options by name as `Options` takes them; one that is None is not given.
+
+    Raises:
+        UserError: an unknown name, with the nearest one, or one value where several are expected.
+    """
     known = {*Options.__dataclass_fields__, "device", "workers", "threads"} - {"assignments"}
-    for name in options:
+    checked: dict[str, object] = {}
+    for name, value in options.items():
         if name not in known:
             raise UnknownName("option of dpobench.run", name, known)
+        if value is None:
+            continue
+        if name in _SEVERAL and (isinstance(value, str | bytes) or not isinstance(value, Iterable)):
+            raise UserError(f"{name} = {value!r}: a list is expected")
+        if name in _SEVERAL:
+            assert isinstance(value, Iterable)
+            checked[name] = [one.item() if isinstance(one, np.generic) else one for one in value]
+        elif name == "config":
+            checked[name] = Path(str(value))
+        else:
+            checked[name] = str(value) if isinstance(value, Path) else value
+    return checked
 
 
 def _beta_grid(values: bool | Sequence[float] | Mapping[str, Sequence[float]]) -> list[str]:
@@ -99,11 +122,12 @@ def _comma_separated(values: Values) -> str:
 
 
 def _toml(value: bool | int | float | str | Values) -> str:
-    """A value as TOML has it."""
+    """A value as TOML has it; a number of numpy's is the number that it holds."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        return "'" + value + "'"
+        return json.dumps(value, ensure_ascii=False)
     return f"[{_comma_separated(value)}]"

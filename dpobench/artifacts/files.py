@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dpobench.errors import Damaged, Locked, UserError
 
 MANIFEST = "DONE"
-# Of everything that is written as JSON into the folder of an experiment: raise it where a reader of today could not read it.
+# Of everything written as JSON into the folder of an experiment; increased when older code could no longer read it.
 FORMAT = 2
 
 
@@ -82,10 +82,12 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        Damaged: the file is not JSON.
+        Damaged: the file is missing, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing; run again, only this part is made anew") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path} is damaged ({error}); remove it and run again, only this part is made anew") from error
 
@@ -160,12 +162,12 @@ def sweep_parts(folder: Path) -> None:
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
-def seal(folder: Path, exclude: tuple[str, ...] = ()) -> None:
+def seal(folder: Path) -> None:
     """Write the manifest: size and SHA-256 of every file. Its presence means the folder is complete."""
     files = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and name != MANIFEST and name not in exclude:
+        if file.is_file() and name != MANIFEST:
             files[name] = StoredFile(bytes=file.stat().st_size, sha256=file_hash(file))
     write_json(folder / MANIFEST, Manifest(files=files).model_dump())
 
@@ -183,7 +185,13 @@ def verify(folder: Path, *, hashes: bool = True) -> None:
     """
     content = read_json(folder / MANIFEST)
     refuse_format(folder, content)
-    for name, stored in Manifest.model_validate(content).files.items():
+    try:
+        files = Manifest.model_validate(content).files
+    except ValidationError as error:
+        raise Damaged(
+            f"{folder / MANIFEST} is damaged; remove {folder} and run again, only this part is made anew"
+        ) from error
+    for name, stored in files.items():
         file = folder / name
         if not file.is_file():
             raise Damaged(f"{file} is missing; remove {folder} and run again, only this part is made anew")

@@ -40,7 +40,7 @@ class Experiment(Settings):
         data: where pairs come from.
         recipe: how runs are trained.
         evaluation: how checkpoints are scored.
-        studies: conditions that are trained beside the main experiment.
+        studies: conditions that are trained besides the main experiment.
         baselines: whether losses declared as baselines are trained too, at their defaults; they are no candidates.
 
     Example:
@@ -96,7 +96,7 @@ class Experiment(Settings):
         return runs
 
     def baseline_names(self) -> tuple[str, ...]:
-        """Losses that are trained beside the variants because they are declared baselines, and are none of the variants."""
+        """Losses that are trained with the variants because they are declared baselines, and are none of the variants."""
         if not self.baselines:
             return ()
         compared = set()
@@ -190,5 +190,5 @@ def unequal_trials(runs: Sequence[Run]) -> str | None:
     counts = {variant: tried.count(variant) for variant in tried}
     if len(set(counts.values())) < 2:
         return None
-    told = ", ".join(f"{variant} {count}" for variant, count in counts.items())
-    return f"unequal numbers of configurations ({told}): the best of more tries looks better by luck alone; even them out with --grid"
+    trials = ", ".join(f"{variant} {count}" for variant, count in counts.items())
+    return f"unequal numbers of configurations ({trials}): the best of more tries looks better by luck alone; even them out with --grid"

@@ -87,7 +87,7 @@ class Options:
         Returns: the experiment, and warnings to show.
 
         Raises:
-            UserError: an unknown name, key or value; only one of model and data; a preset beside them.
+            UserError: an unknown name, key or value; a preset besides a model or data.
         """
         tree = self._tree()
         given = parse(tree)
@@ -143,7 +143,7 @@ class Options:
         return BARE in self.objectives
 
     def _tree(self) -> Tree:
-        """File, `--set` and options as one tree of settings; absent where nothing was given."""
+        """File, `--set` and options as one tree of settings; absent where nothing is given."""
         tree: Tree = read_toml(self.config) if self.config else {}
         for assignment in self.assignments:
             set_path(tree, assignment)
@@ -190,7 +190,8 @@ def _plain(value: object) -> JsonValue:
         return value
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
-    assert isinstance(value, list)
+    if not isinstance(value, list):
+        raise UserError(f"{value!r}: no value of an option; a number, a text or a list of them is expected")
     return [_plain(one) for one in value]
 
 

@@ -1,4 +1,4 @@
-"""Studies: what of an experiment is changed, one thing at a time, and what becomes of the training pairs of a run for it."""
+"""Studies: what of an experiment is changed, one thing at a time."""
 
 from typing import Annotated
 

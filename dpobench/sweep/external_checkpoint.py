@@ -127,7 +127,7 @@ class OurRun:
 def _locate(name: str) -> tuple[Path, OurRun | None]:
     """Folder of a checkpoint, and its run where it is one of ours."""
     folder = locate(name)
-    if RunRecord.lies_in(folder) and not (folder / "config.json").is_file():
+    if _is_our_run(folder) and not (folder / "config.json").is_file():
         folder = _checkpoint_of(folder)
     folder = folder.resolve() if adapters.is_adapter(folder) else resolve(str(folder))
     # A checkpoint within a training of ours lies two folders further down, and is named after its step.

@@ -203,7 +203,11 @@ def record_failure(job: Job, reason: str, trace: str | None = None) -> Status:
     Returns: its status.
     """
     (job.folder / MANIFEST).unlink(missing_ok=True)
-    if status_of(job.folder) in _TRAINED:
+    try:
+        trained = status_of(job.folder) in _TRAINED
+    except DpobenchError:  # its record is damaged: what failed first is what a reader needs
+        trained = False
+    if trained:
         # Training is whole; only its scoring failed. The checkpoint stays.
         record = RunRecord.read(job.folder).updated(status="unscored", reason=reason, traceback=trace)
         record.write(job.folder)
@@ -218,7 +222,7 @@ def _record(job: Job, status: Status, reason: str | None, trained: Trained, coun
     made = provenance.environment(
         job.device, job.run.recipe.precision, data_hash=job.data_hash, model_hash=job.model_hash
     )
-    later = job.predecessor and CountsRecord.lies_in(job.shared)
+    later = status != "failed" and job.predecessor and CountsRecord.lies_in(job.shared)
     return RunRecord(
         **dict(job.run.describe()),
         status=status,

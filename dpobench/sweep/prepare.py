@@ -18,7 +18,7 @@ from dpobench.models.generate import STREAM
 from dpobench.models.protocols import CausalLM
 from dpobench.sweep.inputs import Inputs, Say
 from dpobench.training.reference import EXTRA, PAIRS, mismatched, reference_quantity, score_pairs, write_extra
-from dpobench.training.run import Recipe
+from dpobench.training.run import HARNESS, Recipe
 
 # The reference draws from a stream that no run shares: against coupled draws a win-rate would be another quantity.
 REFERENCE_SEED = 2**32
@@ -29,9 +29,9 @@ def training_folder(
 ) -> Path:
     """Tokens with the reference's log-probabilities, computed once and shared by every run.
 
-    The key holds weights, tokenizer, token ids and precision; no variant and no beta.
+    The key holds the harness version, weights, tokenizer, token ids and precision; no variant and no beta.
     """
-    key = digest("training", inputs.model_hash, pairs_hash(inputs.train), recipe_precision)
+    key = digest("training", HARNESS, inputs.model_hash, pairs_hash(inputs.train), recipe_precision)
     folder = out / "reference" / key
     if sealed(folder):
         verify(folder)
@@ -68,7 +68,7 @@ def need_folders(
     """
     folders = {}
     for need in [NEEDS[name] for name in sorted(needs) if NEEDS[name].source in ("reference", "pairs")]:
-        folder = shared.with_name(digest("need", need.name, shared.name, recipe.max_tokens))
+        folder = shared.with_name(digest("need", HARNESS, need.name, shared.name, recipe.max_tokens))
         folders[need.name] = folder
         if sealed(folder):
             verify(folder)
@@ -109,7 +109,7 @@ def heldout_folder(
     """Held-out prompts and pairs, with the reference's log-probabilities, answers and scores."""
     prompts = [(p.id, p.token_ids, p.chosen) for p in inputs.prompts]
     sampling = [inputs.evaluation.sampling.__dict__, STREAM, *pairs_key(inputs.objectives)]
-    key = digest("heldout", inputs.model_hash, pairs_hash(inputs.heldout), prompts, sampling)
+    key = digest("heldout", HARNESS, inputs.model_hash, pairs_hash(inputs.heldout), prompts, sampling)
     folder = out / "reference" / key
     plan = planned(key)
     files = [PROMPTS, HELDOUT, *(objective_file(folder, name).name for name in inputs.objectives)]

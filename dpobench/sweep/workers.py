@@ -17,7 +17,7 @@ from dpobench.artifacts.records import Status
 from dpobench.evaluation.registry import evaluators, judges
 from dpobench.sweep.allocator import keep_pages
 from dpobench.sweep.events import Event, Report, RunEnded
-from dpobench.sweep.job import Job, execute, is_done, record_failure
+from dpobench.sweep.job import Job, execute, is_done, record_failure, status_of
 
 _PR_SET_PDEATHSIG = 1
 
@@ -176,7 +176,7 @@ class Workers:
             reason = f"killed by signal {-code}{likely}" if code < 0 else f"its process ended with status {code}"
             # It may have died after its last write and before it could report that.
             if is_done(job):
-                yield number, RunEnded(job.run.id, "done")
+                yield number, RunEnded(job.run.id, status_of(job.folder))
             else:
                 yield number, RunEnded(job.run.id, record_failure(job, reason), reason)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpobench.artifacts.files import building, read_json, seal, sealed, verify, write_json
 from dpobench.artifacts.records import Checks, Cost
-from dpobench.errors import Damaged
+from dpobench.errors import Damaged, UserError
 from dpobench.models import checkpoint
 from dpobench.models.protocols import CausalLM, LanguageModel
 from dpobench.training.accelerate import Accelerator
@@ -116,7 +116,7 @@ class TrainingState:
             seal(part)
 
     def load(self, saving: Saving, accelerator: Accelerator) -> bool:
-        """Go on from a state that was saved whole; where there is none, or a checkpoint is missing before it, nothing changes.
+        """Go on from a state that was saved whole; nothing changes where there is none, or where a checkpoint before it is missing.
 
         Returns: whether a state was loaded.
         """
@@ -124,7 +124,7 @@ class TrainingState:
             return False
         try:
             verify(saving.folder)
-        except Damaged:
+        except (Damaged, UserError):  # or written in another format
             # A state saves time, nothing else: from the start the run ends with the same numbers.
             return False
         counters = read_json(saving.folder / _COUNTERS)

@@ -30,7 +30,9 @@ def results(experiment):
 
 def test_scores_are_the_rows_of_the_files_with_their_run_beside_them(results, experiment):
     scores = results.scores
-    assert list(scores) == list(dpobench.Results.scores.func(results))
+    assert list(scores) == [
+        "run", "variant", "beta", "seed", "condition", "evaluator", "metric", "group", "split", "prompt", "draw", "value",
+    ]  # fmt: skip
     run = results.runs.loc[
         lambda table: table["variant"].eq("ipo") & table["seed"].eq(1) & table["beta"].eq(0.3), "run"
     ].item()
@@ -119,3 +121,22 @@ def test_a_planted_difference_between_two_experiments_is_seen(experiment, tmp_pa
     assert row["difference"] == pytest.approx(row["second"] - row["first"], abs=1e-9)
     assert row["difference_low"] < 0.2 < row["difference_high"]
     assert row["p"] < 0.05
+
+
+def test_a_run_that_is_trained_but_not_fully_scored_has_no_scores(experiment, tmp_path):
+    copied = shutil.copytree(experiment, tmp_path / "copied")
+    run = dpobench.load(copied).runs.query("status == 'done'")["run"].iloc[0]
+    (copied / "runs" / run / "DONE").unlink()
+    results = dpobench.load(copied)
+    assert results.runs.set_index("run").loc[run, "status"] == "missing"
+    assert run not in set(results.scores["run"])
+
+
+def test_win_rates_by_different_judges_have_no_difference(experiment, tmp_path):
+    other = shutil.copytree(experiment, tmp_path / "other")
+    for file in other.rglob("scores/winrate.json"):
+        file.write_text(file.read_text().replace('"needs": {}', '"needs": {"judge": "another"}'))
+    assert "another" in next(other.rglob("scores/winrate.json")).read_text()
+    table = dpobench.compare(experiment, other)
+    assert table["difference"].isna().all()
+    assert table["second"].notna().all()

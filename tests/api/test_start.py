@@ -1,5 +1,8 @@
 """`dpobench.run` is the command: the same experiment, from Python."""
 
+import tomllib
+
+import numpy as np
 import pytest
 
 import dpobench
@@ -61,5 +64,45 @@ def test_an_experiment_is_run_and_returned(tmp_path):
         ["dpo", 0.5, "done"],
     ]
     assert {"win_rate", "kl"} <= set(results.scores["metric"])
+    trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("runs/*/run.json")}
     again = dpobench.run(["dpo"], beta_grid=[0.1, 0.5], out=tmp_path / "out", **more)
     assert again.scores.equals(results.scores)
+    assert trained == {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("runs/*/run.json")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variants": "dpo"}, "a list of names is expected"),
+        ({"variants": ["dpo"], "tasks": "piqa"}, "tasks = 'piqa': a list is expected"),
+        ({"variants": ["dpo"], "model": 3.5}, r"model = 3\.5"),
+    ],
+)
+def test_one_value_where_several_are_expected_is_refused_with_its_name(arguments, message):
+    with pytest.raises(dpobench.UserError, match=message):
+        dpobench.run(**arguments)
+
+
+def test_paths_numbers_of_numpy_and_none_are_taken_as_what_they_are(monkeypatch, tmp_path):
+    requested = []
+    monkeypatch.setattr(start, "Options", lambda **given: requested.append(given) or (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr(start.Options, "__dataclass_fields__", Options.__dataclass_fields__, raising=False)
+    with pytest.raises(KeyError):
+        dpobench.run(
+            ["dpo"],
+            beta_grid=np.linspace(0.1, 0.3, 2),
+            seeds=np.arange(2),
+            model=tmp_path,
+            data=tmp_path / "a",
+            judge=None,
+        )
+    (given,) = requested
+    assert given["beta_grid"] == ["0.1,0.3"]
+    assert given["seeds"] == [0, 1]
+    assert (given["model"], given["data"]) == (str(tmp_path), str(tmp_path / "a"))
+    assert "judge" not in given
+
+
+def test_a_text_among_the_settings_arrives_as_it_is():
+    text = "Don't say \"maybe\"\nor 'perhaps'"
+    assert tomllib.loads(f"value = {start._toml(text)}")["value"] == text

@@ -73,7 +73,11 @@ def test_a_local_module_that_cannot_be_parsed_counts_by_its_bytes(project):
 
 
 def test_judges_are_made_of_the_pieces_they_share_and_losses_of_one_file():
-    assert [file.name for file in local_modules(judges.get("api").file)] == ["_comparison.py", "_endpoint.py"]
+    assert [file.name for file in local_modules(judges.get("api").file)] == [
+        "_comparison.py",
+        "_endpoint.py",
+        "_endpoint_settings.py",
+    ]
     assert [file.name for file in local_modules(judges.get("local").file)] == ["_comparison.py"]
     assert not [name for name in variants.names() if local_modules(variants.get(name).file)]
 
