@@ -16,6 +16,8 @@ from dpobench.errors import DpobenchError
 
 Role = Literal["headline", "distance", "benchmark", "preference", "length", "diagnostic"]
 COLUMNS = ("prompt", "draw", "group", "metric", "value")
+# Stands for metrics whose names are known only when an evaluator runs.
+ANY_NAME = "*"
 # Folder of a run that holds the checkpoints within its training.
 WITHIN = "within"
 

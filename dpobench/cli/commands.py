@@ -104,8 +104,8 @@ _RUN_OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--judge", metavar="NAME", help="Judge of the win-rate."),
     click.option("--tasks", callback=_names, metavar="NAMES", help="lm-eval tasks."),
     click.option("--objectives", multiple=True, is_flag=False, flag_value="auto", metavar="[NAME=VALUE,...]",
-                 help="Several aims: a=JUDGE:SETTING,b=PAIRS.jsonl; bare: those of the embedded default."),
-    click.option("--checkpoints", type=click.IntRange(0, 50), help="Checkpoints scored within each training, beside its end."),
+                 help="Several objectives: a=JUDGE:SETTING,b=PAIRS.jsonl; bare: those of the embedded default."),
+    click.option("--checkpoints", type=click.IntRange(0, 50), help="Checkpoints scored within each training, besides its end."),
     click.option("--label-noise", callback=_numbers(float), metavar="SHARES",
                  help="Study: shares of flipped training labels, e.g. 0,0.1,0.3."),
     click.option("--train-size", callback=_numbers(int), metavar="NUMBERS",
@@ -197,7 +197,9 @@ def status(folder: Path) -> None:
 @click.option("--control", metavar="NAME", help="Checkpoint the others are tested against (default: the first).")
 @click.option("--judge", metavar="NAME", help="Judge of the win-rate.")
 @click.option("--tasks", callback=_names, metavar="NAMES", help="lm-eval tasks.")
-@click.option("--objectives", multiple=True, metavar="NAME=VALUE,...", help="Several aims: judges or files of pairs.")
+@click.option(
+    "--objectives", multiple=True, metavar="NAME=VALUE,...", help="Several objectives: judges or files of pairs."
+)
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="File with an evaluator or judge of yours.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. evaluation.draws=2.")
 @click.option(
@@ -234,11 +236,11 @@ def evaluate(
     help="Take the spreads of a finished experiment.",
 )
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Level of all tests together.")
-def power(**asked: Any) -> None:
+def power(**options: Any) -> None:
     """Say before training which differences a design can detect."""
     from dpobench.analysis import power as foresight
 
-    for line in foresight.lines(**asked):
+    for line in foresight.lines(**options):
         click.echo(line)
 
 

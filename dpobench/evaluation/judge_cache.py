@@ -156,9 +156,9 @@ class Replies:
         usable: Callable[[ReplyT], bool] = lambda reply: True,
         most: int = 2,
     ) -> list[ReplyT | None]:
-        """Replies to a list of questions; only what the cache does not hold is asked, and every reply is stored as it comes.
+        """Replies to a list of questions; only what the cache does not hold is requested, and every reply is stored as it comes.
 
-        A question whose cached reply is not usable is asked again, until there were `most` replies in all: twice for a reply
+        A question whose cached reply is not usable is requested again, until there were `most` replies in all: twice for a reply
         that cannot be read, and never a third time, whichever process comes back to it.
 
         Args:
@@ -228,7 +228,7 @@ class Replies:
             for tail in ("-wal", "-shm"):
                 self.file.with_name(self.file.name + tail).unlink(missing_ok=True)
         logging.getLogger("dpobench").warning(
-            "%s is damaged (%s); moved to %s, a new one begins: replies are asked again, and spending is counted from zero",
+            "%s is damaged (%s); moved to %s, a new one begins: replies are requested again, and spending is counted from zero",
             self.file,
             error,
             aside.name,

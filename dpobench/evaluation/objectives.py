@@ -17,8 +17,7 @@ from dpobench.evaluation import pairwise
 from dpobench.evaluation.heldout import ComputeOnce, ObjectiveInputs
 from dpobench.evaluation.registry import judges
 from dpobench.evaluation.settings import Evaluation, SettingsTable
-from dpobench.evaluation.spec import JudgeSpec
-from dpobench.plugins.plugin import Plugin
+from dpobench.evaluation.spec import Judge
 
 ContentHashes: TypeAlias = Callable[[SettingsTable], dict[str, str]]
 """Hashes of the files that settings name, by the place of the setting."""
@@ -32,7 +31,7 @@ class ConfiguredJudge(NamedTuple):
         settings: every hyper-parameter of it, by name.
     """
 
-    plugin: Plugin[JudgeSpec]
+    plugin: Judge
     settings: SettingsTable
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dpobench.artifacts.code_hash import code_hash, local_modules, module_file
 from dpobench.artifacts.files import digest, file_hash
 from dpobench.artifacts.records import json_values
-from dpobench.artifacts.scores import ScoreSettings
+from dpobench.artifacts.scores import ANY_NAME, ScoreSettings
 from dpobench.errors import UserError
 from dpobench.evaluation.benchmark_tasks import tasks_key
 from dpobench.evaluation.objectives import ConfiguredJudge, judge_key, judged_objectives, objectives_key
@@ -158,6 +158,18 @@ def _model_folder(name: str) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
+def _refuse_shared_metrics(chosen: Sequence[ConfiguredEvaluator]) -> None:
+    """Two evaluators that declare one metric: their numbers would be averaged."""
+    declared_by: dict[str, str] = {}
+    for evaluator, _ in chosen:
+        for metric in set(evaluator.spec.metrics) - {ANY_NAME}:
+            if metric in declared_by:
+                raise UserError(
+                    f"metric {metric!r} is declared by the evaluators {declared_by[metric]} and {evaluator.name}; rename one of them"
+                )
+            declared_by[metric] = evaluator.name
+
+
 def scoring_plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> ScoringPlan:
     """Decide which evaluators run.
 
@@ -203,6 +215,7 @@ def scoring_plan(settings: Evaluation, *, has_pairs: bool, heldout: str) -> Scor
             chosen.append(ConfiguredEvaluator(evaluator, evaluator.arguments(settings.settings.get(name, {}))))
     for name in settings.settings:
         evaluators.get(name)
+    _refuse_shared_metrics(chosen)
     needs = {"tasks": tasks_key(settings.tasks, settings.task_folders), "pool": digest(settings.pool)}
     opponents: tuple[str, ...] = tuple(name for name in OPPONENTS if name in settings.opponents)
     if not settings.opponents:

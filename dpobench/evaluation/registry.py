@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpobench.errors import UserError
 from dpobench.evaluation.spec import Evaluator, EvaluatorSpec, Judge, JudgeSpec
 from dpobench.plugins.registry import Function, Registry, declare
 
@@ -30,6 +31,8 @@ def evaluator(
         within: whether it scores checkpoints within a training, too; of these there are many.
         at_reference: value of a metric in every row where the reference is scored against itself, by name of the metric.
     """
+    if isinstance(needs, str):
+        raise UserError(f"needs = {needs!r}: a list is expected; write needs=({needs!r},)")
     spec = EvaluatorSpec(
         metrics=dict(metrics),
         needs=tuple(needs),
@@ -43,7 +46,6 @@ def evaluator(
 def judge(
     *,
     pointwise: bool,
-    needs: Sequence[str] = (),
     check: Callable[..., None] | None = None,
     estimate: Callable[..., object] | None = None,
     idle: Sequence[str] = (),
@@ -59,7 +61,6 @@ def judge(
 
     Args:
         pointwise: true if the function maps prompts and completions to scores, false if it compares two completions.
-        needs: what must be there, as for an evaluator.
         check: `(**settings)`, called once before anything is computed; raises `UserError` where the settings cannot work.
         estimate: `(comparisons, prompt_tokens, answer_tokens, **settings)` to what so many comparisons would cost, in a line.
         idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
@@ -68,7 +69,6 @@ def judge(
     """
     spec = JudgeSpec(
         pointwise=pointwise,
-        needs=tuple(needs),
         check=check,
         estimate=estimate,
         idle=tuple(idle),

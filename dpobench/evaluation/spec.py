@@ -35,7 +35,6 @@ class JudgeSpec(Spec):
     """What a judge declares; `dpobench.judge` explains each point."""
 
     pointwise: bool
-    needs: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
     estimate: Callable[..., object] | None = None
     deterministic: bool = True

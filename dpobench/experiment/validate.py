@@ -1,6 +1,7 @@
 """What is refused before anything is computed: in one place, once, for a run, a dry run, `evaluate` and the public functions alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from dpobench.errors import UnknownName, UserError
 from dpobench.evaluation.benchmark_tasks import check_tasks
@@ -49,8 +50,9 @@ def validate(experiment: Experiment, *, trains: bool = True, may_pay: bool = Tru
         losses = {name: variants.get(name) for name in experiment.variants}
         _check_twins(losses)
         _check_moving_reference(experiment.recipe, losses.values())
-    _check_scoring(experiment.evaluation, () if experiment.model else tuple(DESCRIPTIONS))
-    check_judges(experiment.evaluation, may_pay=may_pay)
+    files = {Path(file).resolve() for file in experiment.plugins}
+    _check_scoring(experiment.evaluation, () if experiment.model else tuple(DESCRIPTIONS), files)
+    check_judges(experiment.evaluation, may_pay=may_pay, files=files)
 
 
 def _check_design(experiment: Experiment) -> None:
@@ -118,15 +120,19 @@ def _check_moving_reference(recipe: Recipe, losses: Iterable[Variant]) -> None:
         )
 
 
-def _check_scoring(evaluation: Evaluation, embedded_tasks: Sequence[str]) -> None:
+def _check_scoring(evaluation: Evaluation, embedded_tasks: Sequence[str], files: Collection[Path]) -> None:
     """Tasks and evaluators.
 
     Args:
         evaluation: what checkpoints are scored on.
         embedded_tasks: names of tasks that the embedded default makes.
+        files: of the user's plugins, which are held to their laws.
     """
     check_tasks(evaluation.tasks, evaluation.task_folders, embedded_tasks)
     scoring = scoring_plan(evaluation, has_pairs=True, heldout="")
+    for evaluator, settings in scoring.chosen:
+        if evaluator.file in files:
+            require(evaluator, settings)
     if evaluation.checkpoints and not scoring.within.chosen:
         raise UserError(
             f"evaluation.checkpoints = {evaluation.checkpoints} has no effect: none of the requested evaluators scores checkpoints "
@@ -134,15 +140,16 @@ def _check_scoring(evaluation: Evaluation, embedded_tasks: Sequence[str]) -> Non
         )
 
 
-def check_judges(evaluation: Evaluation, *, may_pay: bool = True) -> None:
+def check_judges(evaluation: Evaluation, *, may_pay: bool = True, files: Collection[Path] = ()) -> None:
     """Try the judges, of the win-rate and of objectives, where they can be tried.
 
     Args:
         evaluation: the judges and their settings.
         may_pay: whether those whose calls cost money are tried.
+        files: of the user's plugins; judges of theirs are held to their laws, unless calls cost money.
 
     Raises:
-        UserError: one cannot answer with these settings.
+        UserError: one cannot answer with these settings, or breaks a law.
     """
     requested = list(judged_objectives(evaluation).values())
     if evaluation.judge:
@@ -152,3 +159,5 @@ def check_judges(evaluation: Evaluation, *, may_pay: bool = True) -> None:
         check, estimate = judge.spec.check, judge.spec.estimate
         if check is not None and (may_pay or not estimate):
             check(**arguments)
+        if judge.file in files and not estimate:
+            require(judge, arguments)

@@ -82,7 +82,7 @@ def _of_evaluator(evaluator: Evaluator) -> Iterator[str]:
     yield f"  scores    {scored}{', and those within a training' if spec.within else ''}"
     yield from ("", "Metrics")
     rows = [
-        (name, metric.unit, _DIRECTIONS[metric.better], metric.role, metric.label)
+        (name, metric.unit, _DIRECTIONS.get(metric.better, metric.better), metric.role, metric.label)
         for name, metric in spec.metrics.items()
     ]
     yield from (f"  {line}" for line in fitted(rows, 160))

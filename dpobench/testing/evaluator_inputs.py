@@ -198,6 +198,8 @@ def held_out(situation: Situation, pairs_scored: Sequence[TokenPair], *, reverse
     held = [copy.deepcopy(pair) for pair in pairs_scored]
     named = {"pairwise": compares} if situation.compares else {"judge": scores}
     inputs = HeldOut(prompts(), samples.copy(deep=True), base.copy(deep=True), sampling=Sampling(draws=DRAWS))
+    if situation.compares:  # what a judge whose calls cost money is asked by default
+        inputs = replace(inputs, opponents=("reference",))
     if situation.tempered:
         on_policy = OnPolicySamples(samples.copy(deep=True), base.copy(deep=True))
         inputs = replace(inputs, sampling=Sampling(draws=DRAWS, temperature=0.5), on_policy=on_policy)
@@ -220,12 +222,15 @@ def _reversed(inputs: HeldOut) -> HeldOut:
     def reverse_rows(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.iloc[::-1].reset_index(drop=True)
 
+    # The reference's answers stay where they are: whoever matches them by place finds another prompt's.
+    on_policy = inputs.on_policy
+    if on_policy is not None:
+        on_policy = OnPolicySamples(reverse_rows(on_policy.policy), on_policy.reference)
     return replace(
         inputs,
         prompts=list(inputs.prompts)[::-1],
         samples=reverse_rows(inputs.samples),
-        reference_samples=reverse_rows(inputs.reference_samples),
-        pool=reverse_rows(inputs.pool),
+        on_policy=on_policy,
     )
 
 

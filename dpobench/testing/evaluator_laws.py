@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dpobench.artifacts.scores import Metric, Role
+from dpobench.artifacts.scores import ANY_NAME, Metric, Role
 from dpobench.artifacts.scores import check as check_table
 from dpobench.errors import DpobenchError, PluginRefused, UnknownName, UserError
 from dpobench.evaluation.heldout import HeldOut
@@ -19,7 +19,6 @@ from dpobench.testing import evaluator_inputs
 from dpobench.testing.evaluator_inputs import Situation, fixed_seed, held_out, situations
 from dpobench.testing.law import Law, in_turn, meaning
 
-ANY = "*"
 # Another order of the prompts is another padding of the batches, hence other rounding.
 ROUNDING = 1e-4
 
@@ -94,8 +93,10 @@ def declaration(evaluator: Evaluator) -> str:
             return f"metrics[{name!r}] is a {type(metric).__name__}; write a Metric"
         if not metric.unit or not metric.label:
             return f"the metric {name!r} has no {'label' if metric.unit else 'unit'}; tables and figures show it"
-        if metric.better not in ("higher", "lower", "none") or metric.role not in get_args(Role):
-            return f"the metric {name!r} has better={metric.better!r} and role={metric.role!r}; one of them is unknown"
+        if metric.better not in ("higher", "lower", "none"):
+            return f"the metric {name!r} has better={metric.better!r}; write higher, lower or none"
+        if metric.role not in get_args(Role):
+            return f"the metric {name!r} has role={metric.role!r}; known: {', '.join(get_args(Role))}"
     for need in spec.needs:
         if need not in evaluator_inputs.NEEDS:
             return str(UnknownName("need", need, evaluator_inputs.NEEDS))
@@ -137,9 +138,11 @@ def columns(probe: EvaluatorProbe) -> str:
 def metrics(probe: EvaluatorProbe) -> str:
     """Every declared metric is produced."""
     produced = {metric for _, table in probe.tables for metric in table["metric"]}
-    missing = [name for name in probe.spec.metrics if name not in produced and name != ANY]
+    if not produced:
+        return "it returns no row in any situation; return a row per prompt, draw and metric"
+    missing = [name for name in probe.spec.metrics if name not in produced and name != ANY_NAME]
     # Where names are known only when it runs, they depend on the task or judge as well.
-    if missing and (ANY not in probe.spec.metrics or not produced):
+    if missing and ANY_NAME not in probe.spec.metrics:
         return f"the metric {missing[0]!r} is declared and never produced; leave it out, or return its rows"
     return ""
 
@@ -159,19 +162,35 @@ def untouched(probe: EvaluatorProbe) -> str:
     """Nothing that it is given is changed in place."""
     for situation in probe.situations:
         given, before = probe.inputs(situation), probe.inputs(situation)
-        weights = {name: weight.detach().clone() for name, weight in situation.checkpoint.policy.named_parameters()}
+        models = {"policy": situation.checkpoint.policy, "reference": situation.checkpoint.reference}
+        weights = {
+            (whose, name): weight.detach().clone()
+            for whose, model in models.items()
+            for name, weight in model.named_parameters()
+        }
         probe.call(situation, given)
-        for name in ("samples", "reference_samples", "pool"):
-            frame, expected = getattr(given, name), getattr(before, name)
+        tables = {
+            name: (getattr(given, name), getattr(before, name)) for name in ("samples", "reference_samples", "pool")
+        }
+        if given.on_policy is not None and before.on_policy is not None:
+            tables |= {
+                f"on_policy.{name}": (getattr(given.on_policy, name), getattr(before.on_policy, name))
+                for name in ("policy", "reference")
+            }
+        for name, (frame, expected) in tables.items():
             if list(frame) != list(expected) or not frame.equals(expected):
                 return f"it changes held_out.{name} in place; work on a copy"
+        if list(given.prompts) != list(before.prompts):
+            return "it changes held_out.prompts in place; work on a copy"
         for pair, expected_pair in zip(given.pairs, before.pairs, strict=True):
-            for name in ("chosen", "rejected", "chosen_reference", "rejected_reference"):
+            for name in ("prompt", "chosen", "rejected", "chosen_reference", "rejected_reference"):
                 if not np.array_equal(getattr(pair, name), getattr(expected_pair, name)):
                     return f"it changes the {name} of a held-out pair in place; work on a copy"
-        after = dict(situation.checkpoint.policy.named_parameters())
-        if any(not torch.equal(weight, after[name]) for name, weight in weights.items()):
-            return "it changes the weights of the policy; score it, do not train it"
+        for whose, model in models.items():
+            if any(not torch.equal(weight, weights[whose, name]) for name, weight in model.named_parameters()):
+                return f"it changes the weights of the {whose}; score it, do not train it"
+            if any(module.training for module in model.modules()):
+                return f"it leaves the {whose} in training mode; call .eval() again, or leave the mode alone"
     return ""
 
 

@@ -116,12 +116,13 @@ def declaration(judge: Judge) -> str:
     for name, function in (("check", judge.spec.check), ("estimate", judge.spec.estimate)):
         if function is None:
             continue
-        taken = inspect.signature(function).parameters.values()
-        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken):
-            continue
-        lacking = [setting for setting in judge.parameters if setting not in {parameter.name for parameter in taken}]
-        if lacking:
-            return f"{name} does not take the setting {lacking[0]!r}; it is called with all settings of the judge"
+        # Of an estimate: comparisons, tokens of a prompt and of an answer.
+        numbers = (0, 0, 0) if name == "estimate" else ()
+        try:
+            inspect.signature(function).bind(*numbers, **dict.fromkeys(judge.parameters))
+        except TypeError as error:
+            given = "three numbers and " if numbers else ""
+            return f"{name} cannot be called with {given}all settings of the judge: {error}"
     try:
         judge.arguments({})
     except UserError as error:
@@ -155,7 +156,7 @@ def verdicts(probe: JudgeProbe) -> str:
             numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
             if np.isinf(numbers).any():
                 return f"column {column!r} holds an infinite number; return NaN where there is no verdict"
-            if np.isnan(numbers).any() and not table[column].isna().equals(pd.Series(np.isnan(numbers))):
+            if np.isnan(numbers).any() and not np.array_equal(table[column].isna().to_numpy(), np.isnan(numbers)):
                 return f"column {column!r} holds something else than numbers; of a score, every column is a part of it"
         return ""
     try:

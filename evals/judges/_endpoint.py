@@ -246,7 +246,7 @@ class Endpoint:
     def _compare_models(self, served: str) -> None:
         if served and not same_model(self.model, served) and (self.base_url, served) not in _WARNED:
             _WARNED.add((self.base_url, served))
-            warning = "%s was asked as model %r and answers as %r: whose verdicts are these?"
+            warning = "%s was requested as model %r and answers as %r: whose verdicts are these?"
             logging.getLogger("dpobench").warning(warning, self.base_url, self.model, self.clean(served))
 
     def unknown_model(self, why: str) -> UserError:

@@ -4,6 +4,8 @@
 #     sh examples/own_data_and_judge/run.sh MODEL OUT
 #
 # MODEL is the policy to start from: a folder as save_pretrained writes it, or a name on the hub.
+set -eu
+PATH="$PWD/.venv/bin:$PATH"
 MODEL=${1:?name a model: a folder or a hub name}
 OUT=${2:-results/own_data_and_judge}
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from dpobench.errors import PluginRefused, UserError
 from dpobench.experiment.options import Options
 from dpobench.experiment.plugin_files import register
+from dpobench.experiment.validate import validate
 from dpobench.sweep import external, preview
 from dpobench.sweep import run as sweep
 from dpobench.sweep.plan import Machine
@@ -62,3 +63,32 @@ def test_options_go_before_set_before_the_file_before_the_preset(tmp_path):
     assert (experiment.variants, experiment.seeds, experiment.grid) == (("ipo",), (9,), {"ipo": {"beta": (0.1, 0.3)}})
     # 2e-3 is the preset's learning rate.
     assert (experiment.recipe.epochs, experiment.recipe.clip, experiment.recipe.learning_rate) == (3.0, 2.0, 2e-3)
+
+
+EVALUATOR = """
+from dpobench import Metric, evaluator, score_rows
+
+@evaluator(metrics={{"{metric}": Metric("letters", "none", label="letters")}})
+def {name}(checkpoint, held_out):
+    \"\"\"Letters of an answer.\"\"\"
+    frame = held_out.samples
+    return score_rows(frame["prompt"].tolist(), "{metric}", {values}, draws=frame["draw"].tolist())
+"""
+
+
+def test_evaluators_of_a_users_file_are_held_to_their_laws(tmp_path):
+    sound, faulty = tmp_path / "sound.py", tmp_path / "faulty.py"
+    sound.write_text(
+        EVALUATOR.format(name="letters_of", metric="letters_of", values="frame['text'].str.len().tolist()")
+    )
+    faulty.write_text(EVALUATOR.format(name="places_of", metric="places_of", values="list(range(len(frame)))"))
+    validate(Options(variants=["dpo"], preset="tiny", plugins=[sound]).experiment()[0], may_pay=False)
+    with pytest.raises(PluginRefused, match=r"evaluator 'places_of'.*breaks the law 'order'"):
+        validate(Options(variants=["dpo"], preset="tiny", plugins=[faulty]).experiment()[0], may_pay=False)
+
+
+def test_two_evaluators_of_one_metric_are_refused(tmp_path):
+    file = tmp_path / "words.py"
+    file.write_text(EVALUATOR.format(name="word_count", metric="length", values="frame['text'].str.len().tolist()"))
+    with pytest.raises(UserError, match=r"metric 'length' is declared by the evaluators .*samples.*; rename one"):
+        validate(Options(variants=["dpo"], preset="tiny", plugins=[file]).experiment()[0], may_pay=False)

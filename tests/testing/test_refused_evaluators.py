@@ -16,10 +16,14 @@ FOLDER = Path(__file__).parent / "evaluators"
 # Function of this name -> the law it breaks, and words of the reason.
 FAULTY = {
     "adds_a_column": ("untouched", "changes held_out.samples in place"),
+    "changes_the_reference": ("untouched", "changes the weights of the reference"),
     "counts_its_calls": ("deterministic", "two calls on the same inputs differ"),
     "counts_the_place": ("order", "match them by prompt and draw"),
     "draws_are_not_numbered": ("columns", "two rows for one prompt"),
     "expects_a_judge_that_scores": ("needs", "and a judge that compares it raises TypeError"),
+    "leaves_the_policy_in_training_mode": ("untouched", "leaves the policy in training mode"),
+    "matches_by_place": ("order", "match them by prompt and draw"),
+    "names_known_late_and_no_rows": ("metrics", "no row in any situation"),
     "never_produced": ("metrics", "'breadth' is declared and never produced"),
     "never_reads_on_policy_samples": ("needs", "at another temperature it raises ValueError"),
     "not_a_number": ("columns", "a value of length is not finite"),

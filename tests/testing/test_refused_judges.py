@@ -16,10 +16,14 @@ FAULTY = {
     "a_part_in_words": ("verdicts", "'reason' holds something else than numbers"),
     "another_column": ("shape", r"returns columns \['reward'\]"),
     "check_refuses_its_own_defaults": ("settings", "check refuses the settings: a scale of 1.0 will not do"),
-    "check_takes_no_setting": ("declaration", "check does not take the setting 'scale'"),
+    "check_takes_no_setting": ("declaration", "check cannot be called with all settings of the judge: .*'scale'"),
     "drops_empty_answers": ("shape", "4 rows for 5 answers"),
     "empties_the_lists": ("untouched", "work on copies"),
-    "estimate_takes_no_setting": ("declaration", "estimate does not take the setting 'scale'"),
+    "estimate_takes_one_number": ("declaration", "estimate cannot be called with three numbers"),
+    "estimate_takes_no_setting": (
+        "declaration",
+        "estimate cannot be called with three numbers and all settings of the judge: .*'scale'",
+    ),
     "fails_on_nothing": ("settings", "raises ValueError"),
     "infinite": ("verdicts", "'score' holds an infinite number"),
     "more_than_certain": ("verdicts", "a number from 0 to 1"),
@@ -87,3 +91,16 @@ def test_the_judge_that_looks_verdicts_up_keeps_every_law(tmp_path):
     (tmp_path / "verdicts.jsonl").write_text("\n".join(lines[:3]) + "\n", encoding="utf-8")
     laws = check(judges.get("imported"), {"file": str(tmp_path / "verdicts.jsonl")})
     assert [f"{law.name}: {law.reason}" for law in laws if not law.passed] == []
+
+
+def test_a_judge_whose_rows_are_named_and_one_of_which_has_no_verdict_is_sound(tmp_path):
+    file = tmp_path / "named.py"
+    file.write_text(
+        "import pandas as pd\nfrom dpobench import judge\n\n@judge(pointwise=True)\n"
+        'def named(prompts, completions):\n    """Letters; none of an empty answer."""\n'
+        "    values = [float(len(text)) if text else float('nan') for text in completions]\n"
+        "    return pd.DataFrame({'score': values}, index=[f'row {i}' for i in range(len(values))], dtype=float)\n"
+    )
+    registry = JudgeRegistry()
+    registry.add_file(file)
+    require(registry.get("named"))

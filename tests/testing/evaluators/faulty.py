@@ -166,3 +166,32 @@ def not_the_value_at_the_reference(checkpoint: Checkpoint, held_out: HeldOut) ->
 def nothing_at_the_reference(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
     """Faulty."""
     return lengths(held_out) if not checkpoint.is_reference else lengths(held_out).head(0)
+
+
+@evaluator(metrics={"length": LENGTH})
+def matches_by_place(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
+    """Faulty."""
+    longer = held_out.samples["text"].str.len() - held_out.reference_samples["text"].str.len()
+    return lengths(held_out, longer.tolist())
+
+
+@evaluator(metrics={"length": LENGTH})
+def changes_the_reference(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
+    """Faulty."""
+    with torch.no_grad():
+        for weight in checkpoint.reference.parameters():
+            weight += 0.1
+    return lengths(held_out)
+
+
+@evaluator(metrics={"length": LENGTH})
+def leaves_the_policy_in_training_mode(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
+    """Faulty."""
+    checkpoint.policy.train()
+    return lengths(held_out)
+
+
+@evaluator(metrics={"*": LENGTH})
+def names_known_late_and_no_rows(checkpoint: Checkpoint, held_out: HeldOut) -> pd.DataFrame:
+    """Faulty."""
+    return score_rows([], "length", [])

@@ -140,3 +140,9 @@ def shares_of_the_best(prompts, completions):
     """Faulty."""
     most = max([len(text) for text in completions], default=1) or 1
     return scores(len(text) / most for text in completions)
+
+
+@judge(pointwise=True, estimate=lambda comparisons: "nothing")
+def estimate_takes_one_number(prompts, completions):
+    """Faulty."""
+    return scores(len(text) for text in completions)
