@@ -15,13 +15,23 @@ from collections.abc import Iterable
 
 
 class DpobenchError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose.
+
+    Example:
+        >>> DpobenchError("every run failed").exit_code
+        1
+    """
 
     exit_code = 1
 
 
 class UserError(DpobenchError):
-    """A mistake the user can mend. The message names the value, what was possible and the next step."""
+    """A mistake the user can mend. The message names the value, what was possible and the next step.
+
+    Example:
+        >>> print(UnknownName("variant", "dppo", ["dpo", "ipo"]))
+        no variant is called 'dppo'. Did you mean 'dpo'? Known: dpo, ipo.
+    """
 
     exit_code = 2
 

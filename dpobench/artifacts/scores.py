@@ -32,6 +32,10 @@ class Metric:
         role: what the report uses it for. "headline" ranks variants, "distance" is how far the policy went, "benchmark" is
             a held-out task, "preference" ranks where there is no judge, "length" is the size of the answers.
         label: how tables and figures call it.
+
+    Example:
+        >>> Metric("tokens", "none", role="length", label="length of the answers").better
+        'none'
     """
 
     unit: str
@@ -90,6 +94,11 @@ def score_rows(
         group: task, opponent or other subdivision that must not be averaged over.
 
     Returns: columns `prompt, draw, group, metric, value`.
+
+    Example:
+        >>> table = score_rows(["p1", "p1", "p2"], "length", [3, 5, 4], draws=[0, 1, 0])
+        >>> table[["prompt", "draw", "value"]].values.tolist()
+        [['p1', 0, 3.0], ['p1', 1, 5.0], ['p2', 0, 4.0]]
     """
     frame = pd.DataFrame({"prompt": list(prompts), "draw": draws, "group": group, "metric": metric})
     frame["value"] = np.asarray(values, dtype=np.float64)

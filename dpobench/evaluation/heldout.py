@@ -99,6 +99,12 @@ class HeldOut:
         compute_once: `compute_once(key, compute)` is what `compute()` returns, computed once for all checkpoints that one process
             scores on these inputs. Only for what depends on the reference, the held-out inputs, the judge and the key, and never
             on the policy. Random numbers start alike in `compute`, whichever checkpoint comes first.
+
+    Example:
+        >>> answers = pd.DataFrame({"prompt": ["p"], "draw": [0], "text": ["Yes."], "token_ids": [[4, 1]], "ended": [True]})
+        >>> held_out = HeldOut([Prompt("p", ({"role": "user", "content": "Is it?"},))], answers, answers)
+        >>> held_out.prompts[0].text, held_out.opponents
+        ('Is it?', ('reference', 'chosen'))
     """
 
     prompts: Sequence[Prompt]

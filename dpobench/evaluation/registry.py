@@ -30,6 +30,16 @@ def evaluator(
         reference_only: whether it scores the reference alone: what it says is true of the inputs or of the judge.
         within: whether it scores checkpoints within a training, too; of these there are many.
         at_reference: value of a metric in every row where the reference is scored against itself, by name of the metric.
+
+    Example:
+        >>> from dpobench import Metric, score_rows
+        >>> @evaluator(metrics={"letters": Metric("letters", "none", label="letters")})
+        ... def letters(checkpoint, held_out):
+        ...     '''Letters of an answer.'''
+        ...     answers = held_out.samples
+        ...     return score_rows(answers["prompt"], "letters", answers["text"].str.len(), draws=answers["draw"])
+        >>> letters.__name__
+        'letters'
     """
     if isinstance(needs, str):
         raise UserError(f"needs = {needs!r}: a list is expected; write needs=({needs!r},)")
@@ -66,6 +76,15 @@ def judge(
         idle: settings that decide no verdict, such as a budget; of a table of settings one by "table.name". Another value of theirs
             scores nothing anew.
         deterministic: whether a verdict is the same every time, whatever other answers are judged in the same call.
+
+    Example:
+        >>> import pandas as pd
+        >>> @judge(pointwise=True)
+        ... def brief(prompts, completions):
+        ...     '''The fewer letters the better.'''
+        ...     return pd.DataFrame({"score": [-float(len(text)) for text in completions]})
+        >>> brief(["Is it?", "Is it?"], ["Yes.", "Yes, it is."])["score"].tolist()
+        [-4.0, -11.0]
     """
     spec = JudgeSpec(
         pointwise=pointwise,

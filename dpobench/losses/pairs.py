@@ -22,6 +22,13 @@ class Side:
         reference: the same under the frozen reference, a constant.
         mask: true at the tokens that count (completion and end token), shape [B, T].
         extras: what the loss declared in `needs` (see `dpobench.losses.quantities`), shape [B, T] each; masked positions are ignored.
+
+    Example:
+        >>> import torch
+        >>> policy, reference = torch.tensor([[-1.0, -2.0, 0.0]]), torch.tensor([[-1.5, -2.5, 0.0]])
+        >>> side = Side(policy, reference, torch.tensor([[True, True, False]]))
+        >>> side.logp, side.logratio, side.mean_logratio
+        (tensor([-3.]), tensor([1.]), tensor([0.5000]))
     """
 
     policy: PerToken
@@ -85,6 +92,12 @@ class Ratio:
         numerator: shape [B].
         denominator: shape [B], positive; may depend on masks, columns and the reference, not on the policy.
         weight: of the term relative to the mean of the losses.
+
+    Example:
+        >>> import torch
+        >>> ratio = Ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]))
+        >>> ratio.numerator.sum() / ratio.denominator.sum()
+        tensor(1.5000)
     """
 
     numerator: PerPair
@@ -99,6 +112,12 @@ class Objective:
     Args:
         losses: one value per pair, shape [B]; zeros where the ratios are all there is.
         ratios: further terms.
+
+    Example:
+        >>> import torch
+        >>> ratio = Ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]))
+        >>> Objective(torch.tensor([1.0, 3.0]), (ratio,)).each()  # their mean is 2 + 6/4
+        tensor([2., 5.])
     """
 
     losses: PerPair
@@ -132,6 +151,13 @@ class Pairs:
         columns: extra columns of the data set that the loss declared, shape [B] each.
         statistics: running statistics that the loss declared, after this batch's update; scalars, constant.
         others: further completions that the loss declared in `needs`.
+
+    Example:
+        >>> import torch
+        >>> reference, mask = torch.tensor([[-2.0, -2.0]]), torch.tensor([[True, True]])
+        >>> chosen, rejected = (Side(reference + gain, reference, mask) for gain in (0.5, -1.0))
+        >>> Pairs(chosen, rejected).margin  # (0.5 + 0.5) - (-1 - 1)
+        tensor([3.])
     """
 
     chosen: Side

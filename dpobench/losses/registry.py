@@ -54,6 +54,15 @@ def loss(  # noqa: PLR0913 - a declaration lists all there is to declare
         grids: grids of further hyper-parameters.
         bounds: intervals of hyper-parameters; the strength is in "(0, inf)" if it is not named.
         baseline: whether the loss learns from the chosen answers alone; it is then trained, at its defaults, in every experiment.
+
+    Example:
+        >>> from dpobench.testing import example_pairs
+        >>> @loss(source="our paper, eq. 1", beta_grid=(0.1, 0.5), gradient="target")
+        ... def squared(pairs, *, beta: float = 0.1):
+        ...     '''Squared distance of the margin from its target.'''
+        ...     return (beta * pairs.margin - 1) ** 2
+        >>> squared(example_pairs([5.0], [1.0]), beta=0.5)  # (0.5 x 4 - 1)^2
+        tensor([1.])
     """
     spec = LossSpec(
         source=source,

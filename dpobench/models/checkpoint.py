@@ -283,6 +283,10 @@ class Checkpoint:
         run: record of the run: id, variant, params, strength, unit, seed; empty for the reference.
         reference_hash: content key of the reference; with it the checkpoints that a process scores share one reference.
         base: the model that `folder` holds an adapter of; None where it holds a whole model.
+
+    Example:
+        >>> Checkpoint(Path("policy"), Path("reference")).is_reference  # models are loaded when they are first used
+        False
     """
 
     folder: Path

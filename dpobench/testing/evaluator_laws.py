@@ -91,7 +91,8 @@ def declaration(evaluator: Evaluator) -> str:
     for name, metric in spec.metrics.items():
         if not isinstance(metric, Metric):
             return f"metrics[{name!r}] is a {type(metric).__name__}; write a Metric"
-        if not metric.unit or not metric.label:
+        # A name that is known late is its own label.
+        if not metric.unit or not (metric.label or name == ANY_NAME):
             return f"the metric {name!r} has no {'label' if metric.unit else 'unit'}; tables and figures show it"
         if metric.better not in ("higher", "lower", "none"):
             return f"the metric {name!r} has better={metric.better!r}; write higher, lower or none"

@@ -98,7 +98,7 @@ class FakeSide:
 
     def __init__(self, loss):
         self.model, self.loss, self.steps = tiny.llama(), loss, 0
-        self.beside = SimpleNamespace(layout="packed")
+        self.auxiliary = SimpleNamespace(packed=True)
 
     def accumulate(self):
         for weight in self.model.parameters():

@@ -61,7 +61,7 @@ def section(f: Findings) -> Section | None:
     if len(panels) > MOST:
         caption += f" The first {MOST} of {len(panels)}; the table has all."
     figures = {"further_metrics": (caption, figure)} if figure else {}
-    sentences = ["Metrics that no other section shows. None of them ranks a variant or selects its β."]
+    sentences = ["Metrics that no other section shows. They rank no variant and select no β."]
     return Section("further", "Further metrics", [table for table in tables if len(table.frame)], sentences, figures)
 
 
