@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def evaluated(made, tmp_path, monkeypatch):
         if not report:
             monkeypatch.setattr(external, "finish", lambda out, ended, console: 0)
         console = Console(file=io.StringIO(), width=4000)
-        status = external.evaluate(checkpoints, asked(made, **more), tmp_path / out, WHERE, console)
+        status = external.evaluate(
+            checkpoints, asked(made, **more), tmp_path / out, replace(WHERE, cache=tmp_path / "cache"), console
+        )
         assert status == 0
         return console.file.getvalue(), read_json(tmp_path / out / "plan.json")
 
