@@ -186,7 +186,7 @@ def test_a_server_that_answers_as_another_model_is_reported_once(stub, caplog):
     assert verdicts_of(ask(stub, 3)) == [FIRST] * 3
     warned = [line for line in caplog.messages if "asked as model" in line]
     assert warned == [
-        f"{stub.address} was asked as model 'judge-1' and answers as 'other/model-7': whose verdicts are these?"
+        f"{stub.address} was requested as model 'judge-1' and answers as 'other/model-7': whose verdicts are these?"
     ]
 
 

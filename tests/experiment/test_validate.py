@@ -7,14 +7,23 @@ import pytest
 from rich.console import Console
 
 from dpobench.errors import PluginRefused, UserError
+from dpobench.evaluation.registry import evaluators, judges
 from dpobench.experiment.options import Options
 from dpobench.experiment.plugin_files import register
 from dpobench.experiment.validate import validate
+from dpobench.losses.registry import variants
 from dpobench.sweep import external, preview
 from dpobench.sweep import run as sweep
 from dpobench.sweep.plan import Machine
 
 HERE = Machine("cpu", 1, 1, Path("unused"))
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_they_were(monkeypatch):
+    """Files that a test registers are unknown to the tests after it."""
+    for registry in (variants, evaluators, judges):
+        monkeypatch.setattr(registry, "extra_files", list(registry.extra_files))
 
 
 def test_a_plugin_file_without_a_plugin_is_refused_and_says_what_is_missing(tmp_path):

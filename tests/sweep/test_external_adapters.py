@@ -98,8 +98,8 @@ def test_a_base_called_as_the_reference_is_called_needs_no_second_look(made, tmp
     from dpobench.sweep.inputs import Inputs
 
     inputs = Inputs(made / "base", "", (), (), (), asked(made).evaluation, {})
-    monkeypatch.setattr(external_checkpoint, "resolve", lambda *_: pytest.fail("asked the hub again"))
-    assert external_checkpoint._base(folder, asked(made, model="org/base"), inputs) == made / "base"
+    monkeypatch.setattr(external_checkpoint, "resolve", lambda *_: pytest.fail("requested from the hub again"))
+    assert external_checkpoint._base(folder, "org/base", inputs) == made / "base"
 
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
