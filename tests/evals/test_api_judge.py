@@ -184,7 +184,7 @@ def test_a_server_that_does_not_list_its_models_is_reported(stub):
 def test_a_server_that_answers_as_another_model_is_reported_once(stub, caplog):
     stub.otherwise = says("[[A]]", model="other/model-7")
     assert verdicts_of(ask(stub, 3)) == [FIRST] * 3
-    warned = [line for line in caplog.messages if "asked as model" in line]
+    warned = [line for line in caplog.messages if "requested as model" in line]
     assert warned == [
         f"{stub.address} was requested as model 'judge-1' and answers as 'other/model-7': whose verdicts are these?"
     ]
@@ -194,7 +194,7 @@ def test_a_server_that_answers_as_another_model_is_reported_once(stub, caplog):
 def test_a_version_or_a_folder_makes_no_other_model(stub, caplog, name):
     stub.otherwise = says("[[A]]", model=name)
     ask(stub)
-    assert not [line for line in caplog.messages if "asked as model" in line]
+    assert not [line for line in caplog.messages if "requested as model" in line]
 
 
 def verdict_on(content):
