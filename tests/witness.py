@@ -109,12 +109,13 @@ def labels(out: Path) -> dict[str, Path]:
 def write(out: Path, target: Path) -> None:
     """Write down what one experiment folder holds."""
     names = {folder.name: label for label, folder in labels(out).items()}
-    lines = []
+    # Folders of shared inputs are named after hashes of code: they are told apart by what they hold.
+    shared = [f for place in ("reference", "undertrained") for f in out.glob(f"{place}/*") if f.is_dir()]
+    held = {folder: contents(folder, names) for folder in shared}
+    lines = sorted(f"{folder.parent.name}: {line}" for folder in shared for line in held[folder])
+    names |= {folder.name: f"{folder.parent.name}:{digest(str(held[folder]).encode())}" for folder in shared}
     for label, folder in labels(out).items():
         lines += [f"{label}: {line}" for line in contents(folder, names)]
-    # Folders of shared inputs are named after hashes of code: they are told apart by what they hold.
-    for folder in (f for place in ("reference", "undertrained") for f in out.glob(f"{place}/*") if f.is_dir()):
-        lines += sorted(f"{folder.parent.name}: {line}" for line in contents(folder, names))
     target.mkdir(parents=True, exist_ok=True)
     (target / "runs.txt").write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
     for file in sorted((out / "report" / "tables").glob("*.csv")):
