@@ -40,7 +40,7 @@ def verdict(file: Path, registry: AnyRegistry, settings: Settings | None = None)
     names = registry.add_file(file)
     for name in names:
         laws = check(registry.get(name), settings)
-        lines += [f"{name}: {sum(law.passed for law in laws)} of {len(laws)} laws hold", *shown(laws)]
+        lines += [f"{name}: {_count(laws)}", *shown(laws)]
         if causes := _causes(laws):
             faulty[name] = ", ".join(law.name for law in laws if law.name in causes.values())
         if not laws[0].passed:
@@ -60,9 +60,16 @@ def shown(laws: "Sequence[Law]") -> Iterator[str]:
     for law in laws:
         first = causes.get(_reason(law), law.name)
         means = law.meaning[:1].lower() + law.meaning[1:] if first == law.name else f"for the same reason as {first}"
-        yield f"  {'ok    ' if law.passed else 'BROKEN'}  {law.name:15}{means}".rstrip()
-        if first == law.name:
+        state = "ok" if law.passed else "BROKEN"
+        yield f"  {state if law.tried else '-':8}{law.name:15}{means if law.tried else f'not tried: {law.reason}'}".rstrip()
+        if law.tried and first == law.name:
             yield from textwrap.wrap(law.reason, 118, initial_indent=" " * 10, subsequent_indent=" " * 10)
+
+
+def _count(laws: "Sequence[Law]") -> str:
+    tried = [law.passed for law in laws if law.tried]
+    untried = f", {len(laws) - len(tried)} not tried" if len(tried) < len(laws) else ""
+    return f"{sum(tried)} of {len(tried)} laws hold{untried}"
 
 
 def _reason(law: "Law") -> str:

@@ -59,7 +59,9 @@ class LawTests:
             metafunc.parametrize("plugin_and_law", cases, ids=[f"{name}-{law}" for name, law in cases])
 
     def test_law(self, plugin_and_law: tuple[str, str]) -> None:
-        """The plugin keeps the law."""
+        """The plugin keeps the law; skipped where its declaration takes the law out."""
+        import pytest
+
         name, law = plugin_and_law
         key = (type(self), name)
         if key not in _TRIED:
@@ -68,6 +70,8 @@ class LawTests:
         laws = _TRIED[key]
         tried = laws.get(law)
         assert tried is not None, f"{name}: not tried, for the declaration is broken: {laws['declaration'].reason}"
+        if not tried.tried:
+            pytest.skip(f"{name}: law {law!r} is not tried: {tried.reason}")
         assert tried.passed, f"{name} breaks the law {law!r}: {tried.reason}"
 
 

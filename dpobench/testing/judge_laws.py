@@ -13,7 +13,7 @@ from dpobench.errors import DpobenchError, PluginRefused, UserError
 from dpobench.evaluation.pairwise import compare
 from dpobench.evaluation.spec import Judge
 from dpobench.plugins.plugin import Settings
-from dpobench.testing.law import Law, in_turn, meaning
+from dpobench.testing.law import Law, NotTried, in_turn, meaning
 
 QUESTIONS = ("Name a colour.", "What is 2 + 2?", "Grüße bitte die Nachbarn.", "Say nothing.", "Name a colour, please.")
 FIRST = ("Red, because it is warm.", "4", "Guten Tag!", "", "Blue")
@@ -175,9 +175,15 @@ def untouched(probe: JudgeProbe) -> str:
     return ""
 
 
+def _need_determinism(probe: JudgeProbe) -> None:
+    if not probe.spec.deterministic:
+        raise NotTried("declared with deterministic=False")
+
+
 def deterministic(probe: JudgeProbe) -> str:
     """Two calls give the same verdicts."""
-    if probe.spec.deterministic and not _alike(probe.numbers(range(len(QUESTIONS))), probe.base, 0.0):
+    _need_determinism(probe)
+    if not _alike(probe.numbers(range(len(QUESTIONS))), probe.base, 0.0):
         return (
             "two calls with the same answers give different verdicts; store its replies, or declare deterministic=False"
         )
@@ -186,16 +192,16 @@ def deterministic(probe: JudgeProbe) -> str:
 
 def order(probe: JudgeProbe) -> str:
     """The order of the prompts does not matter."""
-    if probe.spec.deterministic and not _alike(probe.numbers(range(len(QUESTIONS))[::-1])[::-1], probe.base, ROUNDING):
+    _need_determinism(probe)
+    if not _alike(probe.numbers(range(len(QUESTIONS))[::-1])[::-1], probe.base, ROUNDING):
         return "its verdicts depend on the place of a prompt in the list; judge each by itself"
     return ""
 
 
 def alone(probe: JudgeProbe) -> str:
     """An answer alone gets the verdict that it gets among others."""
-    if probe.spec.deterministic and not _alike(
-        [probe.numbers([place])[0] for place in range(len(QUESTIONS))], probe.base, ROUNDING
-    ):
+    _need_determinism(probe)
+    if not _alike([probe.numbers([place])[0] for place in range(len(QUESTIONS))], probe.base, ROUNDING):
         return (
             "its verdict on an answer depends on the other answers of the list; do not average or normalise over them"
         )

@@ -9,21 +9,27 @@ from dpobench.errors import PluginRefused
 Probe = TypeVar("Probe")
 
 
+class NotTried(Exception):
+    """Raised by a law that a plugin's declaration takes out; its text is that declaration."""
+
+
 @dataclass(frozen=True)
 class Law:
     """What became of one law.
 
     Args:
         name: the law.
-        passed: whether the plugin keeps it.
-        reason: how it is broken and what to do; empty if it holds.
+        passed: whether the plugin keeps it, as far as it was tried.
+        reason: how it is broken and what to do, or why it was not tried; empty if it holds.
         meaning: what the law demands, in a line.
+        tried: whether the plugin's declaration lets the law be tried.
     """
 
     name: str
     passed: bool
     reason: str = ""
     meaning: str = ""
+    tried: bool = True
 
 
 def in_turn(laws: Mapping[str, Callable[[Probe], str]], probe: Probe) -> Iterator[Law]:
@@ -36,6 +42,9 @@ def in_turn(laws: Mapping[str, Callable[[Probe], str]], probe: Probe) -> Iterato
     for name, law in laws.items():
         try:
             reason = law(probe)
+        except NotTried as declared:
+            yield Law(name, passed=True, reason=str(declared), meaning=meaning(law), tried=False)
+            continue
         except PluginRefused as refusal:
             reason = str(refusal)
         yield Law(name, not reason, reason, meaning(law))

@@ -6,6 +6,7 @@ import pytest
 
 from dpobench.errors import PluginRefused
 from dpobench.evaluation.registry import JudgeRegistry, judges
+from dpobench.gallery.verdict import shown
 from dpobench.testing import check, require
 from dpobench.testing.judge_laws import FIRST, LAWS, QUESTIONS, SECOND
 from tests.evals.small_judges import save_judge, save_reward_model
@@ -63,6 +64,15 @@ def test_a_sound_judge_is_accepted(name):
     laws = check(loaded(name, "accepted"))
     assert [law.name for law in laws] == ["declaration", *LAWS]
     assert [law for law in laws if not law.passed] == []
+
+
+def test_laws_that_a_declaration_takes_out_are_shown_as_not_tried():
+    laws = check(loaded("in_a_mood", "accepted"))
+    assert [law.name for law in laws if not law.tried] == ["deterministic", "order", "alone"]
+    assert [law.name for law in check(loaded("length", "accepted")) if not law.tried] == []
+    lines = list(shown(laws))
+    assert lines[-1] == "  -       alone          not tried: declared with deterministic=False"
+    assert len(lines) == len(laws)
 
 
 def test_settings_that_check_refuses_break_a_law():
