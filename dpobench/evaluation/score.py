@@ -70,7 +70,7 @@ def score(
 
     def draw(file: str, part: str, how: Sampling, stream: int) -> None:
         progress(part)
-        with _random_state(0):
+        with random_state(0):
             table = sample(checkpoint.policy, checkpoint.tokenizer, prompts, how, stream)
         write_bytes(folder / file, table.to_parquet(index=False))
 
@@ -97,7 +97,7 @@ def score(
         if plugin.name in scores.present(folder) and scores.settings(folder, plugin.name) == score_settings:
             continue
         progress(plugin.name)
-        with _random_state(seed):
+        with random_state(seed):
             frame = plugin.function(checkpoint, held_out, **arguments)
         scores.check(frame, plugin.spec.metrics, plugin.name)
         scores.write(folder, plugin.name, frame, plugin.spec.metrics, score_settings)
@@ -122,7 +122,7 @@ def shared_cache(checkpoint: Checkpoint, heldout: Path, planned: ScoringPlan) ->
     def compute_once(key: Hashable, compute: Callable[[], T], /) -> T:
         if key not in cache:
             # The seed of no run: a cached value must not depend on which run came first.
-            with _random_state(0):
+            with random_state(0):
                 cache[key] = compute()
         return cast(T, cache[key])
 
@@ -177,7 +177,7 @@ def _held_out(
 
 
 @contextmanager
-def _random_state(seed: int) -> Iterator[None]:
+def random_state(seed: int) -> Iterator[None]:
     """Seed every generator for a block and put the old states back."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

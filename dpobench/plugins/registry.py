@@ -245,18 +245,31 @@ class Registry(Generic[SpecT, PluginT]):
         if file.parent == self.folder:
             return importlib.import_module(f"{self.package}.{file.stem}")
         module_name = f"dpobench_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-        if module_name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(module_name, file)
-            if spec is None or spec.loader is None:
-                raise PluginRefused(f"{file} is no Python file")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[module_name]
-                raise
-        return sys.modules[module_name]
+        return import_file(file, module_name)
+
+
+def import_file(file: Path, module_name: str) -> ModuleType:
+    """The module of a Python file, run once for each name; one that fails leaves nothing behind.
+
+    Args:
+        file: the file.
+        module_name: under which it is kept in `sys.modules`.
+
+    Raises:
+        PluginRefused: it is no Python file.
+    """
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        if spec is None or spec.loader is None:
+            raise PluginRefused(f"{file} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return sys.modules[module_name]
 
 
 def _positional(function: Callable[..., Any]) -> list[str]:

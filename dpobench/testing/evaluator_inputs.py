@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import random
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from dpobench.data.prompts import Prompt
 from dpobench.data.tokens import TokenPair
 from dpobench.evaluation.heldout import HeldOut, ObjectiveInputs, OnPolicySamples
+from dpobench.evaluation.score import random_state
 from dpobench.losses.registry import variants
 from dpobench.models.checkpoint import Checkpoint
 from dpobench.models.generate import Sampling
@@ -61,7 +61,7 @@ class Situation:
 def checkpoints() -> Iterator[tuple[Checkpoint, Checkpoint]]:
     """A trained policy and its reference, in a folder that is removed afterwards; no cache of the user's is touched."""
     threads, cache = torch.get_num_threads(), os.environ.get("DPOBENCH_CACHE")
-    with tempfile.TemporaryDirectory() as name, fixed_seed():
+    with tempfile.TemporaryDirectory() as name, random_state(0):
         os.environ["DPOBENCH_CACHE"] = str(Path(name, "cache"))
         # On models of a few numbers threads only wait for one another.
         torch.set_num_threads(1)
@@ -73,21 +73,6 @@ def checkpoints() -> Iterator[tuple[Checkpoint, Checkpoint]]:
                 del os.environ["DPOBENCH_CACHE"]
             else:
                 os.environ["DPOBENCH_CACHE"] = cache
-
-
-@contextmanager
-def fixed_seed() -> Iterator[None]:
-    """Seed every generator, as the harness does before an evaluator runs, and put the old states back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _checkpoints(root: Path) -> tuple[Checkpoint, Checkpoint]:

@@ -12,11 +12,12 @@ from dpobench.artifacts.scores import ANY_NAME, Metric, Role
 from dpobench.artifacts.scores import check as check_table
 from dpobench.errors import DpobenchError, PluginRefused, UnknownName, UserError
 from dpobench.evaluation.heldout import HeldOut
+from dpobench.evaluation.score import random_state
 from dpobench.evaluation.spec import Evaluator
 from dpobench.models.checkpoint import Checkpoint
 from dpobench.plugins.plugin import Settings
 from dpobench.testing import evaluator_inputs
-from dpobench.testing.evaluator_inputs import Situation, fixed_seed, held_out, situations
+from dpobench.testing.evaluator_inputs import Situation, held_out, situations
 from dpobench.testing.law import Law, in_turn, meaning
 
 # Another order of the prompts is another padding of the batches, hence other rounding.
@@ -65,7 +66,7 @@ class EvaluatorProbe:
             PluginRefused: it raises.
         """
         try:
-            with fixed_seed():
+            with random_state(0):
                 table = self.evaluator.function(situation.checkpoint, inputs, **self.arguments)
         except Exception as error:
             raise PluginRefused(f"{situation.words} it raises {type(error).__name__}: {error}") from error

@@ -2,8 +2,6 @@
 
 import hashlib
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TypeAlias, cast
 import pandas as pd
 
 from dpobench import Prompt, UserError, judge
+from dpobench.plugins.registry import import_file
 
 Gold: TypeAlias = Callable[[str, str], object]
 """A function of the user's: prompt and completion to a number, or to a mapping that holds it under "score"; unchecked."""
@@ -82,19 +81,7 @@ def _file(file: Path, name: str) -> ModuleType:
         raise UserError(f"gold function {name!r}: no such file {file}")
     # Named by content: an edited file is read again, an unchanged one runs once however often it is named.
     key = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()[:12]
-    module_name = f"dpobench_gold_{file.stem}_{key}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[module_name]
-            raise
-    return sys.modules[module_name]
+    return import_file(file, f"dpobench_gold_{file.stem}_{key}")
 
 
 def _parts(value: object, name: str) -> dict[str, float]:
